@@ -1,0 +1,29 @@
+"""The CPU backend as data; its probe is the core's: torch is there, recent enough, and imports."""
+
+from dsv4core.hookspecs import hookimpl
+from dsv4core.spec import BackendSpec, Requirement
+
+SPEC = BackendSpec(
+    name="cpu",
+    device_type="cpu",
+    priority=10,
+    factory="dsv4core_cpu.backend:CpuBackend",
+    requires=(Requirement("torch", version=">=2.8", hint='python -m pip install "torch>=2.8"'),),
+    extra="cpu",
+    layouts=(
+        "fp8_ds_mla",
+        "index_fp8",
+        "index_mxfp4",
+        "index_mxfp4_hadamard",
+        "state_f32",
+        "bf16_row",
+        "f32_row",
+        "index_f32",
+    ),
+)
+
+
+@hookimpl
+def dsv4core_backends() -> list[BackendSpec]:
+    """Provide the backend ``cpu``."""
+    return [SPEC]

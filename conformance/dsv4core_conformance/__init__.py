@@ -1,0 +1,1 @@
+"""Conformance of dsv4core: an independent reference, and the cases that every backend must pass."""

@@ -1,0 +1,176 @@
+"""The attention of one DeepSeek-V4 layer: a template method over a backend's ops, with two holes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dsv4core.cache import LayerCache, PagedCache
+from dsv4core.compressor import Compressor
+from dsv4core.config import AttentionConfig
+from dsv4core.errors import OpArgumentError
+from dsv4core.indexer import WORKSPACE_BYTES, Indexer
+from dsv4core.numerics import tables
+from dsv4core.plan import BatchPlan, Limits, prefill_workspace_rows
+from dsv4core.projection import Projection
+from dsv4core.weights import AttentionWeights
+
+if TYPE_CHECKING:
+    from dsv4core.backend import Backend
+
+FIRST_TABLE_ROWS = 65536  # 16 MiB; a longer request makes the table grow
+
+
+class DeepseekV4Attention(ABC):
+    """Project, norm and rotate, write the pages, select, attend, project back.
+
+    Call it with hidden [T, hidden], a `PagedCache` and the step's `BatchPlan`; rows follow the order of the
+    mapping given to `cache.plan`. A backend overrides ops, or `prefill` and `decode` here, never `forward`.
+    Inference only.
+    """
+
+    def __init__(
+        self, config: AttentionConfig, layer: int, weights: AttentionWeights, backend: Backend
+    ) -> None:
+        self.config = config
+        self.layer = config.layer(layer)
+        self.ops = backend.ops
+        self.workspace = backend.workspace
+        self.dtype = torch.float32 if config.activation == "f32" else torch.bfloat16
+        weights.validate(config, layer)
+        w = weights.prepared(self.dtype)
+        self.device = w.wkv.device
+        self.heads = config.num_attention_heads
+        self.w_qkv, self.wq_b = Projection.joined(w.wq_a, w.wkv), Projection(w.wq_b)
+        self.q_norm, self.kv_norm, self.wo_a, self.wo_b = w.q_norm, w.kv_norm, w.wo_a, Projection(w.wo_b)
+        padding = (0, self.padded_heads - self.heads)
+        self.attn_sink = torch.nn.functional.pad(w.attn_sink, padding, value=-torch.inf)
+        self.group = f"c{self.layer.ratio}" if self.layer.ratio else None
+        self.compressor: Compressor | None = None
+        if w.compressor is not None and self.group is not None:
+            self.compressor = Compressor.build(
+                w.compressor, ratio=self.layer.ratio, head_dim=config.head_dim, group=self.group,
+                layout=config.main_layout, rotate="none", eps=config.rms_norm_eps,
+            )  # fmt: skip
+        self.indexer = None if w.indexer is None else Indexer.build(w.indexer, config, self.layer.ratio)
+        self._table = self._cos_sin(FIRST_TABLE_ROWS)
+
+    @property
+    def padded_heads(self) -> int:
+        """Heads that the attention kernels see; a backend with fixed head counts returns more."""
+        return self.heads
+
+    def __call__(self, hidden: Tensor, cache: PagedCache, plan: BatchPlan) -> Tensor:
+        """Attend. Shapes: hidden bf16 [T, hidden] -> bf16 [T, hidden]."""
+        return self.forward(hidden, cache, plan)
+
+    def forward(self, hidden: Tensor, cache: PagedCache, plan: BatchPlan) -> Tensor:
+        """The whole step of this layer; final. Shapes: hidden bf16 [T, hidden] -> bf16 [T, hidden]."""
+        self._check(hidden, plan)
+        x = hidden if plan.permutation is None else hidden[plan.permutation]
+        pages, cos_sin = cache.layer(self.layer.index), self.rope(plan)
+        qr, q = self.project(x, pages, plan, cos_sin)
+        selected = self.compress(x, qr, pages, plan, cos_sin)
+        out = torch.empty_like(q)
+        if plan.num_decode_tokens:
+            self.decode(q, selected, pages, plan, out)
+        if plan.num_prefill_tokens:
+            self.prefill(q, selected, pages, plan, out)
+            out[plan.num_decode_tokens + plan.num_prefill_tokens :] = 0  # padding behind prefill rows
+        y = self.output(out[:, : self.heads], plan, cos_sin)
+        return y if plan.inverse is None else y[plan.inverse]
+
+    def project(
+        self, x: Tensor, pages: LayerCache, plan: BatchPlan, cos_sin: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Query latent and queries; the window rows are written.
+
+        Shapes: -> [T, q_lora], [T, padded_heads, 512].
+        """
+        c = self.config
+        latent, kv = self.w_qkv(self.ops, x).split((c.q_lora_rank, c.head_dim), dim=1)
+        qr, kv = self.ops.fused_q_kv_rmsnorm(latent, kv, self.q_norm, self.kv_norm, eps=c.rms_norm_eps)
+        q = self.wq_b(self.ops, qr).view(-1, self.heads, c.head_dim)
+        q = self.ops.fused_qnorm_rope_kv_insert(
+            q, kv, plan.positions, cos_sin, pages.swa, plan.slots["swa"], rows=plan.rows["swa"],
+            layout=c.main_layout, eps=c.rms_norm_eps, padded_heads=self.padded_heads,
+        )  # fmt: skip
+        return qr, q
+
+    def compress(
+        self, x: Tensor, qr: Tensor, pages: LayerCache, plan: BatchPlan, cos_sin: Tensor
+    ) -> Tensor | None:
+        """Write the compressed caches; the indexer's list if there is one.
+
+        Shapes: -> i32 [T, index_topk] or None.
+        """
+        selected: Tensor | None = None
+        if self.indexer is not None:
+            assert pages.indexer is not None and pages.indexer_state is not None
+            selected = self.indexer(self.ops, x, qr, pages.indexer_state, pages.indexer, plan, cos_sin)
+        if self.compressor is not None:
+            assert pages.compressed is not None and pages.state is not None
+            self.compressor(self.ops, x, pages.state, pages.compressed, plan, cos_sin)
+        return selected
+
+    @abstractmethod
+    def decode(
+        self, q: Tensor, selected: Tensor | None, pages: LayerCache, plan: BatchPlan, out: Tensor
+    ) -> None:
+        """Attend for the rows 0:num_decode_tokens of q and write those rows of `out`.
+
+        Shapes: q, out [T, padded_heads, 512]; selected i32 [T, index_topk], the entries of a ratio-4 layer,
+        or None.
+        """
+
+    @abstractmethod
+    def prefill(
+        self, q: Tensor, selected: Tensor | None, pages: LayerCache, plan: BatchPlan, out: Tensor
+    ) -> None:
+        """Attend for the num_prefill_tokens rows behind the decode rows and write those rows of `out`."""
+
+    def output(self, o: Tensor, plan: BatchPlan, cos_sin: Tensor) -> Tensor:
+        """Rotate back and project. Shapes: o [T, H, 512] -> [T, hidden]."""
+        groups, quant = self.config.o_groups, self.config.output_quant
+        if quant is None:
+            turned, scales = self.ops.inverse_rope(o, plan.positions, cos_sin), None
+        else:
+            turned, scales = self.ops.fused_inv_rope_fp8_quant(
+                o, plan.positions, cos_sin, groups=groups, scale_format=quant
+            )
+        z = self.ops.grouped_output_projection(turned, scales, self.wo_a, None, groups=groups)
+        return self.wo_b(self.ops, z.flatten(1))
+
+    def rope(self, plan: BatchPlan) -> Tensor:
+        """The layer's one table, long enough for the plan. Shapes: -> f32 [P, 64]."""
+        if plan.max_position >= self._table.shape[0]:
+            self._table = self._cos_sin(1 << plan.max_position.bit_length())
+        return self._table
+
+    def workspace_bytes(self, limits: Limits) -> int:
+        """Upper bound of the scratch memory that a step within `limits` takes."""
+        rows = prefill_workspace_rows(self.config, self.layer.ratio, limits)
+        gathered = rows * self.config.head_dim * self.dtype.itemsize
+        return gathered + (WORKSPACE_BYTES if self.indexer is not None else 0)
+
+    def profile(self, limits: Limits) -> None:
+        """Reserve what steps within `limits` need (gather workspace, RoPE rows); touches no cache."""
+        rows = prefill_workspace_rows(self.config, self.layer.ratio, limits)
+        self.workspace.reserve(rows * self.config.head_dim * self.dtype.itemsize, self.device)
+        if limits.max_seq_len > self._table.shape[0]:
+            self._table = self._cos_sin(limits.max_seq_len)
+
+    def _cos_sin(self, rows: int) -> Tensor:
+        return tables.cos_sin(self.layer.theta, self.layer.yarn, rows).to(self.device)
+
+    def _check(self, hidden: Tensor, plan: BatchPlan) -> None:
+        want = (plan.num_tokens, self.config.hidden_size)
+        if tuple(hidden.shape) != want or hidden.dtype != self.dtype or hidden.device != self.device:
+            raise OpArgumentError(
+                f"attention of layer {self.layer.index}", "hidden",
+                f"{self.dtype} {list(want)} on {self.device}",
+                f"{hidden.dtype} {list(hidden.shape)} on {hidden.device}",
+            )  # fmt: skip

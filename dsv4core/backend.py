@@ -1,0 +1,90 @@
+"""A backend in use: its ops bound to the contract, and the layer class built on them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from dsv4core.errors import PluginError
+from dsv4core.ops import OpTable
+from dsv4core.runtime import Workspace
+
+if TYPE_CHECKING:
+    from dsv4core.attention import DeepseekV4Attention
+    from dsv4core.config import AttentionConfig
+    from dsv4core.spec import BackendSpec
+    from dsv4core.weights import AttentionWeights
+
+log = logging.getLogger("dsv4core")
+
+FALLBACK_MODES = ("warn", "error", "allow")
+
+
+class Backend:
+    """What `get_backend` returns: `name`, `device_type`, `ops` (an `OpTable`) and `attention(...)`.
+
+    Wraps a provider: any object with `name`, `device_type` and a mapping `ops` from op name to callable (or
+    `OpImpl`, which also says where it comes from). A provider may name a subclass of `DeepseekV4Attention` in
+    `attention_class`; without one the layer runs on the ops alone.
+    """
+
+    def __init__(self, spec: BackendSpec, provider: Any, implementations: Mapping[str, Any]) -> None:
+        self.spec = spec
+        self.name = spec.name
+        self.device_type: str = provider.device_type
+        self.provider = provider
+        self.ops = OpTable(spec.name, implementations, fallback_mode())
+        self.workspace = Workspace()
+
+    def attention(
+        self, config: AttentionConfig, layer: int, weights: AttentionWeights
+    ) -> DeepseekV4Attention:
+        """The attention of one layer. Raises ConfigError and WeightsError for what does not fit together."""
+        from dsv4core.ops_attention import OpsAttention
+
+        layer_class = getattr(self.provider, "attention_class", None) or OpsAttention
+        return layer_class(config, layer, weights, self)
+
+    def __repr__(self) -> str:
+        own = sum(1 for source in self.ops.provenance.values() if source != "portable")
+        return (
+            f"<Backend {self.name} on {self.device_type}: {own} of {len(self.ops.provenance)} ops of its own>"
+        )
+
+
+def fallback_mode() -> str:
+    """`DSV4CORE_FALLBACK`: what happens to an op that a backend lacks."""
+    mode = os.environ.get("DSV4CORE_FALLBACK") or "warn"
+    if mode not in FALLBACK_MODES:
+        raise PluginError(f"DSV4CORE_FALLBACK is {mode!r}; type one of {', '.join(FALLBACK_MODES)}")
+    return mode
+
+
+def create_backend(spec: BackendSpec, hook: Any) -> Backend:
+    """Build the provider of a spec through the hooks and bind its ops.
+
+    `hook` is pluggy's relay. Raises PluginError when the provider breaks the contract or two plugins claim
+    one op.
+    """
+    prefix = f"DSV4CORE_{spec.name.upper()}_"
+    settings = {k.removeprefix(prefix).lower(): v for k, v in os.environ.items() if k.startswith(prefix)}
+    provider = hook.dsv4core_create(spec=spec, settings=settings)
+    missing = [a for a in ("name", "device_type", "ops") if not hasattr(provider, a)]
+    if missing:
+        raise PluginError(
+            f"backend {spec.name!r}: {type(provider).__name__} lacks {', '.join(missing)};"
+            " a provider has name, device_type and a mapping ops"
+        )
+    implementations: dict[str, Callable[..., Any]] = dict(provider.ops)
+    claimed: set[str] = set()
+    for overrides in hook.dsv4core_op_overrides(backend=provider):
+        twice = claimed & set(overrides or ())
+        if twice:
+            raise PluginError(
+                f"two plugins override {', '.join(sorted(twice))} of {spec.name!r}; block one in DSV4CORE_PLUGINS"
+            )
+        claimed |= set(overrides or ())
+        implementations.update(overrides or {})
+    return Backend(spec, provider, implementations)

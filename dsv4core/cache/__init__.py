@@ -1,0 +1,8 @@
+"""Who owns which page: paged byte caches of all layers, one page table per group and request."""
+
+from dsv4core.cache.paged import PagedCache
+from dsv4core.cache.sizes import CacheLimits, page_counts
+from dsv4core.cache.specs import CacheSpec, cache_specs
+from dsv4core.cache.storage import LayerCache
+
+__all__ = ["CacheLimits", "CacheSpec", "LayerCache", "PagedCache", "cache_specs", "page_counts"]

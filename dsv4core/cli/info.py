@@ -1,0 +1,225 @@
+"""``dsv4core info``: what is installed, what can run and why not; works when torch is broken.
+
+Standard library and the core's discovery only; everything heavier is imported inside a ``try`` of its own.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dsv4core import env, registry, selection
+from dsv4core.errors import BackendError, UnknownBackendError
+from dsv4core.probe import describe, installed_version
+from dsv4core.spec import Depth
+
+DISTRIBUTIONS = ("dsv4core", "torch", "pluggy", "pydantic", "packaging", "safetensors", "numpy")
+"""Distributions whose versions are shown."""
+
+MODULES = ("torch", "triton", "flash_mla", "cutlass", "aiter", "intel_extension_for_pytorch")
+"""Modules that several distributions may install: info says which one does, and warns when two do."""
+
+GROUPS = (registry.GROUP, "pytest11")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``dsv4core info``."""
+    parser.add_argument("--probe", action="store_true", help="also look at devices; imports torch")
+    parser.add_argument(
+        "--ops", action="store_true", help="also show where each op of the chosen backend comes from"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report; 0, or 2 when DSV4CORE_BACKEND names nothing, or 4 when nothing asked for can run."""
+    report = collect("device" if args.probe or args.ops else "static", ops=args.ops)
+    print(json.dumps(report, indent=2) if args.json else render(report))
+    return int(report["exit"])
+
+
+def collect(depth: Depth = "static", *, ops: bool = False) -> dict[str, Any]:
+    """Return the whole report as plain JSON values; no part of it can make another part fail."""
+    known = registry.get_registry()
+    chosen, code = _chosen(depth)
+    report: dict[str, Any] = {
+        "exit": code,
+        "depth": depth,
+        "versions": {name: installed_version(name) for name in DISTRIBUTIONS},
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "platform": platform.platform(),
+        "backends": [dict(row.as_dict()) for row in known.rows(depth)],
+        "chosen": chosen,
+        "plugins": [
+            {
+                "name": plugin.name,
+                "module": plugin.value,
+                "from": plugin.origin,
+                "backends": list(plugin.backends),
+            }
+            for plugin in known.plugins
+        ],
+        "details": {name: _details(known, name) for name in known.specs},
+        "variables": env.present(),
+        "unknown_variables": env.unknown(known.specs),
+        "modules": _or_error(_providers),
+        "layouts": _or_error(_layouts),
+        "notes": _notes(),
+    }
+    if ops:
+        report["ops"] = (
+            _or_error(_ops) if code == 0 else {"error": str(chosen.get("error", "")).splitlines()[0]}
+        )
+        if "error" in report["ops"]:
+            report["exit"] = code or 4
+    return report
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """Return the report as text for people."""
+    chosen = report["chosen"]
+    scope = (
+        "devices were looked at"
+        if report["depth"] == "device"
+        else "by installed files; --probe looks at devices"
+    )
+    versions = [f"{name} {version or 'is not installed'}" for name, version in report["versions"].items()]
+    sections = [
+        ("dsv4core", [*versions, f"Python {report['python']}", report["platform"]]),
+        (f"Backends ({scope})", [_backend_line(row) for row in report["backends"]] or ["none"]),
+        ("Chosen", _chosen_lines(chosen)),
+        (
+            "Devices and drivers",
+            [f"{name}: {line}" for name, lines in report["details"].items() for line in lines],
+        ),
+        ("Variables", _variable_lines(report)),
+        ("Modules and the distributions they come from", _pairs(report["modules"])),
+        ("Layouts", _pairs(report["layouts"])),
+        ("Ops", _pairs(report.get("ops", {}))),
+        ("Notes", report["notes"]),
+    ]
+    return "\n\n".join(
+        "\n".join([title, *(f"  {line}" for line in lines)]) for title, lines in sections if lines
+    )
+
+
+def entry_point_differences(checkout: Path) -> list[str]:
+    """Return how the entry points of a checkout's ``pyproject.toml`` differ from the installed ones.
+
+    They are read from installed metadata, so that editing the file changes nothing until it is reinstalled.
+    """
+    file = checkout / "pyproject.toml"
+    if not file.is_file() or not re.search(
+        r'^name = "dsv4core"$', file.read_text(encoding="utf-8"), re.MULTILINE
+    ):
+        return []
+    if installed_version("dsv4core") is None:
+        return ["this checkout is not installed: python -m pip install -e ."]
+    installed = importlib.metadata.distribution("dsv4core").entry_points
+    notes: list[str] = []
+    for group in GROUPS:
+        written = _written_entry_points(file.read_text(encoding="utf-8"), group)
+        live = {point.name: point.value for point in installed if point.group == group}
+        changed = sorted(name for name in written.keys() | live.keys() if written.get(name) != live.get(name))
+        if changed:
+            notes.append(
+                f"entry points of {group} differ between {file.name} and the installed metadata "
+                f"({', '.join(changed)}): python -m pip install -e ."
+            )
+    return notes
+
+
+def _written_entry_points(text: str, group: str) -> dict[str, str]:
+    """Read one table of entry points; a line is all it takes, and Python 3.10 has no TOML reader."""
+    table = re.search(
+        rf'^\[project\.entry-points\."?{re.escape(group)}"?\]\n((?:[^\[\n].*\n|\n)*)', text, re.MULTILINE
+    )
+    return dict(re.findall(r'^"?([\w.-]+)"? = "([^"]+)"', table[1], re.MULTILINE)) if table else {}
+
+
+def _chosen(depth: Depth) -> tuple[dict[str, Any], int]:
+    try:
+        choice = selection.resolve(depth=depth)
+    except BackendError as error:
+        code = 2 if isinstance(error, UnknownBackendError) else 4
+        return {"name": None, "error": str(error)}, code
+    trace = [
+        {"name": verdict.name, "accepted": verdict.accepted, "reason": verdict.reason}
+        for verdict in choice.trace
+    ]
+    return {"name": choice.spec.name, "request": str(choice.request), "trace": trace}, 0
+
+
+def _details(known: registry.Registry, name: str) -> list[str]:
+    try:
+        return [line for lines in known.hook.dsv4core_info(spec=known.specs[name]) for line in lines]
+    except Exception as error:  # a plugin's extra lines are never worth failing for
+        return [f"a plugin failed to describe itself: {describe(error)}"]
+
+
+def _providers() -> dict[str, str]:
+    by_module = importlib.metadata.packages_distributions()
+    found: dict[str, str] = {}
+    for module in MODULES:
+        names = sorted(set(by_module.get(module, ())))
+        text = ", ".join(f"{name} {installed_version(name)}" for name in names)
+        clash = " (they overwrite each other: keep one)" if len(names) > 1 else ""
+        found[module] = text + clash if names else "not installed"
+    return found
+
+
+def _layouts() -> dict[str, str]:
+    from dsv4core.layout import layouts
+
+    return {layout.id: layout.fingerprint for layout in layouts()}
+
+
+def _ops() -> dict[str, str]:
+    return dict(selection.get_backend().ops.provenance)
+
+
+def _or_error(collect_part: Callable[[], dict[str, str]]) -> dict[str, str]:
+    try:
+        return collect_part()
+    except Exception as error:  # a broken torch raises anything, and the rest of the report explains it
+        return {"error": f"cannot be shown: {describe(error)}"}
+
+
+def _notes() -> list[str]:
+    return entry_point_differences(Path(__file__).resolve().parents[2])
+
+
+def _backend_line(row: Mapping[str, Any]) -> str:
+    hint = f"  ({row['hint']})" if row["hint"] else ""
+    return f"{row['name']:<8} {row['reason']}{hint}"
+
+
+def _chosen_lines(chosen: Mapping[str, Any]) -> list[str]:
+    if chosen["name"] is None:
+        return [str(chosen["error"]).splitlines()[0]]
+    passed = [
+        f"{verdict['name']}: {verdict['reason']}"
+        for verdict in chosen["trace"]
+        if verdict["name"] != chosen["name"]
+    ]
+    return [f"{chosen['name']} ({chosen['request']})", *passed]
+
+
+def _variable_lines(report: Mapping[str, Any]) -> list[str]:
+    unknown = report["unknown_variables"]
+    lines: list[str] = []
+    for name, value in report["variables"].items():
+        note = ""
+        if name in unknown:
+            note = "  nothing reads this" + (f"; did you mean {unknown[name]}?" if unknown[name] else "")
+        lines.append(f"{name}={value}{note}")
+    return lines or ["no DSV4CORE_* variable is set"]
+
+
+def _pairs(values: Mapping[str, str]) -> list[str]:
+    width = max(map(len, values), default=0)
+    return [f"{name:<{width}}  {value}" for name, value in values.items()]

@@ -1,0 +1,178 @@
+"""Every environment variable dsv4core reads, in one table; the documentation is generated from it."""
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from dsv4core.errors import ConfigError
+
+PREFIX = "DSV4CORE_"
+"""Start of every variable of this package."""
+
+_log = logging.getLogger("dsv4core")
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """One variable: its name, what it means unset, what it may hold, one line of documentation."""
+
+    name: str
+    default: str
+    values: tuple[str, ...]
+    form: str
+    doc: str
+
+
+VARIABLES: tuple[Variable, ...] = (
+    Variable(
+        "DSV4CORE_BACKEND",
+        "auto",
+        (),
+        "`auto`, a name, or names by comma",
+        "Backend to use: the best that can run, exactly this one, or the first of the list that can run.",
+    ),
+    Variable(
+        "DSV4CORE_DISABLE_BACKENDS",
+        "",
+        (),
+        "names by comma",
+        "Backends to treat as unavailable; they are not probed.",
+    ),
+    Variable(
+        "DSV4CORE_PLUGINS",
+        "all",
+        (),
+        "entry point names by comma; empty for none",
+        "Third-party plugins to load. The built-in ones are always loaded.",
+    ),
+    Variable(
+        "DSV4CORE_FALLBACK",
+        "warn",
+        ("error", "warn", "allow"),
+        "`error`, `warn` or `allow`",
+        "When a backend lacks an op: refuse, or use the portable body with or without a log line.",
+    ),
+    Variable(
+        "DSV4CORE_CHECK",
+        "",
+        ("0", "1"),
+        "`0` or `1`",
+        "Check the values of op arguments too (ranges, NaN). Unset: on for tensors in host memory, else off.",
+    ),
+    Variable(
+        "DSV4CORE_TRACE",
+        "0",
+        ("0", "1"),
+        "`0` or `1`",
+        "Write every call of a plugin hook to standard error.",
+    ),
+    Variable(
+        "DSV4CORE_LOG",
+        "warning",
+        ("debug", "info", "warning", "error"),
+        "`debug`, `info`, `warning` or `error`",
+        "Log level of the command line; the library itself attaches no handler.",
+    ),
+    Variable(
+        "DSV4CORE_TOX_SYSTEM_TORCH",
+        "true",
+        ("true", "false"),
+        "`true` or `false`",
+        "tox only: whether the conformance environments see the torch of the base interpreter.",
+    ),
+)
+
+_BY_NAME: Mapping[str, Variable] = {variable.name: variable for variable in VARIABLES}
+
+
+def read(name: str, environ: Mapping[str, str] | None = None) -> str:
+    """Return the value of a declared variable, or its default when it is not set.
+
+    An empty value means "not set", except for ``DSV4CORE_PLUGINS``, where it means "none".
+
+    Raises:
+        KeyError: the variable is not declared in ``VARIABLES``.
+        ConfigError: the variable holds a word it may not hold.
+    """
+    variable = _BY_NAME[name]
+    value = (os.environ if environ is None else environ).get(name)
+    if value is None:
+        return variable.default
+    value = value.strip()
+    if not value:
+        return "" if name == "DSV4CORE_PLUGINS" else variable.default
+    if variable.values and value not in variable.values:
+        raise ConfigError(
+            f"{name}={value}: expected {' or '.join(variable.values)}{_suggest(value, variable.values)}"
+        )
+    return value
+
+
+def read_names(name: str, environ: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """Return the names in a declared variable that holds a comma list, without blanks."""
+    return tuple(item for item in map(str.strip, read(name, environ).split(",")) if item)
+
+
+def settings(backend: str, environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the variables ``DSV4CORE_<BACKEND>_*`` of one backend, keys in lower case without the prefix."""
+    prefix = f"{PREFIX}{backend.upper()}_"
+    values = os.environ if environ is None else environ
+    return {
+        key[len(prefix) :].lower(): value
+        for key, value in sorted(values.items())
+        if key.startswith(prefix) and key not in _BY_NAME
+    }
+
+
+def present(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return every ``DSV4CORE_*`` variable that is set, known or not, in order."""
+    values = os.environ if environ is None else environ
+    return {key: values[key] for key in sorted(values) if key.startswith(PREFIX)}
+
+
+def unknown(backends: Iterable[str] = (), environ: Mapping[str, str] | None = None) -> dict[str, str | None]:
+    """Return each set ``DSV4CORE_*`` variable that nothing reads, with the nearest known name or None.
+
+    ``DSV4CORE_<BACKEND>_*`` belongs to the settings of the backends named and is not reported.
+    """
+    own = tuple(f"{PREFIX}{backend.upper()}_" for backend in backends)
+    return {
+        name: _nearest_variable(name)
+        for name in present(environ)
+        if name not in _BY_NAME and not name.startswith(own)
+    }
+
+
+def warn_unknown(backends: Iterable[str] = ()) -> None:
+    """Log a warning for each set ``DSV4CORE_*`` variable that nothing reads."""
+    for name, near in unknown(backends).items():
+        _log.warning("%s is set, but nothing reads it%s", name, f"; did you mean {near}?" if near else "")
+
+
+def markdown() -> str:
+    """Return the table of variables as Markdown, for the documentation."""
+    lines = ["| variable | values | default | meaning |", "|---|---|---|---|"]
+    for variable in VARIABLES:
+        default = f"`{variable.default}`" if variable.default else ""
+        lines.append(f"| `{variable.name}` | {variable.form} | {default} | {variable.doc} |")
+    return "\n".join(lines) + "\n"
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return the known word most like ``word``, or None when none is near."""
+    import difflib  # only needed on the way to an error message
+
+    by_fold = {item.casefold(): item for item in known}
+    found = difflib.get_close_matches(word.casefold(), list(by_fold), n=1, cutoff=0.6)
+    return by_fold[found[0]] if found else None
+
+
+def _nearest_variable(name: str) -> str | None:
+    near = nearest(name.removeprefix(PREFIX), [known.removeprefix(PREFIX) for known in _BY_NAME])
+    return PREFIX + near if near else None  # compared without the prefix, which makes everything look alike
+
+
+def _suggest(word: str, known: Iterable[str]) -> str:
+    near = nearest(word, known)
+    return f"; did you mean {near}?" if near else ""

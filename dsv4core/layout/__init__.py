@@ -1,0 +1,13 @@
+"""Cache layouts: what a page of bytes is, as versioned objects with a fingerprint.
+
+    layout = get_layout("fp8_ds_mla")
+    pages = layout.encode_pages(values)  # [N, 64, 512] -> u8 [N, 37440]
+"""
+
+from __future__ import annotations
+
+from dsv4core.layout.base import CacheLayout
+from dsv4core.layout.geometry import CacheField, PageGeometry, Span
+from dsv4core.layout.registry import get_layout, layouts, register
+
+__all__ = ["CacheField", "CacheLayout", "PageGeometry", "Span", "get_layout", "layouts", "register"]

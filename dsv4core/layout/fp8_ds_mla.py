@@ -1,0 +1,53 @@
+"""`fp8_ds_mla`: the 584-byte row of window and compressed K, the default everywhere."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dsv4core.layout.base import CacheLayout
+from dsv4core.layout.geometry import CacheField
+from dsv4core.layout.rounding import as_bytes, blocks, finite_bf16, from_bytes, in_blocks, scaled
+from dsv4core.numerics import e4m3, ue8m0
+
+NOPE = 448
+BLOCK = 64
+SCALES = NOPE // BLOCK
+
+
+class Fp8DsMla(CacheLayout):
+    """448 e4m3 values with a power-of-two scale per 64, then 64 rotated values in bf16."""
+
+    def _encode(self, values: Tensor) -> Tensor:
+        row = finite_bf16(values)
+        grouped, amax = blocks(row[..., :NOPE], BLOCK)
+        exponent = ue8m0.exponent_e4m3(amax.clamp(min=ue8m0.FLOOR_E4M3))
+        codes = e4m3.encode(scaled(grouped, exponent)).flatten(-2)
+        scales = torch.nn.functional.pad(ue8m0.to_byte(exponent), (0, 1))
+        return torch.cat((codes, as_bytes(row[..., NOPE:]), scales), dim=-1)
+
+    def _decode(self, record: Tensor) -> Tensor:
+        codes = in_blocks(record[..., :NOPE], BLOCK)
+        start = self.row_bytes
+        scale = ue8m0.exp2(ue8m0.byte_exponent(record[..., start : start + SCALES]))
+        nope = (e4m3.decode(codes) * scale.unsqueeze(-1)).flatten(-2).to(torch.bfloat16)
+        return torch.cat((nope, from_bytes(record[..., NOPE:start], torch.bfloat16)), dim=-1)
+
+
+LAYOUT = Fp8DsMla(
+    id="fp8_ds_mla",
+    family="main",
+    width=512,
+    row_fields=(
+        CacheField(name="nope", offset=0, dtype="e4m3fn", count=NOPE),
+        CacheField(name="rope", offset=NOPE, dtype="bf16", count=64),
+    ),
+    tail_fields=(
+        CacheField(name="scale", offset=0, dtype="ue8m0", count=SCALES),
+        CacheField(name="scale_pad", offset=SCALES, dtype="zero", count=1),
+    ),
+    alignment=576,
+    value_dtype="bf16",
+    block=BLOCK,
+    summary="window and compressed K: 448 e4m3 + 64 rotated bf16 per row, scales behind all rows",
+)

@@ -1,0 +1,33 @@
+"""Pooling of one compressed entry (CA1 rule 4): a per-channel softmax in eight fixed segments."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dsv4core.numerics.exp import exp_nonpositive
+
+SEGMENTS = 8
+
+
+def pool(kv: Tensor, score: Tensor, valid: Tensor) -> Tensor:
+    """Softmax-weighted sum over a window, channel by channel.
+
+    Rows are in ascending position; rows that are not valid (before the sequence start) add nothing, whatever
+    they hold. Shapes: kv, score f32 [n, w, D], valid bool [n, w] -> f32 [n, D]. w is a multiple of 8.
+    """
+    n, w, d = kv.shape
+    live = valid.unsqueeze(-1)
+    score = torch.where(live, score, -torch.inf)
+    peak = score.amax(dim=1, keepdim=True)
+    weight = torch.where(live, exp_nonpositive(score - peak), 0.0).view(n, SEGMENTS, w // SEGMENTS, d)
+    value = torch.where(live, kv, 0.0).view(n, SEGMENTS, w // SEGMENTS, d)
+    total = kv.new_zeros(n, SEGMENTS, d)
+    mass = kv.new_zeros(n, SEGMENTS, d)
+    for j in range(w // SEGMENTS):
+        mass = mass + weight[:, :, j]
+        total = total + weight[:, :, j] * value[:, :, j]
+    a, s = total[:, 0], mass[:, 0]
+    for segment in range(1, SEGMENTS):
+        a, s = a + total[:, segment], s + mass[:, segment]
+    return a / s

@@ -1,0 +1,56 @@
+"""Row addressing shared by the portable bodies: slots, block tables, bounded blocks of work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from dsv4core.errors import OpArgumentError
+from dsv4core.layout import CacheLayout, get_layout
+
+
+def live_rows(slots: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows whose slot is not negative, and their slots. Shapes: i64 [T] -> i64 [n], i64 [n]."""
+    rows = (slots >= 0).nonzero().squeeze(1)
+    return rows, slots[rows].long()
+
+
+def table_slots(block_table: Tensor, request: Tensor, index: Tensor, rows: int) -> Tensor:
+    """Slots of row `index` of `request`: page * rows + row; -1 where the table has no page.
+
+    Shapes: block_table i32 [R, W], request and index i64 broadcastable -> i64.
+    """
+    width = block_table.shape[1]
+    column = torch.div(index, rows, rounding_mode="floor")
+    inside = (index >= 0) & (column < width)
+    if width == 0:
+        return torch.full_like(index, -1)
+    page = block_table[request.long(), column.clamp(0, width - 1)].long()
+    return torch.where(inside & (page >= 0), page * rows + index % rows, -1)
+
+
+def blocks(total: int, size: int) -> Iterator[slice]:
+    """Slices of at most `size` rows that cover `total`: temporaries stay in the cache, not in memory."""
+    for start in range(0, total, max(size, 1)):
+        yield slice(start, min(start + max(size, 1), total))
+
+
+def page_layout(
+    op: str, layout: str, *, rows: int, pages: Tensor, families: tuple[str, ...], argument: str = "layout"
+) -> CacheLayout:
+    """The layout behind an id, after checking its family and that the page tensor can hold `rows` rows."""
+    found = get_layout(layout)
+    if found.family not in families:
+        raise OpArgumentError(
+            op, argument, f"a layout of family {' or '.join(families)}", f"{layout} ({found.family})"
+        )
+    if rows < 1:
+        raise OpArgumentError(op, "rows", ">= 1 rows per page", str(rows))
+    if pages.shape[0] and pages.shape[1] < rows * found.record_bytes:
+        raise OpArgumentError(
+            op, "rows", f"a page of at least {rows * found.record_bytes} bytes for {rows} rows of {layout}",
+            f"{pages.shape[1]} bytes",
+        )  # fmt: skip
+    return found

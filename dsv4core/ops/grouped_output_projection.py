@@ -1,0 +1,73 @@
+"""First half of the output projection: one low-rank matrix per group of heads."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dsv4core.errors import OpArgumentError
+from dsv4core.numerics import e4m3, ue8m0
+from dsv4core.ops._contract import BF16, E4M3, F32, I32, U8, spec
+from dsv4core.ops._matmul import MATMUL, block_dequantise, row_invariant_linear
+from dsv4core.ops._op import op
+
+NAME = "grouped_output_projection"
+
+
+def _fake(
+    o: Tensor, o_scales: Tensor | None, wo_a: Tensor, wo_a_scales: Tensor | None, *, groups: int
+) -> Tensor:
+    dtype = torch.float32 if o.dtype == torch.float32 else torch.bfloat16
+    return o.new_empty(o.shape[0], groups, wo_a.shape[0] // groups, dtype=dtype)
+
+
+@op(
+    fake=_fake,
+    tolerance=MATMUL,
+    tensors={
+        "o": spec("T A C", BF16, F32, E4M3),
+        "o_scales": spec("T SG SC", F32, I32, optional=True),
+        "wo_a": spec("O I", BF16, F32, E4M3, finite=False),
+        "wo_a_scales": spec("SO SI", F32, U8, torch.float8_e8m0fnu, optional=True),
+    },
+)
+def grouped_output_projection(
+    o: Tensor, o_scales: Tensor | None, wo_a: Tensor, wo_a_scales: Tensor | None, *, groups: int
+) -> Tensor:
+    """z[t, g] = wo_a[g] @ o[t, g]: group g owns heads g*H/G .. and rows g*o_lora .. of wo_a.
+
+    Shapes: o bf16 [T, H, 512], or e4m3 [T, G, H*512/G] with o_scales of `fused_inv_rope_fp8_quant`; wo_a bf16
+    [G*o_lora, H*512/G], or e4m3 with one scale per 128 x 128 block -> bf16 [T, G, o_lora]. Rows are
+    independent.
+    """
+    if groups < 1 or wo_a.shape[0] % groups or o.shape[1] % groups:
+        raise OpArgumentError(
+            NAME,
+            "groups",
+            f"a divisor of {o.shape[1]} (dimension 1 of o) and {wo_a.shape[0]} (rows of wo_a)",
+            str(groups),
+        )
+    if (o_scales is None) != (o.dtype != E4M3):
+        raise OpArgumentError(NAME, "o_scales", "scales with e4m3, None with bf16", "the other")
+    if (wo_a_scales is None) != (wo_a.dtype != E4M3):
+        raise OpArgumentError(NAME, "wo_a_scales", "scales with e4m3, None with bf16", "the other")
+    x = _activation(o, o_scales, groups)
+    weight = wo_a if wo_a_scales is None else block_dequantise(wo_a, wo_a_scales)
+    if weight.shape[1] != x.shape[2]:
+        raise OpArgumentError(NAME, "wo_a", f"{x.shape[2]} inputs per group", f"shape {list(wo_a.shape)}")
+    parts = weight.to(x.dtype).chunk(groups)
+    return torch.stack([row_invariant_linear(x[:, g], parts[g]) for g in range(groups)], dim=1)
+
+
+def _activation(o: Tensor, scales: Tensor | None, groups: int) -> Tensor:
+    """The operand per group, exact in bf16: an e4m3 code times a power of two. Shapes: -> [T, G, H*512/G]."""
+    if scales is None:
+        return o.reshape(o.shape[0], groups, -1)
+    if scales.dtype == I32:
+        scales = ue8m0.exp2(ue8m0.byte_exponent(scales.contiguous().view(U8)))
+    if tuple(scales.shape) != (o.shape[0], groups, o.shape[2] // 128):
+        raise OpArgumentError(
+            NAME, "o_scales", f"one per 128 of {o.shape[2]} channels", f"shape {list(scales.shape)}"
+        )
+    values = e4m3.decode(o.view(U8)).unflatten(-1, (-1, 128)) * scales.unsqueeze(-1)
+    return values.flatten(-2).to(BF16)

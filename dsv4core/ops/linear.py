@@ -1,0 +1,93 @@
+"""Projection with bf16 or quantised weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dsv4core.errors import OpArgumentError
+from dsv4core.ops._contract import ACTIVATION, BF16, E4M3, F32, U8, spec
+from dsv4core.ops._matmul import MATMUL, block_dequantise, group_dequantise, row_invariant_linear
+from dsv4core.ops._op import op
+
+NAME = "linear"
+FORMATS = ("bf16", "fp8_block", "nvfp4", "mxfp4")
+
+
+def _fake(
+    x: Tensor,
+    weight: Tensor,
+    scales: Tensor | None,
+    global_scale: Tensor | None,
+    *,
+    format: str,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0], dtype=out_dtype)
+
+
+@op(
+    fake=_fake,
+    tolerance=MATMUL,
+    tensors={
+        "x": spec("T I", *ACTIVATION),
+        "weight": spec("O J", BF16, F32, E4M3, U8, finite=False),
+        "scales": spec("SO SI", F32, U8, E4M3, torch.float8_e8m0fnu, optional=True),
+        "global_scale": spec("1", F32, optional=True),
+    },
+)
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    scales: Tensor | None,
+    global_scale: Tensor | None,
+    *,
+    format: str,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    """x @ weight^T; a row's result does not depend on the other rows.
+
+    Shapes: x bf16 [T, in], weight [out, in] -> [T, out]. Formats: "bf16" (weight bf16 or f32); "fp8_block"
+    (e4m3 with one f32 or UE8M0 scale per 128 x 128 block); "nvfp4" (u8 [out, in/2], e4m3 scales [out, in/16],
+    global_scale f32 [1]); "mxfp4" (u8 [out, in/2], UE8M0 scales [out, in/32]). out_dtype f32 multiplies in
+    f32 with widened operands (the compressor's projection), bf16 accumulates in f32 and rounds once.
+    """
+    dense = _dense(weight, scales, global_scale, format)
+    if dense.shape[1] != x.shape[1]:
+        raise OpArgumentError(
+            NAME, "weight", f"{x.shape[1]} inputs, like x", f"shape {list(weight.shape)} as {format}"
+        )
+    if out_dtype == torch.float32:
+        return row_invariant_linear(x.float(), dense.float())
+    if out_dtype != x.dtype:
+        raise OpArgumentError(NAME, "out_dtype", f"torch.float32 or {x.dtype}, like x", str(out_dtype))
+    return row_invariant_linear(x, dense.to(x.dtype))
+
+
+def _dense(weight: Tensor, scales: Tensor | None, global_scale: Tensor | None, format: str) -> Tensor:
+    if format not in FORMATS:
+        raise OpArgumentError(NAME, "format", " or ".join(FORMATS), repr(format))
+    wanted = {"bf16": (BF16, F32), "fp8_block": (E4M3,)}.get(format, (U8,))
+    if weight.dtype not in wanted:
+        raise OpArgumentError(
+            NAME, "weight", " or ".join(map(str, wanted)) + f" for {format}", str(weight.dtype)
+        )
+    if (scales is None) != (format == "bf16") or (global_scale is None) != (format != "nvfp4"):
+        raise OpArgumentError(
+            NAME,
+            "scales",
+            "scales for quantised weights only, global_scale for nvfp4 only",
+            f"the other with {format}",
+        )
+    if scales is None:
+        return weight
+    rows, columns = weight.shape
+    shape = {"fp8_block": (-(-rows // 128), -(-columns // 128)), "nvfp4": (rows, columns // 8)}.get(
+        format, (rows, columns // 16)
+    )
+    if tuple(scales.shape) != shape:
+        raise OpArgumentError(NAME, "scales", f"shape {list(shape)} for {format}", f"{list(scales.shape)}")
+    if format == "fp8_block":
+        return block_dequantise(weight, scales)
+    dense = group_dequantise(weight, scales)
+    return dense if global_scale is None else dense * global_scale

@@ -1,0 +1,89 @@
+"""Attention of single tokens straight over the pages: window list and compressed list, one softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsv4core.errors import OpArgumentError
+from dsv4core.ops._attend import ATTENTION, attend
+from dsv4core.ops._contract import ACTIVATION, F32, I32, U8, TensorSpec, check_listed, page, spec
+from dsv4core.ops._op import op
+from dsv4core.ops._rows import page_layout
+
+NAME = "sparse_decode"
+
+
+def _fake(
+    q: Tensor, swa_cache: Tensor, swa_slots: Tensor, swa_lens: Tensor, extra_cache: Tensor | None,
+    extra_slots: Tensor | None, extra_lens: Tensor | None, attn_sink: Tensor, out: Tensor, *,
+    scale: float, swa_rows: int, extra_rows: int, layout: str, extra_layout: str,
+) -> Tensor:  # fmt: skip
+    return attn_sink.new_empty(q.shape[0], q.shape[1])
+
+
+def _values(a: Mapping[str, Any], dims: Mapping[str, int]) -> None:
+    check_listed(NAME, "swa_slots", a["swa_slots"], a["swa_lens"], "swa_lens", dims["N"] * a["swa_rows"], "slots")
+    if a["extra_cache"] is not None and a["extra_slots"] is not None and a["extra_lens"] is not None:
+        high = dims["NE"] * a["extra_rows"]
+        check_listed(NAME, "extra_slots", a["extra_slots"], a["extra_lens"], "extra_lens", high, "slots")
+    if bool(a["attn_sink"].isnan().any()):
+        raise OpArgumentError(NAME, "attn_sink", "numbers, -inf or +inf", "NaN")
+
+
+@op(
+    fake=_fake,
+    mutates=("out",),
+    tolerance=ATTENTION,
+    values=_values,
+    tensors={
+        "q": spec("T H 512", *ACTIVATION),
+        "swa_cache": page(),
+        "swa_slots": spec("T K", I32, strides="any"),
+        "swa_lens": spec("T", I32, strides="any"),
+        "extra_cache": TensorSpec("NE BE", (U8,), optional=True, strides="page"),
+        "extra_slots": spec("T KE", I32, optional=True, strides="any"),
+        "extra_lens": spec("T", I32, optional=True, strides="any"),
+        "attn_sink": spec("H", F32, finite=False),
+        "out": spec("T H 512", *ACTIVATION, finite=False),
+    },
+)
+def sparse_decode(
+    q: Tensor, swa_cache: Tensor, swa_slots: Tensor, swa_lens: Tensor, extra_cache: Tensor | None,
+    extra_slots: Tensor | None, extra_lens: Tensor | None, attn_sink: Tensor, out: Tensor, *,
+    scale: float, swa_rows: int, extra_rows: int, layout: str, extra_layout: str,
+) -> Tensor:  # fmt: skip
+    """Attend to the listed rows of both caches; K and V are the same row.
+
+    Shapes: q bf16 [T, H, 512], swa_cache u8 [N, B], swa_slots i32 [T, Ks], swa_lens i32 [T]; extra_cache,
+    extra_slots and extra_lens the same for the compressed cache, or None; attn_sink f32 [H] (-inf: none,
+    +inf: output 0), out bf16 [T, H, 512] (written) -> lse f32 [T, H], natural log, without the sink, +inf for
+    an empty row (output 0). A negative slot and everything behind its length is skipped, a slot behind the
+    last page raises in checked mode and is skipped otherwise; order has no meaning, duplicates count twice.
+    """
+    main = page_layout(NAME, layout, rows=swa_rows, pages=swa_cache, families=("main",))
+    sources = [(swa_cache, main, swa_slots, swa_lens.tolist(), swa_rows)]
+    if extra_cache is not None:
+        if extra_slots is None or extra_lens is None:
+            raise OpArgumentError(NAME, "extra_slots", "a list and lens with an extra_cache", "None")
+        extra = page_layout(
+            NAME,
+            extra_layout,
+            rows=extra_rows,
+            pages=extra_cache,
+            families=("main",),
+            argument="extra_layout",
+        )
+        sources.append((extra_cache, extra, extra_slots, extra_lens.tolist(), extra_rows))
+    lse = attn_sink.new_empty(q.shape[0], q.shape[1])
+    for t in range(q.shape[0]):
+        keys: list[Tensor] = []
+        for cache, source, slots, lens, rows in sources:
+            listed = slots[t, : lens[t]].long()
+            listed = listed[(listed >= 0) & (listed < cache.shape[0] * rows)]
+            keys.append(source.decode(source.read(cache, listed, rows)))
+        attend(q[t], torch.cat(keys) if len(keys) > 1 else keys[0], attn_sink, scale, out[t], lse[t])
+    return lse

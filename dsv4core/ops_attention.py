@@ -1,0 +1,79 @@
+"""The layer on ops alone: what a backend gets that brings no layer class of its own."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from dsv4core.attention import DeepseekV4Attention
+from dsv4core.cache import LayerCache
+from dsv4core.plan import BatchPlan, PrefillChunk
+
+
+class OpsAttention(DeepseekV4Attention):
+    """Both holes filled with ops: `sparse_decode` over pages, gather plus `sparse_prefill` over a workspace."""
+
+    def decode(
+        self, q: Tensor, selected: Tensor | None, pages: LayerCache, plan: BatchPlan, out: Tensor
+    ) -> None:
+        """One `sparse_decode` over the window list and the compressed list."""
+        c, rows = self.config, slice(0, plan.num_decode_tokens)
+        slots: Tensor | None = None
+        lens: Tensor | None = None
+        if selected is not None and self.group is not None:
+            slots, lens = self.ops.compute_global_topk_indices_and_lens(
+                selected[rows], plan.token_to_req[rows], plan.tables[self.group], plan.is_valid[rows],
+                rows=plan.rows[self.group],
+            )  # fmt: skip
+        elif plan.c128_slots is not None and plan.c128_lens is not None and self.group is not None:
+            slots, lens = plan.c128_slots[rows], plan.c128_lens[rows]
+        self.ops.sparse_decode(
+            q[rows], pages.swa, plan.swa_slots[rows], plan.swa_lens[rows], pages.compressed, slots, lens,
+            self.attn_sink, out[rows], scale=c.softmax_scale, swa_rows=plan.rows["swa"],
+            extra_rows=plan.rows[self.group] if self.group else 1, layout=c.main_layout,
+            extra_layout=c.main_layout,
+        )  # fmt: skip
+
+    def prefill(
+        self, q: Tensor, selected: Tensor | None, pages: LayerCache, plan: BatchPlan, out: Tensor
+    ) -> None:
+        """Chunk by chunk: gather entries and window rows, join the lists, one `sparse_prefill`."""
+        for chunk in plan.prefill_chunks:
+            kv = self._gather(pages, plan, chunk)
+            rows, ratio = slice(chunk.token_start, chunk.token_end), self.layer.ratio
+            if selected is not None:
+                listed = selected[rows]
+            elif self.group is not None and plan.c128_local is not None:
+                listed = plan.c128_local[rows]
+            else:
+                listed = plan.swa_slots[rows, :0]
+            indices, lens = self.ops.combine_topk_swa_indices(
+                listed, chunk.query_start_loc, chunk.seq_lens, chunk.gather_lens,
+                window=self.config.sliding_window, ratio=ratio, top_k=listed.shape[1], M=chunk.M[ratio],
+                N=chunk.N[ratio],
+            )  # fmt: skip
+            self.ops.sparse_prefill(
+                q[rows],
+                kv.flatten(0, 1),
+                indices,
+                lens,
+                self.attn_sink,
+                out[rows],
+                scale=self.config.softmax_scale,
+            )
+
+    def _gather(self, pages: LayerCache, plan: BatchPlan, chunk: PrefillChunk) -> Tensor:
+        """The chunk's keys. Shapes: -> [n, M, 512], entries from row 0, window rows from row N."""
+        ratio, requests = self.layer.ratio, slice(chunk.request_start, chunk.request_end)
+        shape = (chunk.num_requests, chunk.M[ratio], self.config.head_dim)
+        kv = self.workspace.take(shape, self.dtype, self.device)
+        layout = self.config.main_layout
+        if self.group is not None and pages.compressed is not None:
+            self.ops.dequantize_and_gather_k_cache(
+                kv, pages.compressed, chunk.entry_lens[ratio], None, plan.tables[self.group][requests],
+                rows=plan.rows[self.group], offset=0, layout=layout,
+            )  # fmt: skip
+        self.ops.dequantize_and_gather_k_cache(
+            kv, pages.swa, chunk.seq_lens, chunk.gather_lens, plan.tables["swa"][requests],
+            rows=plan.rows["swa"], offset=chunk.N[ratio], layout=layout,
+        )  # fmt: skip
+        return kv

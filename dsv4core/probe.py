@@ -1,0 +1,124 @@
+"""Look for what a backend needs without importing it; torch only when a probe of depth ``device`` asks.
+
+Importable is not usable, and installed is not importable: each step has its own answer.
+"""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import re
+import sys
+from types import ModuleType
+
+from dsv4core.spec import Availability, BackendSpec, Code, Depth, Requirement
+
+AVAILABLE = Availability.available()
+"""The answer when nothing stands in the way and there is nothing to add."""
+
+NO_OPS_HINT = "`dsv4core info` lists the backends that can run"
+"""What to do about a backend without ops, where its plugin knows nothing better."""
+
+
+def probe(spec: BackendSpec, depth: Depth) -> Availability:
+    """Answer for a backend that has no probe of its own: are its requirements met, does it have ops.
+
+    At depth ``device`` torch is imported, because a torch that is installed and broken cannot run anything.
+    """
+    found = unmet(spec)
+    if found is not None:
+        return found
+    if depth == "device" and any(need.module == "torch" for need in spec.requires):
+        torch = import_torch()
+        if isinstance(torch, Availability):
+            return torch
+    return with_ops(spec, AVAILABLE)
+
+
+def unmet(spec: BackendSpec) -> Availability | None:
+    """Return why a requirement of ``spec`` is not met, or None when all are; imports none of them."""
+    for need in spec.requires:
+        found = _unmet(spec, need)
+        if found is not None:
+            return found
+    return None
+
+
+def with_ops(spec: BackendSpec, found: Availability, hint: str = NO_OPS_HINT) -> Availability:
+    """Return what a probe found, unless the backend has no ops: no device could make it run then.
+
+    The finding stays in the reason, and hardware that is there in ``device``.
+    """
+    if spec.factory:
+        return found
+    reason = f"this release ships no ops for {spec.name} yet"
+    if found.reason != AVAILABLE.reason:
+        reason = f"{found.reason}; {reason}"
+    return Availability.missing(Code.NO_OPS, reason, hint, found.device)
+
+
+def import_torch() -> ModuleType | Availability:
+    """Import torch, or return the reason why that fails."""
+    try:
+        return importlib.import_module("torch")
+    except Exception as error:  # a broken build raises anything from OSError to RuntimeError
+        reason = f"torch is installed, but importing it fails: {describe(error)}"
+        return Availability.missing(
+            Code.IMPORT_FAILED, reason, "reinstall torch: python -m pip install --force-reinstall torch"
+        )
+
+
+def module_exists(name: str) -> bool:
+    """Say whether a top-level module could be found, without importing it."""
+    if name in sys.modules:
+        return sys.modules[name] is not None  # pyright: ignore[reportUnnecessaryComparison]
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def installed_version(distribution: str) -> str | None:
+    """Return the version of an installed distribution, or None."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def describe(error: BaseException) -> str:
+    """Return an exception as one line: its type and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _unmet(spec: BackendSpec, need: Requirement) -> Availability | None:
+    distribution = need.distribution or need.module
+    extra = f"[{spec.extra}]" if spec.extra else ""
+    hint = need.hint or f'python -m pip install "dsv4core{extra}"'
+    if not module_exists(need.module):
+        return Availability.missing(Code.NOT_INSTALLED, f"module '{need.module}' is not installed", hint)
+    if not need.version:
+        return None
+    version = installed_version(distribution)
+    if version is None:
+        return None  # a module on the path without metadata, as in a source checkout: nothing to compare
+    if _satisfies(version, need.version):
+        return None
+    reason = f"{distribution} {version} is installed, {need.version} is needed"
+    return Availability.missing(Code.VERSION_CONFLICT, reason, hint)
+
+
+def _satisfies(version: str, specifier: str) -> bool:
+    """Say whether a version meets a specifier; the plain case of a later release needs no parser.
+
+    ``packaging`` takes a tenth of the time that discovery may take, and almost every answer is the plain one.
+    """
+    asked = re.fullmatch(r">=\s*(\d+(?:\.\d+)*)", specifier)
+    here = re.match(r"\d+(?:\.\d+)*", version)
+    if asked and here:
+        wanted, have = (tuple(map(int, text.split("."))) for text in (asked[1], here[0]))
+        if have[: len(wanted)] > wanted:
+            return True
+    from packaging.specifiers import SpecifierSet
+
+    return SpecifierSet(specifier).contains(version, prereleases=True)

@@ -1,0 +1,80 @@
+"""Streams, events, graphs and scratch memory on whatever device the tensors live on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsv4core.errors import BackendError
+
+
+def new_stream(device: torch.device | str) -> torch.Stream:
+    """A side stream of the device. Raises BackendError where the device has none (a CPU)."""
+    return _made(lambda: torch.Stream(device=torch.device(device)), "streams", device)
+
+
+def new_event(device: torch.device | str) -> torch.Event:
+    """An event of the device, without timing. Raises BackendError where the device has none."""
+    return _made(lambda: torch.Event(device=torch.device(device)), "events", device)
+
+
+def _made(make: Callable[[], Any], what: str, device: torch.device | str) -> Any:
+    try:
+        return make()
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise BackendError(
+            f"no {what} on device {str(device)!r}: {error}; run without side streams"
+        ) from error
+
+
+def graph_support(device: torch.device | str) -> tuple[Callable[[], Any] | None, str]:
+    """What captures a graph on the device, and why nothing does if the first item is None.
+
+    torch's neutral `torch.accelerator.Graph` where it exists, else the CUDA one; ROCm's torch answers to
+    "cuda" too.
+    """
+    kind = torch.device(device).type
+    if kind == "cpu":
+        return None, "no graphs: a CPU launches nothing that could be captured"
+    accelerator = getattr(torch, "accelerator", None)
+    if accelerator is None or not accelerator.is_available():
+        return None, f"no graphs: torch {torch.__version__} sees no accelerator"
+    graph = getattr(accelerator, "Graph", None)
+    if graph is not None:
+        return graph, "torch.accelerator.Graph"
+    if kind == "cuda":
+        return torch.cuda.CUDAGraph, "torch.cuda.CUDAGraph"
+    return None, f"no graphs: torch {torch.__version__} has no torch.accelerator.Graph for {kind!r}"
+
+
+class Workspace:
+    """Scratch bytes shared by all layers of a backend on one device; grows, never shrinks.
+
+    What `take` returns is overwritten by the next `take`: it lives for one call of one layer.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[torch.device, Tensor] = {}
+
+    def reserve(self, size: int, device: torch.device) -> None:
+        """Make sure that `size` bytes are there."""
+        have = self._buffers.get(device)
+        if have is None or have.numel() < size:
+            self._buffers[device] = torch.empty(size, dtype=torch.uint8, device=device)
+
+    def reserved(self, device: torch.device) -> int:
+        """Bytes held on a device."""
+        have = self._buffers.get(device)
+        return 0 if have is None else have.numel()
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """An uninitialised tensor at the start of the buffer. Shapes: -> `shape`."""
+        count = 1
+        for size in shape:
+            count *= size
+        size = count * dtype.itemsize
+        self.reserve(size, device)
+        return self._buffers[device][:size].view(dtype).view(shape)
