@@ -60,7 +60,7 @@ def _index_mxfp4(values: F64) -> tuple[U8, U8]:
     blocks = to_bf16(values).reshape(*values.shape[:-1], 4, 32)
     exponent = exponent_e2m1(np.abs(blocks).max(axis=-1))
     codes = e2m1_codes(np.ldexp(blocks, -exponent[..., None])).reshape(*values.shape[:-1], 128)
-    return codes[..., 0::2] | codes[..., 1::2] << 4, _scale_bytes(exponent)
+    return codes[..., 0::2] | (codes[..., 1::2] << np.uint8(4)), _scale_bytes(exponent)
 
 
 def _no_tail(encode: Callable[[F64], U8]) -> Callable[[F64], tuple[U8, U8]]:
