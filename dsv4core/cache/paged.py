@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -178,7 +179,7 @@ class PagedCache:
         """Return the least length `truncate` accepts now: max_rollback below the longest there has been."""
         return self._ledger.min_length(self._ledger.request(request_id))
 
-    def plan(self, new_tokens: Mapping[Hashable, int], *, pad_to: int | None = None) -> BatchPlan:
+    def plan(self, new_tokens: Mapping[Any, int], *, pad_to: int | None = None) -> BatchPlan:
         """Plan a step of `new_tokens[id]` new tokens per request and advance the lengths: there is no commit.
 
         Ids that are not held are admitted. Hidden rows follow the order of the mapping; `pad_to` appends

@@ -44,10 +44,11 @@ def run(args: argparse.Namespace) -> int:
     config = AttentionConfig.preset(args.preset)
     backend = get_backend(args.backend)
     story = _story(args.text)
-    say = (lambda *_: None) if args.json else print
+    say = _silent_line if args.json else _line
     rows = story.lengths
     say(
-        f"dsv4core demo: {args.preset} dimensions, backend {backend.name}, {rows['long']} + {rows['short']} tokens"
+        f"dsv4core demo: {args.preset} dimensions, backend {backend.name}, "
+        f"{rows['long']} + {rows['short']} tokens"
     )
     default = args.text is None and args.weights is None and args.preset == "v4-flash"
     report: dict[str, Any] = {
@@ -99,9 +100,11 @@ def _weights(path: Path | None, config: AttentionConfig, layer: int) -> Attentio
         return AttentionWeights.random(config, layer, SEED)
     from safetensors import SafetensorError, safe_open
 
+    opener: Any = safe_open  # it has no types
+
     prefix = f"layers.{layer}.attn."
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with opener(str(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"--weights: {path} cannot be read as safetensors: {error}") from None
@@ -181,6 +184,14 @@ def _bar(what: str, done: int, total: int) -> None:
         print(f"\r{line}", end="\n" if done == total else "", file=sys.stderr, flush=True)
     elif done == total:
         print(line, file=sys.stderr, flush=True)
+
+
+def _line(text: str) -> None:
+    print(text)
+
+
+def _silent_line(text: str) -> None:
+    """No text where another program reads."""
 
 
 def _silent(what: str, done: int, total: int) -> None:

@@ -16,12 +16,14 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from dsv4core import env
 from dsv4core.errors import OpArgumentError
 
 BF16, F32, U8, I32, I64 = torch.bfloat16, torch.float32, torch.uint8, torch.int32, torch.int64
 BOOL, E4M3 = torch.bool, torch.float8_e4m3fn
 ACTIVATION = (BF16, F32)  # f32 in profile `math` only
 NORM = (BF16, F32)
+CHECK = "DSV4CORE_CHECK"
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,10 @@ def page() -> TensorSpec:
 
 def check_mode() -> str:
     """`DSV4CORE_CHECK`: "0", "1", or "" (value checks on CPU tensors only)."""
-    return os.environ.get("DSV4CORE_CHECK", "")
+    raw = os.environ.get(
+        CHECK
+    )  # every op call comes by here, so the table of variables has the unusual cases
+    return raw or "" if raw in (None, "0", "1") else env.read(CHECK)
 
 
 class Contract:
@@ -171,7 +176,7 @@ class Contract:
             if tensor is None or not s.finite or tensor.dtype not in ACTIVATION:
                 continue
             if tensor.numel() and not bool(torch.isfinite(tensor).all()):
-                where = (~torch.isfinite(tensor)).nonzero()[0].tolist()
+                where = _first(~torch.isfinite(tensor))
                 self.refuse(name, "finite values", f"{tensor[tuple(where)].item()} at {where}")
 
     def refuse(self, argument: str, expected: str, got: str) -> NoReturn:
@@ -186,12 +191,18 @@ def check_range(op: str, name: str, tensor: Tensor, low: int, high: int, what: s
     smallest, largest = (int(v) for v in torch.aminmax(tensor))
     if smallest < low or largest >= high:
         bad = smallest if smallest < low else largest
-        where = (tensor == bad).nonzero()[0].tolist()
-        raise OpArgumentError(op, name, f"{what} in [{low}, {high})", f"{bad} at {where}")
+        raise OpArgumentError(op, name, f"{what} in [{low}, {high})", f"{bad} at {_first(tensor == bad)}")
 
 
-def check_listed(op: str, name: str, listed: Tensor, lens: Tensor, lens_name: str, high: int, what: str) -> None:
-    """Value check of a list and its lengths: what lies behind a length is never read, so it may be anything."""
+def _first(mask: Tensor) -> list[int]:
+    """Where the first true element is."""
+    return [int(i) for i in mask.nonzero()[0]]
+
+
+def check_listed(
+    op: str, name: str, listed: Tensor, lens: Tensor, lens_name: str, high: int, what: str
+) -> None:
+    """Value check of a list and its lengths: what lies behind a length is never read and may be anything."""
     check_range(op, lens_name, lens, 0, listed.shape[1] + 1, "lengths")
     column = torch.arange(listed.shape[1], device=listed.device)
     check_range(op, name, torch.where(column < lens.unsqueeze(1), listed, -1), -(2**31), high, what)

@@ -13,7 +13,7 @@ from dsv4core.numerics.hadamard import hadamard128
 from dsv4core.numerics.norm import rms_norm
 from dsv4core.numerics.pool import pool
 from dsv4core.numerics.rope import rotate_tail
-from dsv4core.ops._contract import F32, I32, I64, NORM, check_range, page, spec
+from dsv4core.ops._contract import F32, I32, I64, NORM, check_range, spec
 from dsv4core.ops._op import op
 from dsv4core.ops._rows import blocks, page_layout, table_slots
 
@@ -89,7 +89,7 @@ def compress_norm_rope_store(
 def _entry(
     state: Tensor, last: Tensor, request: Tensor, table: Tensor, window: int, ratio: int, head_dim: int
 ) -> Tensor:
-    """Pooled windows ending at `last`. The older half reads the first half of the projection, the newer the second."""
+    """Pooled windows ending at `last`; the older half reads the first half of the projection."""
     rows, width = state.shape[1], state.shape[2] // 2
     index = last.unsqueeze(1) + torch.arange(1 - window, 1, device=last.device)  # [n, w]
     slots = table_slots(table, request.unsqueeze(1), index, rows)

@@ -10,6 +10,7 @@ from dsv4core.numerics import e4m3, ue8m0
 from dsv4core.ops._contract import BF16, E4M3, F32, I32, U8, spec
 from dsv4core.ops._matmul import MATMUL, block_dequantise, row_invariant_linear
 from dsv4core.ops._op import op
+from dsv4core.ops._rows import by_block
 
 NAME = "grouped_output_projection"
 
@@ -62,12 +63,12 @@ def grouped_output_projection(
 def _activation(o: Tensor, scales: Tensor | None, groups: int) -> Tensor:
     """The operand per group, exact in bf16: an e4m3 code times a power of two. Shapes: -> [T, G, H*512/G]."""
     if scales is None:
-        return o.reshape(o.shape[0], groups, -1)
+        return by_block(o.flatten(1), o.shape[1] * o.shape[2] // groups)
     if scales.dtype == I32:
         scales = ue8m0.exp2(ue8m0.byte_exponent(scales.contiguous().view(U8)))
     if tuple(scales.shape) != (o.shape[0], groups, o.shape[2] // 128):
         raise OpArgumentError(
             NAME, "o_scales", f"one per 128 of {o.shape[2]} channels", f"shape {list(scales.shape)}"
         )
-    values = e4m3.decode(o.view(U8)).unflatten(-1, (-1, 128)) * scales.unsqueeze(-1)
+    values = by_block(e4m3.decode(o.view(U8)), 128) * scales.unsqueeze(-1)
     return values.flatten(-2).to(BF16)
