@@ -53,7 +53,9 @@ def test_a_step_of_padding_only(kind: str) -> None:
     assert out.shape == (4, 64) and not bool(out.any())
     pages = world.cache.layer(KINDS[kind])
     assert not bool(pages.swa.any())
-    assert all(part is None or not bool(part.any()) for part in (pages.compressed, pages.indexer, pages.state))
+    assert all(
+        part is None or not bool(part.any()) for part in (pages.compressed, pages.indexer, pages.state)
+    )
 
 
 def test_several_tokens_per_decode_step_equal_single_steps(kind: str) -> None:

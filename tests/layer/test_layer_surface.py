@@ -35,12 +35,18 @@ def test_workspace_bound_and_profile(kind: str) -> None:
     attention.workspace = Workspace()  # the backend's is shared and may be large already
     limits = Limits(max_tokens=300, max_seq_len=400, max_requests=3)
     cache = PagedCache.allocate(config, [KINDS[kind]], 1024, max_requests=4)
-    before = {name: part.clone() for name, part in vars(cache.layer(KINDS[kind])).items() if torch.is_tensor(part)}
+    before = {
+        name: part.clone() for name, part in vars(cache.layer(KINDS[kind])).items() if torch.is_tensor(part)
+    }
     attention.profile(limits)
     reserved = attention.workspace.reserved(attention.device)
     assert 0 < reserved <= attention.workspace_bytes(limits)
     assert all(torch.equal(getattr(cache.layer(KINDS[kind]), name), part) for name, part in before.items())
-    for new in ({"a": 100, "b": 100, "c": 100}, {"a": 300}, {"b": 300}):  # nothing within the limits makes it grow
+    for new in (
+        {"a": 100, "b": 100, "c": 100},
+        {"a": 300},
+        {"b": 300},
+    ):  # nothing within the limits makes it grow
         rows = torch.ones(sum(new.values()), 64, dtype=torch.bfloat16)
         attention(rows, cache, cache.plan(new))
         assert attention.workspace.reserved(attention.device) == reserved
@@ -111,7 +117,9 @@ def test_layers_of_one_cache_share_the_plan_and_nothing_else() -> None:
     shared = PagedCache.allocate(config, range(4), 1024, max_requests=3)
     own = [PagedCache.allocate(config, [i], 1024, max_requests=3) for i in range(4)]
     for new in ({"a": 270, "b": 3}, {"b": 1, "a": 1}, {"c": 140, "b": 1}):
-        rows = torch.randn(sum(new.values()), 64, generator=torch.Generator().manual_seed(len(new))).bfloat16()
+        rows = torch.randn(
+            sum(new.values()), 64, generator=torch.Generator().manual_seed(len(new))
+        ).bfloat16()
         plan = shared.plan(new)
         for layer, cache in zip(layers, own, strict=True):
             assert torch.equal(layer(rows, shared, plan), layer(rows, cache, cache.plan(new)))
