@@ -124,6 +124,7 @@ def _pages(spec: CacheSpec, length: int) -> int:
 
 def main() -> None:
     """Serve four requests twice, on the engine's pages and on those of `PagedCache.allocate`, and compare."""
+    torch.set_num_threads(1)  # the tensors are tiny: threads would only wait for each other
     model = Model()
     engine = Engine(model)
     cache = PagedCache.allocate(model.config, LAYERS, 1024, max_requests=4, max_rollback=ROLLBACK)

@@ -90,7 +90,12 @@ def build_plan(
                 slots[name] = _row_slots(ordered[name], req_home, positions_home, sizes[name], live)
         else:
             slots[name] = compressed_slot_mapping(
-                positions_home, slots[SWA], req_home, ordered[name], ratio=group.tokens_per_row, rows=sizes[name]
+                positions_home,
+                slots[SWA],
+                req_home,
+                ordered[name],
+                ratio=group.tokens_per_row,
+                rows=sizes[name],
             )
     swa_slots, swa_lens = _window(
         ordered[SWA], req_home, positions_home, valid, sizes[SWA], config.sliding_window
