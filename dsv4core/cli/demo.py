@@ -18,7 +18,6 @@ from dsv4core.errors import ConfigError
 from dsv4core.selection import get_backend
 from dsv4core.weights import AttentionWeights
 
-LAYERS = (0, 2, 3)  # V4-Flash: window only, ratio 4 with indexer, ratio 128
 WIDTH = 28
 
 
@@ -57,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         "layers": {},
     }
     failures: list[str] = []
-    for layer in LAYERS if args.layer is None else (args.layer,):
+    for layer in _layers(config) if args.layer is None else (args.layer,):
         began = time.perf_counter()
         weights = _weights(args.weights, config, layer)
         generated = time.perf_counter() - began
@@ -86,6 +85,12 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({**report, "failures": failures, "seconds": seconds, "peak_gib": gib}, indent=1))
     return 1 if failures else 0
+
+
+def _layers(config: AttentionConfig) -> tuple[int, ...]:
+    """The first layer of each kind: 0, 2 and 3 of V4-Flash."""
+    ratios = config.compress_ratios
+    return tuple(sorted(ratios.index(ratio) for ratio in set(ratios)))
 
 
 def _story(path: Path | None) -> Story:

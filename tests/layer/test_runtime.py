@@ -1,4 +1,4 @@
-"""Streams, events, graphs and scratch memory: what a CPU answers, and which graph class is chosen elsewhere."""
+"""Streams, events, graphs, scratch memory: what a CPU answers, and which graph class is taken elsewhere."""
 
 from __future__ import annotations
 
