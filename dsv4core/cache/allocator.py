@@ -18,7 +18,8 @@ class PageGroup:
 
     Page k of a seat holds its logical rows k * rows .. (k + 1) * rows - 1; pages below `first` were given
     back and pages from `count` on were never needed: both are -1 in the table. `refs` counts the seats that
-    hold a page; a page of several is never written into.
+    hold a page; a page of several is never written into. Forks share full pages only, so the one way to go on
+    in a shared page is to be truncated into it: `torn` has the seats for which that may be so.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class PageGroup:
         self.free = list(range(pages - 1, -1, -1))
         self.refs = [0] * pages
         self.shared = 0
+        self.torn: set[int] = set()
         self.first = [0] * seats
         self.count = [0] * seats
         self.table = torch.full((seats, 8), -1, dtype=torch.int32)
@@ -71,12 +73,11 @@ class PageGroup:
                     ids = self._ids(seat, self.first[seat], first)
                     step.expired.append((seat, first, ids))
                     step.spare += [page for page in ids if self._drop_later(page, left) == 0]
-        before = dict(seated) if self.shared else {}
+        before = dict(seated) if self.torn else {}
         moving: list[tuple[int, int, int]] = []
-        for seat, length in growing if self.shared else ():
+        for seat, length in growing if self.torn else ():
             old = before.get(seat, 0) // self.tokens_per_row
-            if old % self.rows and length // self.tokens_per_row > old:
-                # Only a page that is partly filled and goes on being filled can be one that others hold.
+            if seat in self.torn and old % self.rows and length // self.tokens_per_row > old:
                 page = self._ids(seat, old // self.rows, old // self.rows + 1)[0]
                 if left.get(page, self.refs[page]) > 1:
                     self._drop_later(page, left)
@@ -152,6 +153,7 @@ class PageGroup:
             self._drop(shared)
             self._hold([own])
             self.table[seat, number] = own
+            self.torn.discard(seat)
 
     def commit_seat(self, plan: GroupSeat) -> None:
         """Take a prepared seat."""
@@ -169,12 +171,16 @@ class PageGroup:
             self._give_back(self._ids(seat, count, self.count[seat]))
             self.table[seat, count : self.count[seat]] = -1
             self.count[seat] = count
+        self.torn.discard(seat)
+        if self._ends_shared(seat, length):
+            self.torn.add(seat)
 
     def clear(self, seat: int) -> None:
         """Give back every page of a seat."""
         self._give_back(self.held(seat))
         self.table[seat] = -1
         self.first[seat] = self.count[seat] = 0
+        self.torn.discard(seat)
 
     def check(self, lengths: dict[int, int]) -> None:
         """Raise `CacheError` if a page has two owners or none, or a table does not fit `lengths` per seat."""
@@ -190,6 +196,8 @@ class PageGroup:
                 raise CacheError(
                     f"group {self.name}: seat {seat} holds pages {first}..{count} for {length} tokens"
                 )
+            if seat not in self.torn and self._ends_shared(seat, length):
+                raise CacheError(f"group {self.name}: seat {seat} would write into a page that others hold")
             outside = self.table[seat].clone()
             outside[first:count] = -1
             if not bool((outside == -1).all()):
@@ -201,6 +209,12 @@ class PageGroup:
     def _fresh(self, count: int) -> list[int]:
         """The next `count` free pages in the order of use, or all if there are fewer."""
         return self.free[max(len(self.free) - count, 0) :][::-1]
+
+    def _ends_shared(self, seat: int, length: int) -> bool:
+        """Whether the last page for `length` tokens is partly filled and held by others too."""
+        rows = length // self.tokens_per_row
+        number = rows // self.rows
+        return bool(rows % self.rows) and self.refs[self._ids(seat, number, number + 1)[0]] > 1
 
     def _drop_later(self, page: int, left: dict[int, int]) -> int:
         left[page] = left.get(page, self.refs[page]) - 1

@@ -125,7 +125,7 @@ def books(cache):
     groups = {}
     for name, group in ledger.groups.items():
         table = [row[: max(group.count)] for row in group.table.tolist()]
-        free = (list(group.free), list(group.refs), group.shared)
+        free = (list(group.free), list(group.refs), group.shared, set(group.torn))
         groups[name] = (free, list(group.first), list(group.count), table)
     held = {i: (r.seat, r.length, r.peak, r.floor) for i, r in ledger.requests.items()}
     blocks = {k: list(v) for k, v in ledger.blocks._blocks.items()}

@@ -84,7 +84,7 @@ def test_a_copy_of_a_shared_page_is_counted():
         "swa": 8,
         "c4": 3,
         "indexer": 3,
-        "c128": 2,
+        "c128": 3,
         "state_c4": 400,
         "state_indexer": 400,
         "state_c128": 200,
