@@ -85,8 +85,8 @@ class RequestOperations(CacheBase):
         """Admit an exported request under `request_id`; its next token goes on as if nothing had happened.
 
         Rows per page, capacity and layers may differ, as long as the export has every layer of this cache.
-        Weights are not part of an export: equal ones are the caller's affair. Below its length it cannot be
-        truncated before it has grown by max_rollback tokens.
+        Weights are not part of an export: equal ones are the caller's affair. It cannot be truncated below
+        the imported length, unless all its tokens are in the export (128 at most).
         Errors: `CacheError` naming expected and got for a wrong checksum, profile, model, layout, fingerprint
         or length and for an id that is held; `OutOfPagesError` if pages, capacity_tokens or max_requests do
         not suffice.

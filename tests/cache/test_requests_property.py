@@ -165,3 +165,36 @@ def test_every_request_is_what_its_tokens_make_it(actions, tight):
         cache.check_invariants()
         assert cache.free_pages == cache.pages
         assert cache._ledger.counted == 0 and not cache._ledger.blocks._holders
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    limits=st.tuples(st.integers(2, 6), st.integers(1, 400), st.integers(0, 20)),
+    capacity=st.integers(200, 1200),
+    small=st.booleans(),
+    actions=st.lists(
+        st.tuples(st.sampled_from("pppffft-"), st.integers(0, 5), st.integers(0, 5), st.integers(1, 300)),
+        max_size=40,
+    ),
+)
+def test_pages_never_run_out_within_the_limits(limits, capacity, small, actions):
+    """Whatever forks share and truncations tear apart: only the stated limits refuse a step or a fork."""
+    requests, chunk, rollback = limits
+    sizes = {"max_requests": requests, "max_chunk": chunk, "max_rollback": rollback}
+    cache = PagedCache.allocate(
+        TINY, LAYERS, capacity, "meta", rows=dict.fromkeys(OTHER_ROWS, 5) if small else None, **sizes
+    )
+    for kind, one, two, n in actions:
+        try:
+            if kind == "p":
+                cache.plan({i: max(min(n, chunk // 2), 1) for i in {one, two}})
+            elif kind == "f":
+                low, high = cache.resume_range(one)
+                cache.fork(one, two, length=max(high - n % 40, low))
+            elif kind == "t":
+                cache.truncate(one, max(cache.min_length(one), cache.length(one) - n % (rollback + 1)))
+            else:
+                cache.free(one)
+        except CacheError as error:
+            assert "group" not in str(error)
+    cache.check_invariants()
