@@ -103,6 +103,8 @@ class AttentionConfig(FrozenModel):
     main_layout: str = ""
     index_layout: str = ""
     output_quant: Literal["f32", "ue8m0x4"] | None = None
+    # "checkpoint" keeps fp8 projections as they are stored, "widened" makes them dense when a layer is built.
+    weight_storage: Literal["checkpoint", "widened"] = "checkpoint"
     prefill_chunk_requests: PositiveInt = 4
     decode_threshold: PositiveInt = 1
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from dsv4core.errors import OpArgumentError
 
 BF16, F32, U8, I32, I64 = torch.bfloat16, torch.float32, torch.uint8, torch.int32, torch.int64
-BOOL, E4M3 = torch.bool, torch.float8_e4m3fn
+BOOL, E4M3, E8M0 = torch.bool, torch.float8_e4m3fn, torch.float8_e8m0fnu
 ACTIVATION = (BF16, F32)  # f32 in profile `math` only
 NORM = (BF16, F32)
 
@@ -190,7 +190,9 @@ def check_range(op: str, name: str, tensor: Tensor, low: int, high: int, what: s
         raise OpArgumentError(op, name, f"{what} in [{low}, {high})", f"{bad} at {where}")
 
 
-def check_listed(op: str, name: str, listed: Tensor, lens: Tensor, lens_name: str, high: int, what: str) -> None:
+def check_listed(
+    op: str, name: str, listed: Tensor, lens: Tensor, lens_name: str, high: int, what: str
+) -> None:
     """Value check of a list and its lengths: what lies behind a length is never read, so it may be anything."""
     check_range(op, lens_name, lens, 0, listed.shape[1] + 1, "lengths")
     column = torch.arange(listed.shape[1], device=listed.device)
