@@ -69,7 +69,7 @@ def _activation(o: Tensor, scales: Tensor | None, groups: int) -> Tensor:
         return o.reshape(o.shape[0], groups, o.shape[1] // groups * o.shape[2])
     if scales.dtype == I32:
         scales = ue8m0.exp2(ue8m0.byte_exponent(scales.contiguous().view(U8)))
-    if tuple(scales.shape) != (o.shape[0], groups, o.shape[2] // 128):
+    if o.shape[2] % 128 or tuple(scales.shape) != (o.shape[0], groups, o.shape[2] // 128):
         raise OpArgumentError(
             NAME, "o_scales", f"one per 128 of {o.shape[2]} channels", f"shape {list(scales.shape)}"
         )
