@@ -29,8 +29,9 @@ NAN_BYTES = {E4M3: (0x7F, 0x7F), E8M0: (0xFF, 0xFF)}
 HEADS = "H"  # the symbol of heads: a size of 0 has no meaning
 # Smallest legal integers by parameter name; an op's `minimum` replaces single ones. No size passes 2^31 - 1.
 MINIMUM = {
-    "rows": 1, "swa_rows": 1, "extra_rows": 1, "ratio": 1, "k": 1, "groups": 1, "window": 1, "padded_heads": 1,
-    "head_dim": 1, "workspace_bytes": 1, "offset": 0, "max_len": 0, "top_k": 0, "M": 0, "N": 0, "eps": 0,
+    "rows": 1, "swa_rows": 1, "extra_rows": 1, "ratio": 1, "k": 1, "groups": 1, "window": 1,
+    "padded_heads": 1, "head_dim": 1, "workspace_bytes": 1, "offset": 0, "max_len": 0, "top_k": 0,
+    "M": 0, "N": 0, "eps": 0,
 }  # fmt: skip
 MAXIMUM = {"workspace_bytes": 2**63 - 1}
 LARGEST = 2**31 - 1
@@ -220,22 +221,27 @@ class Contract:
             if tensor.dtype not in ACTIVATION:
                 continue
             if tensor.numel() and not bool(torch.isfinite(tensor).all()):
-                where = (~torch.isfinite(tensor)).nonzero()[0].tolist()
+                where = first(~torch.isfinite(tensor))
                 self.refuse(name, "finite values", f"{tensor[tuple(where)].item()} at {where}")
 
     def _check_codes(self, name: str, tensor: Tensor) -> None:
         mask, nan = NAN_BYTES[tensor.dtype]
         bad = (tensor.view(U8) & mask) == nan
         if bool(bad.any()):
-            self.refuse(name, "finite values", f"NaN at {bad.nonzero()[0].tolist()}")
+            self.refuse(name, "finite values", f"NaN at {first(bad)}")
 
     def refuse(self, argument: str, expected: str, got: str) -> NoReturn:
         """Raise the one documented error."""
         raise OpArgumentError(self.op, argument, expected, got)
 
 
+def first(mask: Tensor) -> list[int]:
+    """Where a mask is true first."""
+    return [int(i) for i in mask.nonzero()[0]]
+
+
 def _overlaps(tensor: Tensor) -> bool:
-    """Whether two elements may share memory: sorted by stride, every dimension must step over the one before."""
+    """Whether two elements may share memory: by stride, every dimension must step over the one before."""
     reach = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1:
@@ -252,7 +258,7 @@ def check_range(op: str, name: str, tensor: Tensor, low: int, high: int, what: s
     smallest, largest = (int(v) for v in torch.aminmax(tensor))
     if smallest < low or largest >= high:
         bad = smallest if smallest < low else largest
-        where = (tensor == bad).nonzero()[0].tolist()
+        where = first(tensor == bad)
         raise OpArgumentError(op, name, f"{what} in [{low}, {high})", f"{bad} at {where}")
 
 

@@ -55,7 +55,8 @@ def page_layout(
         raise OpArgumentError(op, rows_argument, ">= 1 rows per page", str(rows))
     if pages.shape[0] and pages.shape[1] < rows * found.record_bytes:
         raise OpArgumentError(
-            op, rows_argument, f"a page of at least {rows * found.record_bytes} bytes for {rows} rows of {layout}",
+            op, rows_argument,
+            f"a page of at least {rows * found.record_bytes} bytes for {rows} rows of {layout}",
             f"{pages.shape[1]} bytes",
         )  # fmt: skip
     return found

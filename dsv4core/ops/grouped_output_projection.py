@@ -58,9 +58,12 @@ def grouped_output_projection(
     x = _activation(o, o_scales, groups)
     if wo_a.shape[1] != x.shape[2]:
         raise OpArgumentError(NAME, "wo_a", f"{x.shape[2]} inputs per group", f"shape {list(wo_a.shape)}")
-    weight = wo_a.to(x.dtype) if wo_a_scales is None else dequantise(wo_a, wo_a_scales, x.dtype)
-    parts = weight.chunk(groups)
-    return torch.stack([row_invariant_linear(x[:, g], parts[g]) for g in range(groups)], dim=1)
+    work = F32 if wo_a_scales is not None and wo_a_scales.dtype == F32 else x.dtype  # as in `linear`
+    weight = wo_a.to(work) if wo_a_scales is None else dequantise(wo_a, wo_a_scales, work)
+    out, x = x.new_empty(x.shape[0], groups, wo_a.shape[0] // groups), x.to(work)
+    for g, part in enumerate(weight.chunk(groups)):
+        out[:, g] = row_invariant_linear(x[:, g], part)
+    return out
 
 
 def _activation(o: Tensor, scales: Tensor | None, groups: int) -> Tensor:
@@ -73,5 +76,5 @@ def _activation(o: Tensor, scales: Tensor | None, groups: int) -> Tensor:
         raise OpArgumentError(
             NAME, "o_scales", f"one per 128 of {o.shape[2]} channels", f"shape {list(scales.shape)}"
         )
-    values = e4m3.decode(o.view(U8)).unflatten(-1, (-1, 128)) * scales.unsqueeze(-1)
-    return values.flatten(-2).to(BF16)
+    values = e4m3.decode(o.view(U8)).view(*scales.shape, 128) * scales.unsqueeze(-1)
+    return values.view(o.shape).to(BF16)
