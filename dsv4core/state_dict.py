@@ -40,7 +40,7 @@ def named_weights(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Weigh
         scales = found.get(name + SCALE)
         problem = type_problem(name, tensor, scales)
         if problem:
-            problems.append(f"{spelling[name]} {problem}")
+            problems.append(f"{spelling[name]}{problem}")
         else:
             weights[name] = tensor if scales is None else QuantisedWeight(tensor, scales)
     alone = [n for n in found if n.endswith(SCALE) and n.removesuffix(SCALE) not in found]
@@ -54,10 +54,11 @@ def type_problem(name: str, tensor: Tensor, scales: Tensor | None) -> str:
     """What speaks against the types of one tensor and its scales, after its name; empty when nothing does."""
     kind = str(tensor.dtype).removeprefix("torch.")
     if tensor.dtype in FLOATS:
-        return f"is {kind} but has scales, which belong to float8_e4m3fn" if scales is not None else ""
+        return f" is {kind} but has scales, which belong to float8_e4m3fn" if scales is not None else ""
     if tensor.dtype != torch.float8_e4m3fn or name not in QUANTISABLE:
         quantised = ", or float8_e4m3fn with scales" if name in QUANTISABLE else ""
-        return f"is {kind}; only bfloat16 and float32 are read{quantised}"
+        return f" is {kind}; only bfloat16 and float32 are read{quantised}"
     if scales is None:
-        return f"is {kind} without scales ({name}.scale or {name}.weight_scale_inv)"
-    return QuantisedWeight.problem(tensor, scales)
+        return f" is {kind} without scales ({name}.scale or {name}.weight_scale_inv)"
+    found = QuantisedWeight.problem(tensor, scales)
+    return f": {found}" if found else ""

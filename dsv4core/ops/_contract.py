@@ -265,7 +265,7 @@ def check_range(op: str, name: str, tensor: Tensor, low: int, high: int, what: s
 def check_listed(
     op: str, name: str, listed: Tensor, lens: Tensor, lens_name: str, high: int, what: str
 ) -> None:
-    """Value check of a list and its lengths: what lies behind a length is never read, so it may be anything."""
+    """Value check of a list and its lengths: what lies behind a length is never read and may be anything."""
     check_range(op, lens_name, lens, 0, listed.shape[1] + 1, "lengths")
     column = torch.arange(listed.shape[1], device=listed.device)
     check_range(op, name, torch.where(column < lens.unsqueeze(1), listed, -1), -(2**31), high, what)

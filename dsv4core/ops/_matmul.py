@@ -6,7 +6,6 @@ T = 1..7 and 9); with T zero-padded to a multiple of 8 no call differed.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -88,7 +88,7 @@ def compress_norm_rope_store(
 
 
 def _state_slots(last: Tensor, request: Tensor, table: Tensor, window: int, rows: int) -> Tensor:
-    """State rows of the windows ending at `last`, -1 before position 0. Shapes: i64 [n] -> i64 [n, window]."""
+    """State rows of the windows ending at `last`, -1 before position 0. Shapes: [n] -> i64 [n, window]."""
     index = last.unsqueeze(1) + torch.arange(1 - window, 1, device=last.device)
     slots = table_slots(table, request.unsqueeze(1), index, rows)
     holes = (index >= 0) & (slots < 0)

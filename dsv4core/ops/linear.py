@@ -51,8 +51,8 @@ def linear(
     Shapes: x bf16 [T, in], weight [out, in] -> [T, out]. Formats: "bf16" (weight bf16 or f32); "fp8_block"
     (e4m3 with one f32 or UE8M0 scale per 128 x 128 block); "nvfp4" (u8 [out, in/2], e4m3 scales [out, in/16],
     global_scale f32 [1]); "mxfp4" (u8 [out, in/2], UE8M0 scales [out, in/32]). out_dtype f32 multiplies in
-    f32 with widened operands (the compressor's projection), and so do f32 block scales; bf16 accumulates in f32
-    and rounds once.
+    f32 with widened operands (the compressor's projection), and so do f32 block scales; bf16 accumulates
+    in f32 and rounds once.
     """
     _check(weight, scales, global_scale, format)
     inputs = weight.shape[1] * (2 if format in ("nvfp4", "mxfp4") else 1)
@@ -62,7 +62,7 @@ def linear(
         )
     if out_dtype not in (torch.float32, x.dtype):
         raise OpArgumentError(NAME, "out_dtype", f"torch.float32 or {x.dtype}, like x", str(out_dtype))
-    # f32 block scales do not fit bf16: rounding the matrix would move outputs, and with them codes in the cache.
+    # f32 block scales do not fit bf16: rounding the matrix would move outputs and with them cache codes.
     exact = weight.dtype == E4M3 and scales is not None and scales.dtype == F32
     work = F32 if exact else out_dtype
     dense = _dense(weight, scales, global_scale, work)

@@ -37,12 +37,16 @@ def copy(sharded: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(("format", "scale"), [("fp8_block", "ue8m0"), ("fp8_block", "f32"), ("bf16", "f32")])
 @pytest.mark.parametrize("limit", [LIMIT, 1 << 30])
 def test_round_trip(tmp_path: Path, names: str, format: str, scale: str, limit: int) -> None:
-    path = write_synthetic(tmp_path / "x", TINY, [1, 2], 5, format=format, scale=scale, names=names, shard_bytes=limit)
+    path = write_synthetic(
+        tmp_path / "x", TINY, [1, 2], 5, format=format, scale=scale, names=names, shard_bytes=limit
+    )
     files = sorted(path.glob("*.safetensors"))
     assert (len(files) > 1) == (limit == LIMIT) == (path / INDEX).exists()
     checkpoint = Checkpoint.open(path)
     assert checkpoint.layers() == (1, 2) and checkpoint.config() == TINY
-    assert any(n.startswith("model.layers.1.self_attn.q_a_proj.") for n in checkpoint.names) == (names == "hf")
+    assert any(n.startswith("model.layers.1.self_attn.q_a_proj.") for n in checkpoint.names) == (
+        names == "hf"
+    )
     for layer in (1, 2):
         drawn = AttentionWeights.random(TINY, layer, 5).state_dict()
         weights = AttentionWeights.from_checkpoint(path, TINY, layer)
@@ -54,7 +58,10 @@ def test_round_trip(tmp_path: Path, names: str, format: str, scale: str, limit: 
                 assert float((tensor - drawn[name].float()).norm() / drawn[name].float().norm()) < 0.04
     if limit != LIMIT:
         same = AttentionWeights.from_checkpoint(files[0], TINY, 1).state_dict()
-        assert all(torch.equal(same[n].float(), t.float()) for n, t in AttentionWeights.from_checkpoint(path, TINY, 1).state_dict().items())
+        assert all(
+            torch.equal(same[n].float(), t.float())
+            for n, t in AttentionWeights.from_checkpoint(path, TINY, 1).state_dict().items()
+        )
 
 
 def test_scales_as_plain_bytes(copy: Path) -> None:
@@ -75,7 +82,9 @@ def test_only_the_shards_of_the_layer_are_opened(copy: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     weights = AttentionWeights.from_checkpoint(copy, TINY, 0, progress=lambda *a: seen.append(a))
     size = sum(t.nbytes for t in weights.state_dict().values())
-    assert seen[-1] == ("layer 0 weights", size, size) and [d for _, d, _ in seen] == sorted(d for _, d, _ in seen)
+    assert seen[-1] == ("layer 0 weights", size, size) and [d for _, d, _ in seen] == sorted(
+        d for _, d, _ in seen
+    )
     with pytest.raises(WeightsError, match="cannot be read as safetensors"):
         AttentionWeights.from_checkpoint(copy, TINY, 2)
 
@@ -84,7 +93,10 @@ def test_a_given_prefix(tmp_path: Path) -> None:
     tensors = {f"mtp.0.attn.{n}": t for n, t in AttentionWeights.random(TINY, 0).state_dict().items()}
     save_file(tensors, tmp_path / "draft.safetensors")
     AttentionWeights.from_checkpoint(tmp_path, TINY, 0, prefix="mtp.0.attn.")
-    with pytest.raises(WeightsError, match=r"no attention of layer 0 \(names like layers.0.attn.wq_a.weight\); it has no layer"):
+    with pytest.raises(
+        WeightsError,
+        match=r"no attention of layer 0 \(names like layers.0.attn.wq_a.weight\); it has no layer",
+    ):
         AttentionWeights.from_checkpoint(tmp_path, TINY, 0)
 
 
@@ -124,14 +136,16 @@ def test_paths_that_hold_nothing(tmp_path: Path, copy: Path) -> None:
     refused(copy, 0, "model.safetensors cannot be read as safetensors")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", "{}", '{"weight_map": {}}', '{"weight_map": []}', "[" * 100_000, "\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", "{}", '{"weight_map": {}}', '{"weight_map": []}', "[" * 100_000, "\xff"]
+)
 def test_broken_indices(copy: Path, text: str) -> None:
     (copy / INDEX).write_text(text, encoding="latin-1")
     refused(copy, 0, INDEX)
 
 
-@pytest.mark.parametrize("place", ["../model.safetensors", "/etc/x.safetensors", "a/b.safetensors", "..", "", "x.bin", 3, None,
-                                   "..\\x.safetensors", "C:x.safetensors", "a\0.safetensors", ".safetensors"])  # fmt: skip
+@pytest.mark.parametrize("place", ["../model.safetensors", "/etc/x.safetensors", "a/b.safetensors", "..", "", "x.bin", 3,
+                                   None, "..\\x.safetensors", "C:x.safetensors", "a\0.safetensors", ".safetensors"])  # fmt: skip
 def test_an_index_that_points_elsewhere(copy: Path, place: object) -> None:
     edit_index(copy, lambda table: table.update({"layers.9.other": place}))
     refused(copy, 0, INDEX, "layers.9.other", "in the same directory")
@@ -142,7 +156,12 @@ def test_shards_and_tensors_that_are_missing(copy: Path) -> None:
     victim = checkpoint.names["layers.0.attn.wo_b.weight"]
     edit_index(copy, lambda table: table.pop("layers.0.attn.wq_b.weight"))
     refused(copy, 0, "wq_b")
-    edit_index(copy, lambda table: table.update({"layers.0.attn.wq_b.weight": checkpoint.names["layers.2.attn.wo_b.weight"].name}))
+    edit_index(
+        copy,
+        lambda table: table.update(
+            {"layers.0.attn.wq_b.weight": checkpoint.names["layers.2.attn.wo_b.weight"].name}
+        ),
+    )
     refused(copy, 0, "has no tensor 'layers.0.attn.wq_b.weight'")
     victim.unlink()
     refused(copy, 0, f"{victim.name} is missing")
@@ -173,20 +192,31 @@ def test_a_file_cut_off_after_it_was_opened(copy: Path) -> None:
         checkpoint.attention(TINY, 0)
 
 
+def put(name: str, tensor: torch.Tensor):
+    return lambda tensors: tensors.update({f"layers.0.attn.{name}": tensor})
+
+
+def drop(name: str):
+    return lambda tensors: tensors.pop(f"layers.0.attn.{name}")
+
+
+E4M3 = torch.float8_e4m3fn
+
+
 @pytest.mark.parametrize(("change", "words"), [
-    (lambda t: t.pop("layers.0.attn.kv_norm.weight"), ("lack kv_norm",)),
-    (lambda t: t.pop("layers.0.attn.wq_a.scale"), ("wq_a.weight is float8_e4m3fn without scales",)),
-    (lambda t: t.pop("layers.0.attn.wq_a.weight"), ("wq_a.scale has no wq_a to scale",)),
-    (lambda t: t.update({"layers.0.attn.extra.weight": torch.zeros(1)}), ("extra.weight is not a tensor of an attention layer",)),
-    (lambda t: t.update({"layers.0.attn.wq_a": torch.zeros(1)}), ("is there twice",)),
-    (lambda t: t.update({"layers.0.attn.wkv.weight": torch.zeros(512, 64).half()}), ("wkv.weight is float16",)),
-    (lambda t: t.update({"layers.0.attn.q_norm.weight": torch.zeros(25)}), ("q_norm is [25], expected [24]",)),
-    (lambda t: t.update({"layers.0.attn.q_norm.weight": torch.zeros(24).to(torch.float8_e4m3fn)}), ("q_norm.weight is float8_e4m3fn; only",)),
-    (lambda t: t.update({"layers.0.attn.wq_b.scale": torch.ones(16, 2)}), ("wq_b.weight the scales are float32 [16, 2]", "[16, 1]")),
-    (lambda t: t.update({"layers.0.attn.wq_b.scale": torch.ones(64, 1)}), ("one per 128 x 128 block",)),
-    (lambda t: t.update({"layers.0.attn.wq_b.scale": torch.ones(16, 1).bfloat16()}), ("the scales are bfloat16",)),
-    (lambda t: t.update({"layers.0.attn.wo_a.weight": torch.zeros(4, 2).to(torch.float8_e4m3fn)}), ("wo_a.weight",)),
-    (lambda t: t.update({"layers.0.attn.compressor.ape": torch.zeros(4, 1024)}), ("lack compressor.wkv",)),
+    (drop("kv_norm.weight"), ("lack kv_norm",)),
+    (drop("wq_a.scale"), ("wq_a.weight is float8_e4m3fn without scales",)),
+    (drop("wq_a.weight"), ("wq_a.scale has no wq_a to scale",)),
+    (put("extra.weight", torch.zeros(1)), ("extra.weight is not a tensor of an attention layer",)),
+    (put("wq_a", torch.zeros(1)), ("is there twice",)),
+    (put("wkv.weight", torch.zeros(512, 64).half()), ("wkv.weight is float16",)),
+    (put("q_norm.weight", torch.zeros(25)), ("q_norm is [25], expected [24]",)),
+    (put("q_norm.weight", torch.zeros(24).to(E4M3)), ("q_norm.weight is float8_e4m3fn; only",)),
+    (put("wq_b.scale", torch.ones(16, 2)), ("wq_b.weight: the scales are float32 [16, 2]", "[16, 1]")),
+    (put("wq_b.scale", torch.ones(64, 1)), ("one per 128 x 128 block",)),
+    (put("wq_b.scale", torch.ones(16, 1).bfloat16()), ("the scales are bfloat16",)),
+    (put("wo_a.weight", torch.zeros(4, 2).to(E4M3)), ("wo_a.weight",)),
+    (put("compressor.ape", torch.zeros(4, 1024)), ("lack compressor.wkv",)),
 ])  # fmt: skip
 def test_tensors_that_do_not_fit(copy: Path, change, words: tuple[str, ...]) -> None:
     edit_tensors(copy, change)

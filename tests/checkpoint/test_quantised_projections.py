@@ -17,7 +17,7 @@ from dsv4core.tensor_names import QUANTISABLE
 from dsv4core.weights import AttentionWeights
 
 BF16 = torch.bfloat16
-# Rows and columns that end inside a block, and q_lora_rank a multiple of 128 so that wq_a and wkv can be joined.
+# Rows and columns that end inside a block; q_lora_rank a multiple of 128, so that wq_a and wkv can be joined.
 SMALL = {"hidden_size": 192, "q_lora_rank": 128, "o_lora_rank": 72, "compress_ratios": (0, 4, 128)}
 
 
@@ -35,7 +35,10 @@ def test_codec(shape: tuple[int, int], scale: str) -> None:
     weight = hash_normal(shape, 0, "w", 1.0)
     codes, scales = block_fp8.quantise(weight, scale)
     assert tuple(scales.shape) == block_fp8.scale_shape(*shape)
-    assert (codes.dtype, scales.dtype) == (torch.float8_e4m3fn, {"ue8m0": torch.float8_e8m0fnu, "f32": torch.float32}[scale])
+    assert (codes.dtype, scales.dtype) == (
+        torch.float8_e4m3fn,
+        {"ue8m0": torch.float8_e8m0fnu, "f32": torch.float32}[scale],
+    )
     factor = block_fp8.scale_values(scales).repeat_interleave(128, 0).repeat_interleave(128, 1)
     factor = factor[: shape[0], : shape[1]]
     back = block_fp8.dequantise(codes, scales)
@@ -95,7 +98,10 @@ def test_a_layer_on_stored_weights_equals_the_widened_one(layer: int, scale: str
         )
         cache = PagedCache.allocate(config, [layer], 300)
         hidden = hash_normal((140, 192), 0, "hidden", 1.0, dtype=attention.dtype)
-        steps = [attention(hidden[:139], cache, cache.plan({"a": 139})), attention(hidden[139:], cache, cache.plan({"a": 1}))]
+        steps = [
+            attention(hidden[:139], cache, cache.plan({"a": 139})),
+            attention(hidden[139:], cache, cache.plan({"a": 1})),
+        ]
         outputs.append(torch.cat(steps))
         caches.append(cache.digest("a"))
     assert torch.isfinite(outputs[0]).all()
@@ -106,8 +112,10 @@ def test_a_layer_on_stored_weights_equals_the_widened_one(layer: int, scale: str
 
 
 @pytest.mark.parametrize(("rows", "kinds", "joined"), [
-    ((256, 130), ("ue8m0", "ue8m0"), True), ((256, 130), ("f32", "f32"), True), ((130, 256), ("f32", "f32"), False),
-    ((256, 256), ("f32", "ue8m0"), False), ((256, 256), ("bf16", "f32"), False), ((130, 7), ("bf16", "bf16"), True),
+    ((256, 130), ("ue8m0", "ue8m0"), True), ((256, 130), ("f32", "f32"), True),
+    ((130, 256), ("f32", "f32"), False),
+    ((256, 256), ("f32", "ue8m0"), False), ((256, 256), ("bf16", "f32"), False),
+    ((130, 7), ("bf16", "bf16"), True),
 ])  # fmt: skip
 def test_joined(rows: tuple[int, int], kinds: tuple[str, str], joined: bool) -> None:
     ops, x = get_backend("cpu").ops, hash_normal((5, 200), 0, "x", 1.0, dtype=BF16)
@@ -117,7 +125,9 @@ def test_joined(rows: tuple[int, int], kinds: tuple[str, str], joined: bool) -> 
         parts.append(weight if kind == "bf16" else QuantisedWeight(*block_fp8.quantise(weight, kind)))
     both = Projection.joined(*parts)
     assert isinstance(both, Projection if joined else SplitProjection)
-    dense = torch.cat([p.double() if isinstance(p, torch.Tensor) else p.dequantised().double() for p in parts])
+    dense = torch.cat(
+        [p.double() if isinstance(p, torch.Tensor) else p.dequantised().double() for p in parts]
+    )
     exact = x.double() @ dense.T
     for dtype, bound in ((BF16, 4e-3), (torch.float32, 2e-6)):
         got = both(ops, x, dtype)
@@ -141,8 +151,10 @@ def test_state_dict_and_dequantised_round_trip() -> None:
 
 @pytest.mark.parametrize(("codes", "scales", "message"), [
     (torch.zeros(4, 4), torch.ones(1, 1), r"codes are float32 \[4, 4\], expected float8_e4m3fn"),
-    (torch.zeros(256, 4, dtype=torch.uint8).view(torch.float8_e4m3fn), torch.ones(1, 1), r"expected float32.*\[2, 1\]"),
-    (torch.zeros(4, 4, dtype=torch.uint8).view(torch.float8_e4m3fn), torch.ones(1, 1).half(), "scales are float16"),
+    (torch.zeros(256, 4, dtype=torch.uint8).view(torch.float8_e4m3fn), torch.ones(1, 1),
+     r"expected float32.*\[2, 1\]"),
+    (torch.zeros(4, 4, dtype=torch.uint8).view(torch.float8_e4m3fn), torch.ones(1, 1).half(),
+     "scales are float16"),
 ])  # fmt: skip
 def test_pairs_that_do_not_fit(codes: torch.Tensor, scales: torch.Tensor, message: str) -> None:
     with pytest.raises(WeightsError, match=message):

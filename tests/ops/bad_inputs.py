@@ -13,7 +13,7 @@ from torch import Tensor
 from dsv4core.layout import layouts
 from dsv4core.numerics import block_fp8
 from dsv4core.ops import OPS
-from dsv4core.ops._contract import MINIMUM, E4M3, E8M0, TensorSpec
+from dsv4core.ops._contract import E4M3, E8M0, MINIMUM, TensorSpec
 from dsv4core.samples import Size, sample
 
 TYPES = (
@@ -65,7 +65,7 @@ def _four_bits(format: str) -> Callable[[str], Arguments]:
 
 def _quantised_output(op: str) -> Arguments:
     arguments = _config("plain")(op)
-    output = OPS["fused_inv_rope_fp8_quant"].body(**{**_config("plain")("fused_inv_rope_fp8_quant")})
+    output = OPS["fused_inv_rope_fp8_quant"].body(**_config("plain")("fused_inv_rope_fp8_quant"))
     return {**arguments, "o": output[0], "o_scales": output[1]}
 
 
@@ -97,18 +97,21 @@ def tensors(op: str, a: Arguments) -> Iterator[tuple[str, TensorSpec, Tensor]]:
             yield name, spec, a[name]
 
 
+def as_bytes(tensor: Tensor) -> Tensor:
+    """One-byte floats as bytes, which torch can index; others as they are."""
+    return tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor
+
+
 def grown(tensor: Tensor, dim: int) -> Tensor:
     """One more of a dimension, its first slice again."""
     index = torch.arange(tensor.shape[dim] + 1) % max(tensor.shape[dim], 1)
-    return tensor.view(torch.uint8).index_select(dim, index).view(tensor.dtype) if tensor.element_size() == 1 else tensor.index_select(dim, index)
+    return as_bytes(tensor).index_select(dim, index).view(tensor.dtype)
 
 
 def spread(tensor: Tensor) -> Tensor:
     """The same values with stride(-1) = 2."""
     wide = torch.zeros(*tensor.shape[:-1], 2 * tensor.shape[-1], dtype=tensor.dtype)
-    wide.view(torch.uint8 if tensor.element_size() == 1 else tensor.dtype)[..., ::2] = (
-        tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor
-    )
+    as_bytes(wide)[..., ::2] = as_bytes(tensor)
     return wide[..., ::2]
 
 
@@ -119,9 +122,18 @@ def shapes(op: str, a: Arguments) -> Iterator[Case]:
         for dim, word in enumerate(spec.shape.split()):
             fixed = word.isdigit() or "*" in word or word.startswith("<=") or word in a or exact[word] > 1
             yield Case(f"{name}[{dim}] + 1", {**a, name: grown(tensor, dim)}, RAISES if fixed else MAY)
-        for label, other in (("unsqueeze(0)", tensor.unsqueeze(0)), ("unsqueeze(-1)", tensor.unsqueeze(-1)), ("[0]", tensor[0])):
+        for label, other in (
+            ("unsqueeze(0)", tensor.unsqueeze(0)),
+            ("unsqueeze(-1)", tensor.unsqueeze(-1)),
+            ("[0]", tensor[0]),
+        ):
             yield Case(f"{name}.{label}", {**a, name: other}, RAISES, name)
-        yield Case(f"{name} None", {**a, name: None}, MAY if spec.optional else RAISES, None if spec.optional else name)
+        yield Case(
+            f"{name} None",
+            {**a, name: None},
+            MAY if spec.optional else RAISES,
+            None if spec.optional else name,
+        )
 
 
 def dtypes(op: str, a: Arguments) -> Iterator[Case]:
@@ -130,8 +142,12 @@ def dtypes(op: str, a: Arguments) -> Iterator[Case]:
         for dtype in TYPES:
             wrong = dtype not in spec.dtypes
             if dtype != tensor.dtype:
-                other = torch.zeros(tensor.shape, dtype=torch.uint8).view(dtype) if dtype in (E4M3, E8M0) else torch.zeros(tensor.shape, dtype=dtype)
-                yield Case(f"{name} {dtype}", {**a, name: other}, RAISES if wrong else MAY, name if wrong else None)
+                one_byte = dtype in (E4M3, E8M0)
+                other = torch.zeros(tensor.shape, dtype=torch.uint8 if one_byte else dtype)
+                other = other.view(dtype) if one_byte else other
+                yield Case(
+                    f"{name} {dtype}", {**a, name: other}, RAISES if wrong else MAY, name if wrong else None
+                )
         yield Case(f"{name} list", {**a, name: [1]}, RAISES, name)
 
 
@@ -180,13 +196,16 @@ def parameters(op: str, a: Arguments) -> Iterator[Case]:
         for layout in layouts() if spec.layout else ():
             foreign = layout.family not in spec.families
             changed = {**a, spec.layout: layout.id}
-            yield Case(f"{name} {layout.id}", changed, RAISES if foreign else MAY, spec.layout if foreign else None)
+            yield Case(
+                f"{name} {layout.id}", changed, RAISES if foreign else MAY, spec.layout if foreign else None
+            )
 
 
 NUMBERS = {  # argument -> (too large, too small); the rest may raise or not
     "positions": (RAISES, RAISES), "token_to_req": (RAISES, RAISES), "slot_mapping": (RAISES, LEGAL),
     "kv_slot_mapping": (RAISES, LEGAL), "swa_slots": (RAISES, LEGAL), "extra_slots": (RAISES, LEGAL),
-    "indices": (RAISES, LEGAL), "swa_lens": (RAISES, RAISES), "extra_lens": (RAISES, RAISES), "lens": (RAISES, RAISES),
+    "indices": (RAISES, LEGAL), "swa_lens": (RAISES, RAISES), "extra_lens": (RAISES, RAISES),
+    "lens": (RAISES, RAISES),
     "context_lens": (RAISES, RAISES), "gather_lens": (RAISES, RAISES), "seq_lens": (RAISES, RAISES),
     "block_table": (RAISES, MAY), "topk": (RAISES, LEGAL), "query_start_loc": (RAISES, RAISES),
 }  # fmt: skip
@@ -202,7 +221,11 @@ EXCEPTIONS = {
 def with_value(tensor: Tensor, value: float, last: bool = True) -> Tensor:
     """A copy with one other element: the first of all, or the first (for floats the last) of the last row."""
     changed = tensor.clone()
-    index = tuple(n - 1 for n in tensor.shape) if tensor.is_floating_point() else (-last, *(0,) * (tensor.ndim - 1))
+    index = (
+        tuple(n - 1 for n in tensor.shape)
+        if tensor.is_floating_point()
+        else (-last, *(0,) * (tensor.ndim - 1))
+    )
     changed[index] = value
     return changed
 
@@ -212,7 +235,10 @@ def values(op: str, a: Arguments) -> Iterator[Case]:
     for name, spec, tensor in tensors(op, a):
         if tensor.dtype in (torch.int32, torch.int64) and not name.endswith("scales"):
             large, small = EXCEPTIONS.get((op, name), NUMBERS[name])
-            for value, outcome in ((torch.iinfo(tensor.dtype).max // 2 + 1, large), (torch.iinfo(tensor.dtype).min, small)):
+            for value, outcome in (
+                (torch.iinfo(tensor.dtype).max // 2 + 1, large),
+                (torch.iinfo(tensor.dtype).min, small),
+            ):
                 for last in (False, True):
                     yield Case(f"{name} {value}", {**a, name: with_value(tensor, value, last)}, outcome)
         elif tensor.dtype in (torch.bfloat16, torch.float32):
@@ -227,4 +253,10 @@ def values(op: str, a: Arguments) -> Iterator[Case]:
             yield Case(f"{name} NaN", {**a, name: codes.view(tensor.dtype)}, RAISES, name)
 
 
-STRUCTURE = {"shapes": shapes, "dtypes": dtypes, "strides": strides, "devices": devices, "parameters": parameters}
+STRUCTURE = {
+    "shapes": shapes,
+    "dtypes": dtypes,
+    "strides": strides,
+    "devices": devices,
+    "parameters": parameters,
+}
