@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -144,8 +145,10 @@ def test_broken_indices(copy: Path, text: str) -> None:
     refused(copy, 0, INDEX)
 
 
-@pytest.mark.parametrize("place", ["../model.safetensors", "/etc/x.safetensors", "a/b.safetensors", "..", "", "x.bin", 3,
-                                   None, "..\\x.safetensors", "C:x.safetensors", "a\0.safetensors", ".safetensors"])  # fmt: skip
+@pytest.mark.parametrize("place", [
+    "../model.safetensors", "/etc/x.safetensors", "a/b.safetensors", "..", "", "x.bin", 3, None,
+    "..\\x.safetensors", "C:x.safetensors", "a\0.safetensors", ".safetensors",
+])  # fmt: skip
 def test_an_index_that_points_elsewhere(copy: Path, place: object) -> None:
     edit_index(copy, lambda table: table.update({"layers.9.other": place}))
     refused(copy, 0, INDEX, "layers.9.other", "in the same directory")
@@ -276,3 +279,22 @@ def test_peak_memory_is_the_layer(tmp_path: Path) -> None:
     )
     ratio, total = map(float, out.stdout.split())
     assert total > 200e6 and ratio <= 1.1, (ratio, total)
+
+
+def test_damaged_files_never_end_otherwise(tmp_path: Path) -> None:
+    """Bytes of the header and its length at random: our error, or weights of the right shapes."""
+    rng = random.Random(0)
+    file = write_synthetic(tmp_path / "x", TINY, [0]) / "model.safetensors"
+    whole = file.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    refusals = 0
+    for _ in range(500):
+        data = bytearray(whole)
+        for _ in range(rng.randint(1, 4)):
+            data[rng.randrange(header)] = rng.choice(b'0123456789[]{}",:BF8U_x\x00\xff')
+        file.write_bytes(data)
+        try:
+            AttentionWeights.from_checkpoint(file, TINY, 0).validate(TINY, 0)
+        except WeightsError as error:
+            refusals += str(file) in str(error)
+    assert refusals > 450
