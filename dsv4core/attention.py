@@ -92,7 +92,7 @@ class DeepseekV4Attention(ABC):
         Shapes: -> [T, q_lora], [T, padded_heads, 512].
         """
         c = self.config
-        latent, kv = self.w_qkv(self.ops, x).split((c.q_lora_rank, c.head_dim), dim=1)
+        latent, kv = self.w_qkv(self.ops, x).split_with_sizes((c.q_lora_rank, c.head_dim), dim=1)
         qr, kv = self.ops.fused_q_kv_rmsnorm(latent, kv, self.q_norm, self.kv_norm, eps=c.rms_norm_eps)
         q = self.wq_b(self.ops, qr).view(-1, self.heads, c.head_dim)
         q = self.ops.fused_qnorm_rope_kv_insert(

@@ -52,7 +52,11 @@ class Compressor:
     def __call__(
         self, ops: OpTable, hidden: Tensor, state: Tensor, pages: Tensor, plan: BatchPlan, cos_sin: Tensor
     ) -> None:
-        """Shapes: hidden [T, hidden], state f32 [N, S, 2W] and pages u8 [N, B] (both written), cos_sin f32 [P, 64]."""
+        """Write states and entries of a step.
+
+        Shapes: hidden [T, hidden], state f32 [N, S, 2W] and pages u8 [N, B] (both written), cos_sin f32
+        [P, 64].
+        """
         kv, score = self.projection(ops, hidden, torch.float32).chunk(2, dim=1)
         slots = plan.slots[self.state_group]
         ops.save_partial_states(kv, score, self.ape, plan.positions, state, slots, ratio=self.ratio)

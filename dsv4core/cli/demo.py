@@ -15,12 +15,11 @@ from dsv4core.config import AttentionConfig
 from dsv4core.demo import check
 from dsv4core.demo.run import LayerRun, run_layer
 from dsv4core.demo.story import SEED, Story, tell
-from dsv4core.errors import ConfigError
+from dsv4core.errors import ConfigError, WeightsError
 from dsv4core.progress import Progress
 from dsv4core.selection import get_backend
 from dsv4core.weights import AttentionWeights
 
-LAYERS = (0, 2, 3)  # V4-Flash: window only, ratio 4 with indexer, ratio 128
 WIDTH = 28
 MIB = 1 << 20
 
@@ -51,11 +50,12 @@ def run(args: argparse.Namespace) -> int:
     config, dimensions = _config(args.preset, args.weights)
     backend = get_backend(args.backend)
     story = _story(args.text)
-    say = (lambda *_: None) if args.json else print
+    say = _silent_line if args.json else _line
     bar = _silent if args.json else _bar
     rows = story.lengths
     say(
-        f"dsv4core demo: {dimensions} dimensions, backend {backend.name}, {rows['long']} + {rows['short']} tokens"
+        f"dsv4core demo: {dimensions} dimensions, backend {backend.name}, "
+        f"{rows['long']} + {rows['short']} tokens"
     )
     default = args.text is None and args.weights is None and dimensions == "v4-flash"
     report: dict[str, Any] = {
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         "layers": {},
     }
     failures: list[str] = []
-    for layer in LAYERS if args.layer is None else (args.layer,):
+    for layer in _layers(config) if args.layer is None else (args.layer,):
         began = time.perf_counter()
         weights = _weights(args.weights, config, layer, bar)
         generated = time.perf_counter() - began
@@ -83,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
         report["layers"][str(layer)] = _layer_report(result, reference, problems, generated)
         _show(say, result, reference, backend.ops.provenance, check.pinned() if default else None)
     per_token = check.token_bytes(config)
-    say(f"\ncache of the whole model: {per_token:.2f} B/token, published 3850.25 (fp8 rows + fp8 index keys)")
+    published = ", published 3850.25 (fp8 rows + fp8 index keys)" if dimensions == "v4-flash" else ""
+    say(f"\ncache of the whole model: {per_token:.2f} B/token{published}")
     if dimensions == "v4-flash" and per_token != check.TOKEN_BYTES["fp8_ds_mla+index_fp8"]:
         failures.append(f"byte model: {per_token} B/token, published 3850.25")
     seconds, gib = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -93,6 +94,12 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({**report, "failures": failures, "seconds": seconds, "peak_gib": gib}, indent=1))
     return 1 if failures else 0
+
+
+def _layers(config: AttentionConfig) -> tuple[int, ...]:
+    """The first layer of each kind: 0, 2 and 3 of V4-Flash."""
+    ratios = config.compress_ratios
+    return tuple(sorted(ratios.index(ratio) for ratio in set(ratios)))
 
 
 def _story(path: Path | None) -> Story:
@@ -107,7 +114,7 @@ def _config(preset: str | None, weights: Path | None) -> tuple[AttentionConfig, 
     if preset is None and weights is not None:
         folder = weights if weights.is_dir() else weights.parent
         if (folder / "config.json").is_file():
-            return Checkpoint.open(weights).config(), f"{folder.name}/config.json"
+            return _open(weights).config(), f"{folder.name}/config.json"
     preset = preset or "v4-flash"
     return AttentionConfig.preset(preset), preset
 
@@ -115,7 +122,14 @@ def _config(preset: str | None, weights: Path | None) -> tuple[AttentionConfig, 
 def _weights(path: Path | None, config: AttentionConfig, layer: int, progress: Progress) -> AttentionWeights:
     if path is None:
         return AttentionWeights.random(config, layer, SEED)
-    return AttentionWeights.from_checkpoint(path, config, layer, progress=progress)
+    return _open(path).attention(config, layer, progress=progress)
+
+
+def _open(path: Path) -> Checkpoint:
+    try:
+        return Checkpoint.open(path)
+    except WeightsError as error:  # nothing that could be a checkpoint: a wrong option, not a failed run
+        raise ConfigError(f"--weights: {path} cannot be read: {error}") from None
 
 
 def _problems(
@@ -192,6 +206,14 @@ def _bar(what: str, done: int, total: int) -> None:
         print(f"\r{line}", end="\n" if done == total else "", file=sys.stderr, flush=True)
     elif done == total:
         print(line, file=sys.stderr, flush=True)
+
+
+def _line(text: str) -> None:
+    print(text)
+
+
+def _silent_line(text: str) -> None:
+    """No text where another program reads."""
 
 
 def _silent(what: str, done: int, total: int) -> None:

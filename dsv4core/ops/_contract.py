@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from dsv4core import env
 from dsv4core.errors import OpArgumentError
 from dsv4core.ops._rows import page_layout
 
@@ -24,6 +25,7 @@ BF16, F32, U8, I32, I64 = torch.bfloat16, torch.float32, torch.uint8, torch.int3
 BOOL, E4M3, E8M0 = torch.bool, torch.float8_e4m3fn, torch.float8_e8m0fnu
 ACTIVATION = (BF16, F32)  # f32 in profile `math` only
 NORM = (BF16, F32)
+CHECK = "DSV4CORE_CHECK"
 # (mask, NaN) of one-byte floats.
 NAN_BYTES = {E4M3: (0x7F, 0x7F), E8M0: (0xFF, 0xFF)}
 HEADS = "H"  # the symbol of heads: a size of 0 has no meaning
@@ -74,7 +76,10 @@ def page(
 
 def check_mode() -> str:
     """`DSV4CORE_CHECK`: "0", "1", or "" (value checks on CPU tensors only)."""
-    return os.environ.get("DSV4CORE_CHECK", "")
+    raw = os.environ.get(
+        CHECK
+    )  # every op call comes by here, so the table of variables has the unusual cases
+    return raw or "" if raw in (None, "0", "1") else env.read(CHECK)
 
 
 Word = tuple[str, int, int | None, bool]  # symbol, factor, its size if it is a number, "or fewer"
@@ -221,23 +226,18 @@ class Contract:
             if tensor.dtype not in ACTIVATION:
                 continue
             if tensor.numel() and not bool(torch.isfinite(tensor).all()):
-                where = first(~torch.isfinite(tensor))
+                where = _first(~torch.isfinite(tensor))
                 self.refuse(name, "finite values", f"{tensor[tuple(where)].item()} at {where}")
 
     def _check_codes(self, name: str, tensor: Tensor) -> None:
         mask, nan = NAN_BYTES[tensor.dtype]
         bad = (tensor.view(U8) & mask) == nan
         if bool(bad.any()):
-            self.refuse(name, "finite values", f"NaN at {first(bad)}")
+            self.refuse(name, "finite values", f"NaN at {_first(bad)}")
 
     def refuse(self, argument: str, expected: str, got: str) -> NoReturn:
         """Raise the one documented error."""
         raise OpArgumentError(self.op, argument, expected, got)
-
-
-def first(mask: Tensor) -> list[int]:
-    """Where a mask is true first."""
-    return [int(i) for i in mask.nonzero()[0]]
 
 
 def _overlaps(tensor: Tensor) -> bool:
@@ -258,8 +258,12 @@ def check_range(op: str, name: str, tensor: Tensor, low: int, high: int, what: s
     smallest, largest = (int(v) for v in torch.aminmax(tensor))
     if smallest < low or largest >= high:
         bad = smallest if smallest < low else largest
-        where = first(tensor == bad)
-        raise OpArgumentError(op, name, f"{what} in [{low}, {high})", f"{bad} at {where}")
+        raise OpArgumentError(op, name, f"{what} in [{low}, {high})", f"{bad} at {_first(tensor == bad)}")
+
+
+def _first(mask: Tensor) -> list[int]:
+    """Where the first true element is."""
+    return [int(i) for i in mask.nonzero()[0]]
 
 
 def check_listed(

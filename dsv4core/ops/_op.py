@@ -65,7 +65,9 @@ class Op:
         stand_in.__signature__ = self.signature.replace(  # type: ignore[attr-defined]
             parameters=parameters, return_annotation=result
         )
-        return torch.library.infer_schema(stand_in, mutates_args=self.mutates)
+        return torch.library.infer_schema(  # pyright: ignore[reportUnknownMemberType]
+            stand_in, mutates_args=self.mutates
+        )
 
 
 OPS: dict[str, Op] = {}

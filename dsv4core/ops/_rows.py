@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -29,6 +30,16 @@ def table_slots(block_table: Tensor, request: Tensor, index: Tensor, rows: int) 
         return torch.full_like(inside, -1, dtype=torch.int64)
     page = block_table[request.long(), column.clamp(0, width - 1)].long()
     return torch.where(inside & (page >= 0), page * rows + index % rows, -1)
+
+
+def by_block(x: Tensor, size: int) -> Tensor:
+    """The last dimension cut into blocks. Shapes: [..., n * size] -> [..., n, size]."""
+    return x.reshape(*x.shape[:-1], x.shape[-1] // size, size)
+
+
+def ints(tensor: Tensor) -> list[int]:
+    """The numbers of a vector on the host; torch's own `tolist` has no element type. Shapes: i32 [n]."""
+    return cast("list[int]", tensor.tolist())  # pyright: ignore[reportUnknownMemberType]
 
 
 def blocks(total: int, size: int) -> Iterator[slice]:

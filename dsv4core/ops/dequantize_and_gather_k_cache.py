@@ -8,7 +8,7 @@ from torch import Tensor
 from dsv4core.errors import OpArgumentError
 from dsv4core.ops._contract import ACTIVATION, I32, page, spec
 from dsv4core.ops._op import op
-from dsv4core.ops._rows import page_layout, table_slots
+from dsv4core.ops._rows import ints, page_layout, table_slots
 
 NAME = "dequantize_and_gather_k_cache"
 
@@ -43,8 +43,8 @@ def dequantize_and_gather_k_cache(
     """
     # Everything is checked before the first row is written.
     source = page_layout(NAME, layout, rows=rows, pages=k_cache, families=("main",))
-    lens = seq_lens.tolist()
-    counts = lens if gather_lens is None else gather_lens.tolist()
+    lens = ints(seq_lens)
+    counts = lens if gather_lens is None else ints(gather_lens)
     parts: list[Tensor] = []
     for b, (length, count) in enumerate(zip(lens, counts, strict=True)):
         if count > length or count < 0 or offset < 0 or offset + count > out.shape[1]:

@@ -12,7 +12,7 @@ from dsv4core.errors import OpArgumentError
 from dsv4core.ops._attend import ATTENTION, attend
 from dsv4core.ops._contract import ACTIVATION, F32, I32, check_listed, page, spec
 from dsv4core.ops._op import op
-from dsv4core.ops._rows import page_layout
+from dsv4core.ops._rows import ints, page_layout
 
 NAME = "sparse_decode"
 
@@ -26,7 +26,9 @@ def _fake(
 
 
 def _values(a: Mapping[str, Any], dims: Mapping[str, int]) -> None:
-    check_listed(NAME, "swa_slots", a["swa_slots"], a["swa_lens"], "swa_lens", dims["N"] * a["swa_rows"], "slots")
+    check_listed(
+        NAME, "swa_slots", a["swa_slots"], a["swa_lens"], "swa_lens", dims["N"] * a["swa_rows"], "slots"
+    )
     if a["extra_cache"] is not None and a["extra_slots"] is not None and a["extra_lens"] is not None:
         high = dims["NE"] * a["extra_rows"]
         check_listed(NAME, "extra_slots", a["extra_slots"], a["extra_lens"], "extra_lens", high, "slots")
@@ -65,7 +67,7 @@ def sparse_decode(
     last page raises in checked mode and is skipped otherwise; order has no meaning, duplicates count twice.
     """
     main = page_layout(NAME, layout, rows=swa_rows, pages=swa_cache, families=("main",))
-    sources = [(swa_cache, main, swa_slots, swa_lens.tolist(), swa_rows)]
+    sources = [(swa_cache, main, swa_slots, ints(swa_lens), swa_rows)]
     if extra_cache is not None:
         if extra_slots is None or extra_lens is None:
             lacking = "extra_slots" if extra_slots is None else "extra_lens"
@@ -78,7 +80,7 @@ def sparse_decode(
             families=("main",),
             argument="extra_layout",
         )
-        sources.append((extra_cache, extra, extra_slots, extra_lens.tolist(), extra_rows))
+        sources.append((extra_cache, extra, extra_slots, ints(extra_lens), extra_rows))
     lse = attn_sink.new_empty(q.shape[0], q.shape[1])
     for t in range(q.shape[0]):
         keys: list[Tensor] = []

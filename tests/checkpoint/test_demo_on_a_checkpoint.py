@@ -33,7 +33,7 @@ def test_single_file_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_what_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo", "--weights", str(tmp_path / "none"), "--layer", "0"]) == 1
+    assert main(["demo", "--weights", str(tmp_path / "none"), "--layer", "0"]) == 2
     assert "none does not exist; expected a .safetensors file or a directory" in capsys.readouterr().err
     assert main(["demo", "--weights", str(tmp_path)]) == 2
     assert "--weights and --layer go together" in capsys.readouterr().err
