@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dsv4core.ops import OpTable
 from dsv4core.plan import BatchPlan
-from dsv4core.projection import Projection
+from dsv4core.projection import Projection, SplitProjection
 from dsv4core.weights import CompressorWeights
 
 
@@ -21,7 +21,7 @@ class Compressor:
     pages.
     """
 
-    projection: Projection
+    projection: Projection | SplitProjection
     ape: Tensor
     norm: Tensor
     ratio: int

@@ -63,7 +63,7 @@ def against_reference(
         c.hidden_size, c.num_attention_heads, c.q_lora_rank, c.o_groups, c.o_lora_rank, c.index_n_heads,
         c.index_topk, eps=c.rms_norm_eps, theta=c.rope_theta, compress_theta=c.compress_rope_theta,
     )  # fmt: skip
-    arrays = {name: tensor.float().numpy() for name, tensor in weights.state_dict().items()}
+    arrays = {name: tensor.float().numpy() for name, tensor in weights.dequantised().state_dict().items()}
     reference = ReferenceLayer(sizes, c.layer(layer).ratio, arrays, Options.preset("vllm"))
     tokens = story.lengths[LONG]
     rows = sorted({3, 127, 128, 1000, tokens - DECODED - 1, *range(tokens - 4, tokens)})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +14,8 @@ from dsv4core.cache import PagedCache
 from dsv4core.config import AttentionConfig
 from dsv4core.demo.story import DECODED, LONG, SHORT, Story
 from dsv4core.demo.timing import TimedOps
+from dsv4core.progress import Progress
 from dsv4core.weights import AttentionWeights
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass

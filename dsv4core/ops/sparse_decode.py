@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
 from dsv4core.ops._attend import ATTENTION, attend
-from dsv4core.ops._contract import ACTIVATION, F32, I32, U8, TensorSpec, check_listed, page, spec
+from dsv4core.ops._contract import ACTIVATION, F32, I32, check_listed, page, spec
 from dsv4core.ops._op import op
 from dsv4core.ops._rows import ints, page_layout
 
@@ -43,10 +43,10 @@ def _values(a: Mapping[str, Any], dims: Mapping[str, int]) -> None:
     values=_values,
     tensors={
         "q": spec("T H 512", *ACTIVATION),
-        "swa_cache": page(),
+        "swa_cache": page(rows="swa_rows"),
         "swa_slots": spec("T K", I32, strides="any"),
         "swa_lens": spec("T", I32, strides="any"),
-        "extra_cache": TensorSpec("NE BE", (U8,), optional=True, strides="page"),
+        "extra_cache": page(shape="NE BE", layout="extra_layout", rows="extra_rows", optional=True),
         "extra_slots": spec("T KE", I32, optional=True, strides="any"),
         "extra_lens": spec("T", I32, optional=True, strides="any"),
         "attn_sink": spec("H", F32, finite=False),
@@ -70,7 +70,8 @@ def sparse_decode(
     sources = [(swa_cache, main, swa_slots, ints(swa_lens), swa_rows)]
     if extra_cache is not None:
         if extra_slots is None or extra_lens is None:
-            raise OpArgumentError(NAME, "extra_slots", "a list and lens with an extra_cache", "None")
+            lacking = "extra_slots" if extra_slots is None else "extra_lens"
+            raise OpArgumentError(NAME, lacking, "a tensor, since there is an extra_cache", "None")
         extra = page_layout(
             NAME,
             extra_layout,

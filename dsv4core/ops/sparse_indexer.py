@@ -27,7 +27,7 @@ def _fake(
     return context_lens.new_empty(context_lens.shape[0], k)
 
 
-@op(fake=_fake, tensors=TENSORS, values=values)
+@op(fake=_fake, tensors=TENSORS, values=values(NAME))
 def sparse_indexer(
     q: Tensor, q_scales: Tensor | None, weights: Tensor, k_cache: Tensor, context_lens: Tensor,
     token_to_req: Tensor, block_table: Tensor, *, rows: int, layout: str, k: int, workspace_bytes: int,

@@ -124,6 +124,15 @@ def test_ratio_one_is_window_only():
     ({"profile": "math2"}, "profile 'math2' does not exist; the profiles are vllm, math"),
     ({"profile": "official"}, 'type index_layout="index_mxfp4_hadamard"'),
     ({"yarn": {"factor": 0.5}}, "factor"),
+    ({"yarn": {"beta_fast": 1.0, "beta_slow": 32.0}}, r"beta_fast 1.0 is not above beta_slow 32.0"),
+    ({"rope_theta": float("inf")}, "'rope_theta' is inf"),
+    ({"compress_rope_theta": 1.0}, "compress_rope_theta is 1.0; a rotation base is above 1"),
+    ({"rms_norm_eps": float("nan")}, "'rms_norm_eps' is nan"),
+    ({"hidden_size": 2**70}, "hidden_size is 1180591620717411303424, no size passes 2"),
+    ({"hidden_size": 64.5}, "'hidden_size' is 64.5"),
+    ({"o_groups": 8}, "num_attention_heads 4 is not a multiple of o_groups 8"),
+    ({"index_topk": -1}, "'index_topk' is -1"),
+    ({"weight_storage": "fp8"}, "'weight_storage' is 'fp8': Input should be 'checkpoint' or 'widened'"),
     ({"yarn": {"mscale": 1}}, "mscale"),
 ])
 def test_contradictions_are_refused(overrides, message):

@@ -148,10 +148,10 @@ def edited(layer, remove=(), **changes):
 @pytest.mark.parametrize(("tensors", "prefix", "message"), [
     (edited(1, remove=("wq_a", "compressor.ape")), "", "lack wq_a, compressor.ape; found q_norm"),
     (edited(1, remove=("indexer.compressor.norm",)), "", "lack indexer.compressor.norm"),
-    (edited(0, wq_a__scale=torch.zeros(1)), "", "wq_a.scale is not a tensor of an attention layer"),
+    (edited(0, wq_a__scale=torch.zeros(1)), "", "wq_a is bfloat16 but has scales, which belong"),
     (edited(0, fused_wqa_wkv=torch.zeros(1)), "", "fused_wqa_wkv is not a tensor"),
     (edited(0, wq_a__weight=torch.zeros(1)), "", "wq_a.weight is there twice"),
-    (edited(0, wq_b=torch.zeros(4, 4).to(torch.float8_e4m3fn)), "", "wq_b is float8_e4m3fn; only bfloat16"),
+    (edited(0, wq_b=torch.zeros(4, 4).to(torch.float8_e4m3fn)), "", "wq_b is float8_e4m3fn without scales"),
     (edited(0, wkv=torch.zeros(4).half()), "", "wkv is float16"),
     ({"layers.0.attn.wq_a.weight": torch.zeros(1)}, "layers.7.attn",
      r"begins with 'layers.7.attn.'; prefixes with a wq_a are 'layers.0.attn.'"),

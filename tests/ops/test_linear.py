@@ -155,8 +155,8 @@ def test_refusals(ops) -> None:
     for weight, scales, global_scale, format, argument in [
         (e4m3, None, None, "bf16", "weight"), (e4m3, None, None, "fp8_block", "scales"),
         (u8, None, None, "int4", "format"), (e4m3, torch.ones(1, 2), None, "fp8_block", "scales"),
-        (u8, torch.ones(130, 8), None, "nvfp4", "scales"),
-        (u8, torch.zeros(130, 8, dtype=torch.uint8), one, "mxfp4", "scales"),
+        (u8, torch.ones(130, 8), None, "nvfp4", "global_scale"),
+        (u8, torch.zeros(130, 8, dtype=torch.uint8), one, "mxfp4", "global_scale"),
         (torch.zeros(3, 255, dtype=BF16), None, None, "bf16", "weight"),
     ]:  # fmt: skip
         with pytest.raises(OpArgumentError) as caught:
