@@ -52,6 +52,14 @@ class CacheLayout(PageGeometry, ABC):
             )
         return self._decode(record)
 
+    def factors(self, record: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Rows as values and a factor per row, where their product would have to be rounded.
+
+        The factor is None where `decode` is exact, which is nearly everywhere.
+        Shapes: u8 [..., record_bytes] -> [..., values], f32 [...] or None.
+        """
+        return self.decode(record), None
+
     def read(self, pages: Tensor, slots: Tensor, rows: int) -> Tensor:
         """Records at slots, which must be >= 0.
 

@@ -87,6 +87,11 @@ def test_profiles_choose_layouts():
     math = AttentionConfig.preset("tiny", profile="math")
     assert (math.main_layout, math.index_layout) == ("f32_row", "index_f32")
     assert (math.activation, math.index_format, math.rotate) == ("f32", "f32", "none")
+    official, sglang = (AttentionConfig.preset("tiny", profile=name) for name in ("official", "sglang"))
+    assert (official.main_layout, official.index_layout) == ("fp8_ds_mla", "index_mxfp4_hadamard")
+    assert (official.activation, official.index_format, official.rotate) == ("bf16", "mxfp4", "hadamard")
+    assert (sglang.main_layout, sglang.index_layout) == ("fp8_ds_mla", "index_fp8_hadamard_f32")
+    assert (sglang.activation, sglang.index_format, sglang.rotate) == ("bf16", "fp8_f32", "hadamard")
     other = AttentionConfig.preset("tiny", main_layout="bf16_row", index_layout="index_mxfp4_hadamard")
     assert (other.main_layout, other.index_format, other.rotate) == ("bf16_row", "mxfp4", "hadamard")
 
@@ -96,7 +101,7 @@ def test_layout_ids_agree_with_the_layouts():
     assert set(INDEX_LAYOUTS) == {layout.id for layout in layouts() if layout.family == "index"}
     assert all(get_layout(name).rotate == meaning.rotate for name, meaning in INDEX_LAYOUTS.items())
     for main, index in PROFILE_LAYOUTS.values():
-        assert get_layout(main).value_dtype == get_layout(index).value_dtype
+        assert get_layout(main).plain_f32 == get_layout(index).plain_f32
 
 
 def test_ratio_one_is_window_only():
@@ -121,8 +126,7 @@ def test_ratio_one_is_window_only():
     ({"profile": "math", "main_layout": "bf16_row"}, "'bf16_row' does not go with profile 'math'"),
     ({"profile": "math", "output_quant": "f32"}, "output_quant 'f32' does not go with profile 'math'"),
     ({"output_quant": "fp8"}, "'output_quant' is 'fp8'"),
-    ({"profile": "math2"}, "profile 'math2' does not exist; the profiles are vllm, math"),
-    ({"profile": "official"}, 'type index_layout="index_mxfp4_hadamard"'),
+    ({"profile": "math2"}, "profile 'math2' does not exist; the profiles are vllm, official, sglang, math"),
     ({"yarn": {"factor": 0.5}}, "factor"),
     ({"yarn": {"mscale": 1}}, "mscale"),
 ])
@@ -135,7 +139,7 @@ def test_direct_construction_reports_everything_at_once():
     with pytest.raises(ConfigError, match=r"'hidden_size' is missing.*'compress_ratios' is missing"):
         AttentionConfig()
     with pytest.raises(ConfigError, match="profile"):
-        AttentionConfig(**{**AttentionConfig.preset("tiny").model_dump(), "profile": "sglang"})
+        AttentionConfig(**{**AttentionConfig.preset("tiny").model_dump(), "profile": "trtllm"})
 
 
 def test_unknown_preset():

@@ -6,7 +6,8 @@ import torch
 from dsv4core.errors import LayoutError
 from dsv4core.layout import get_layout
 
-IDS = ["fp8_ds_mla", "index_fp8", "index_mxfp4", "bf16_row", "f32_row", "index_f32", "state_f32"]
+IDS = ["fp8_ds_mla", "fp8_ds_mla_fnuz", "fp8_row", "index_fp8", "index_fp8_ue8m0x4", "index_fp8_hadamard_f32",
+       "index_mxfp4", "bf16_row", "f32_row", "index_f32", "state_f32"]
 
 
 def layout_of(layout_id):
