@@ -105,7 +105,7 @@ class PageGeometry(FrozenModel):
 
     @property
     def plain_f32(self) -> bool:
-        """Whether rows are unrounded f32 numbers (profile `math`): then nothing on the way is rounded either."""
+        """Whether rows are unrounded f32 (profile `math`): then nothing on the way is rounded either."""
         return all(field.dtype == "f32" for field in self.row_fields)
 
     @cached_property

@@ -43,9 +43,14 @@ def values(device: torch.device) -> Tensor:
     return torch.tensor([_value(code) for code in range(256)], dtype=torch.float32, device=device)
 
 
+def look_up(table: Tensor, code: Tensor) -> Tensor:
+    """table[code]; several times faster than indexing. Shapes: [n], u8 any -> the same shape as code."""
+    return table.index_select(0, code.to(torch.int32).flatten()).view(code.shape)
+
+
 def decode(code: Tensor) -> Tensor:
     """Values of e4m3fn bytes; 0x7f and 0xff are NaN. Shapes: u8 any -> f32 the same."""
-    return values(code.device)[code.to(torch.int32)]
+    return look_up(values(code.device), code)
 
 
 def encode_fnuz(x: Tensor) -> Tensor:
@@ -70,4 +75,4 @@ def values_fnuz(device: torch.device) -> Tensor:
 
 def decode_fnuz(code: Tensor) -> Tensor:
     """Values of FNUZ bytes; 0x80 is NaN. Shapes: u8 any -> f32 the same."""
-    return values_fnuz(code.device)[code.to(torch.int32)]
+    return look_up(values_fnuz(code.device), code)

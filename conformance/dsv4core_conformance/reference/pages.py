@@ -1,7 +1,8 @@
 """Bytes of cache pages, from float arrays: a second encoder that shares nothing with the library's own.
 
 Layouts: fp8_ds_mla, fp8_ds_mla_fnuz, fp8_row, bf16_row, f32_row; index_fp8, index_fp8_ue8m0x4, index_mxfp4,
-index_f32, and of values already rotated index_mxfp4_hadamard and index_fp8_hadamard_f32; state_f32. A page holds `rows` rows; where a row has scales they follow behind all the rows.
+index_f32, and of values already rotated index_mxfp4_hadamard and index_fp8_hadamard_f32; state_f32. A page
+holds `rows` rows; where a row has scales they follow behind all the rows.
 """
 
 from __future__ import annotations
