@@ -13,8 +13,8 @@ from dsv4core._hf import hf_values
 from dsv4core.errors import ConfigError, DSV4CoreError
 
 Kind = Literal["swa", "csa", "hca"]
-Profile = Literal["vllm", "math"]
-IndexFormat = Literal["fp8", "mxfp4", "f32"]
+Profile = Literal["vllm", "official", "sglang", "math"]
+IndexFormat = Literal["fp8", "fp8_f32", "mxfp4", "f32"]
 Rotation = Literal["none", "hadamard"]
 
 KINDS: dict[int, Kind] = {0: "swa", 4: "csa", 128: "hca"}
@@ -28,15 +28,19 @@ class IndexLayout(NamedTuple):
 
 
 # Ids only: the objects are in dsv4core.layout, which needs torch.
-MAIN_LAYOUTS = ("fp8_ds_mla", "bf16_row", "f32_row")
+MAIN_LAYOUTS = ("fp8_ds_mla", "fp8_ds_mla_fnuz", "bf16_row", "fp8_row", "f32_row")
 INDEX_LAYOUTS: dict[str, IndexLayout] = {
     "index_fp8": IndexLayout("fp8", "none"),
+    "index_fp8_ue8m0x4": IndexLayout("fp8", "none"),
+    "index_fp8_hadamard_f32": IndexLayout("fp8_f32", "hadamard"),
     "index_mxfp4": IndexLayout("mxfp4", "none"),
     "index_mxfp4_hadamard": IndexLayout("mxfp4", "hadamard"),
     "index_f32": IndexLayout("f32", "none"),
 }
 PROFILE_LAYOUTS: dict[str, tuple[str, str]] = {
     "vllm": ("fp8_ds_mla", "index_fp8"),
+    "official": ("fp8_ds_mla", "index_mxfp4_hadamard"),
+    "sglang": ("fp8_ds_mla", "index_fp8_hadamard_f32"),
     "math": ("f32_row", "index_f32"),
 }
 
@@ -201,8 +205,7 @@ def _known_profile(profile: str) -> str:
     if profile in PROFILE_LAYOUTS:
         return profile
     known = ", ".join(PROFILE_LAYOUTS)
-    hint = ' (for its index pages type index_layout="index_mxfp4_hadamard")' if profile == "official" else ""
-    raise ConfigError(f"profile {profile!r} does not exist; the profiles are {known}{hint}")
+    raise ConfigError(f"profile {profile!r} does not exist; the profiles are {known}")
 
 
 def _dimension_problems(c: AttentionConfig) -> list[str]:

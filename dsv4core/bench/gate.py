@@ -101,8 +101,9 @@ def _logits(op: Op, arguments: Arguments, mine: list[Tensor]) -> float:
     q = _scores.query_values(a["q"], a["q_scales"], torch.arange(a["q"].shape[0])).abs()
     for t, length in enumerate(int(n) for n in a["context_lens"]):
         request, span = int(a["token_to_req"][t]), slice(0, length)
-        keys = _scores.entry_values(a["k_cache"], a["block_table"], request, span, layout, a["rows"], op.name)
-        scale = _scores.scores(q[t : t + 1], a["weights"][t : t + 1].abs(), keys.abs(), False)[0]
+        pages = (a["k_cache"], a["block_table"], request, span, layout, a["rows"], op.name)
+        keys, factor = _scores.entry_values(*pages)
+        scale = _scores.scores(q[t : t + 1], a["weights"][t : t + 1].abs(), keys.abs(), factor, False)[0]
         gap = (mine[0][t, :length].double() - wanted[t, :length].double()).abs()
         worst = max(worst, float((gap / scale).max())) if length else worst
     return worst

@@ -52,12 +52,20 @@ class CacheLayout(PageGeometry, ABC):
             )
         return self._decode(record)
 
+    def factors(self, record: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Rows as values and a factor per row, where their product would have to be rounded.
+
+        The factor is None where `decode` is exact, which is nearly everywhere.
+        Shapes: u8 [..., record_bytes] -> [..., values], f32 [...] or None.
+        """
+        return self.decode(record), None
+
     def read(self, pages: Tensor, slots: Tensor, rows: int) -> Tensor:
         """Records at slots, which must be >= 0.
 
         Shapes: pages u8 [N, B], slots i64 or i32 any -> u8 [*slots.shape, record_bytes].
         """
-        return paging.read(self._parts(pages, rows), slots, rows)
+        return paging.read(self.parts(pages, rows), slots, rows)
 
     def write(self, pages: Tensor, slots: Tensor, record: Tensor, rows: int) -> None:
         """Put records at slots in place; touches exactly `record_bytes` bytes per slot.
@@ -67,7 +75,7 @@ class CacheLayout(PageGeometry, ABC):
         if record.dtype != torch.uint8 or tuple(record.shape) != (*slots.shape, self.record_bytes):
             shape = [*slots.shape, self.record_bytes]
             raise LayoutError(f"layout {self.id!r} writes records u8 {shape}, got {_describe(record)}")
-        paging.write(self._parts(pages, rows), slots, record, rows)
+        paging.write(self.parts(pages, rows), slots, record, rows)
 
     def encode_pages(self, values: Tensor) -> Tensor:
         """Whole pages; bytes behind the payload are 0.
@@ -80,12 +88,12 @@ class CacheLayout(PageGeometry, ABC):
             )
         rows = values.shape[1]
         pages = values.new_zeros((values.shape[0], self.page_bytes(rows)), dtype=torch.uint8)
-        paging.fill(self._parts(pages, rows), self.encode(values))
+        paging.fill(self.parts(pages, rows), self.encode(values))
         return pages
 
     def decode_pages(self, pages: Tensor, rows: int) -> Tensor:
         """All rows of pages. Shapes: u8 [N, B] -> bf16 or f32 [N, rows, values]."""
-        return self.decode(paging.everything(self._parts(pages, rows)))
+        return self.decode(paging.everything(self.parts(pages, rows)))
 
     def sized(self, width: int) -> CacheLayout:
         """This layout for rows of `width`; only `state_f32` has a choice."""
@@ -106,8 +114,11 @@ class CacheLayout(PageGeometry, ABC):
             return self.row_bytes  # raises: it says how to get a width
         return self.width
 
-    def _parts(self, pages: Tensor, rows: int) -> tuple[Tensor, ...]:
-        """Views of the front rows [N, rows, row_bytes] and, where there are some, of the tails."""
+    def parts(self, pages: Tensor, rows: int) -> tuple[Tensor, ...]:
+        """Views of the front rows and, where there are some, of the tails.
+
+        Shapes: u8 [N, B] -> u8 [N, rows, row_bytes] and u8 [N, rows, tail_bytes].
+        """
         need = self.page_bytes(rows)
         if pages.dtype != torch.uint8 or pages.ndim != 2 or pages.shape[1] < rows * self.record_bytes:
             raise LayoutError(

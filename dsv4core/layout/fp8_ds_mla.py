@@ -1,4 +1,4 @@
-"""`fp8_ds_mla`: the 584-byte row of window and compressed K, the default everywhere."""
+"""`fp8_ds_mla`, the 584-byte row of window and compressed K, and the same with FNUZ codes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Fp8DsMla(CacheLayout):
     def _encode(self, values: Tensor) -> Tensor:
         row = finite_bf16(values)
         grouped, amax = blocks(row[..., :NOPE], BLOCK)
-        exponent = ue8m0.exponent_e4m3(amax.clamp(min=ue8m0.FLOOR_E4M3))
-        codes = e4m3.encode(scaled(grouped, exponent)).flatten(-2)
+        exponent = self._exponent(amax.clamp(min=ue8m0.FLOOR_E4M3))
+        codes = self._codes(scaled(grouped, exponent)).flatten(-2)
         scales = torch.nn.functional.pad(ue8m0.to_byte(exponent), (0, 1))
         return torch.cat((codes, as_bytes(row[..., NOPE:]), scales), dim=-1)
 
@@ -30,8 +30,30 @@ class Fp8DsMla(CacheLayout):
         codes = in_blocks(record[..., :NOPE], BLOCK)
         start = self.row_bytes
         scale = ue8m0.exp2(ue8m0.byte_exponent(record[..., start : start + SCALES]))
-        nope = (e4m3.decode(codes) * scale.unsqueeze(-1)).flatten(-2).to(torch.bfloat16)
+        nope = (self._values(codes) * scale.unsqueeze(-1)).flatten(-2).to(torch.bfloat16)
         return torch.cat((nope, from_bytes(record[..., NOPE:start], torch.bfloat16)), dim=-1)
+
+    def _exponent(self, amax: Tensor) -> Tensor:
+        return ue8m0.exponent_e4m3(amax)
+
+    def _codes(self, x: Tensor) -> Tensor:
+        return e4m3.encode(x)
+
+    def _values(self, codes: Tensor) -> Tensor:
+        return e4m3.decode(codes)
+
+
+class Fp8DsMlaFnuz(Fp8DsMla):
+    """The same record in the dialect of gfx942: F = 224, so E is one larger, and no negative zero."""
+
+    def _exponent(self, amax: Tensor) -> Tensor:
+        return ue8m0.exponent_e4m3_fnuz(amax)
+
+    def _codes(self, x: Tensor) -> Tensor:
+        return e4m3.encode_fnuz(x)
+
+    def _values(self, codes: Tensor) -> Tensor:
+        return e4m3.decode_fnuz(codes)
 
 
 LAYOUT = Fp8DsMla(
@@ -50,4 +72,19 @@ LAYOUT = Fp8DsMla(
     value_dtype="bf16",
     block=BLOCK,
     summary="window and compressed K: 448 e4m3 + 64 rotated bf16 per row, scales behind all rows",
+)
+
+LAYOUT_FNUZ = Fp8DsMlaFnuz(
+    id="fp8_ds_mla_fnuz",
+    family="main",
+    width=512,
+    row_fields=(
+        CacheField(name="nope", offset=0, dtype="e4m3fnuz", count=NOPE),
+        CacheField(name="rope", offset=NOPE, dtype="bf16", count=64),
+    ),
+    tail_fields=LAYOUT.tail_fields,
+    alignment=576,
+    value_dtype="bf16",
+    block=BLOCK,
+    summary="fp8_ds_mla with FNUZ codes (F = 224): window pages of AMD gfx942 engines",
 )

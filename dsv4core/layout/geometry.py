@@ -12,9 +12,17 @@ from pydantic import Field, PositiveInt, model_validator
 from dsv4core._frozen import FrozenModel
 from dsv4core.errors import DSV4CoreError, LayoutError
 
-DType = Literal["e4m3fn", "e2m1x2", "bf16", "f32", "ue8m0", "zero"]
+DType = Literal["e4m3fn", "e4m3fnuz", "e2m1x2", "bf16", "f32", "ue8m0", "zero"]
 
-ITEM_BYTES: dict[DType, int] = {"e4m3fn": 1, "e2m1x2": 1, "bf16": 2, "f32": 4, "ue8m0": 1, "zero": 1}
+ITEM_BYTES: dict[DType, int] = {
+    "e4m3fn": 1,
+    "e4m3fnuz": 1,
+    "e2m1x2": 1,
+    "bf16": 2,
+    "f32": 4,
+    "ue8m0": 1,
+    "zero": 1,
+}
 
 
 class CacheField(FrozenModel):
@@ -94,6 +102,11 @@ class PageGeometry(FrozenModel):
         if not self.row_fields and self.width is not None:
             raise ValueError("there are no row fields, so a row would have no bytes")
         return self
+
+    @property
+    def plain_f32(self) -> bool:
+        """Whether rows are unrounded f32 (profile `math`): then nothing on the way is rounded either."""
+        return all(field.dtype == "f32" for field in self.row_fields)
 
     @cached_property
     def row_bytes(self) -> int:

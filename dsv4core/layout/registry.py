@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 
 from dsv4core.errors import LayoutError
-from dsv4core.layout import fp8_ds_mla, index_fp8, index_mxfp4, plain
+from dsv4core.layout import fp8_ds_mla, fp8_row, index_fp8, index_mxfp4, plain
 from dsv4core.layout.base import CacheLayout
 
 _known: dict[str, CacheLayout] = {}
@@ -36,11 +36,15 @@ def layouts() -> tuple[CacheLayout, ...]:
 
 for _layout in (
     fp8_ds_mla.LAYOUT,
+    fp8_ds_mla.LAYOUT_FNUZ,
     index_fp8.LAYOUT,
+    index_fp8.LAYOUT_UE8M0X4,
+    index_fp8.LAYOUT_HADAMARD_F32,
     index_mxfp4.LAYOUT,
     index_mxfp4.LAYOUT_HADAMARD,
     plain.STATE_F32,
     plain.BF16_ROW,
+    fp8_row.LAYOUT,
     plain.F32_ROW,
     plain.INDEX_F32,
 ):

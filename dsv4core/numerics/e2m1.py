@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dsv4core.numerics import minifloat
+from dsv4core.numerics.e4m3 import look_up
 
 MAX = 6.0
 MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -30,7 +31,7 @@ def values(device: torch.device) -> Tensor:
 
 def decode(code: Tensor) -> Tensor:
     """Values of codes 0..15. Shapes: u8 any -> f32 the same."""
-    return values(code.device)[code.to(torch.int32)]
+    return look_up(values(code.device), code)
 
 
 def pack(code: Tensor) -> Tensor:

@@ -1,4 +1,8 @@
-"""OCP e4m3fn (CA1 rule 8): one rounding from fp32, the same bytes with or without hardware support."""
+"""e4m3 (CA1 rule 8): one rounding from fp32, the same bytes with or without hardware support.
+
+OCP e4m3fn is the format of every layout but one; FNUZ is that of AMD gfx942: half the value for the same
+code, no infinity, and 0x80 is NaN instead of -0.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,8 @@ from torch import Tensor
 from dsv4core.numerics import minifloat
 
 MAX = 448.0
+MAX_FNUZ = 224.0  # where writers saturate; the format itself reaches 240
+NEGATIVE_ZERO = 0x80
 
 
 def encode(x: Tensor) -> Tensor:
@@ -37,6 +43,36 @@ def values(device: torch.device) -> Tensor:
     return torch.tensor([_value(code) for code in range(256)], dtype=torch.float32, device=device)
 
 
+def look_up(table: Tensor, code: Tensor) -> Tensor:
+    """table[code]; several times faster than indexing. Shapes: [n], u8 any -> the same shape as code."""
+    return table.index_select(0, code.to(torch.int32).flatten()).view(code.shape)
+
+
 def decode(code: Tensor) -> Tensor:
     """Values of e4m3fn bytes; 0x7f and 0xff are NaN. Shapes: u8 any -> f32 the same."""
-    return values(code.device)[code.to(torch.int32)]
+    return look_up(values(code.device), code)
+
+
+def encode_fnuz(x: Tensor) -> Tensor:
+    """FNUZ bytes of x clamped to +-224: ties to even, subnormals down to 2^-10; every zero becomes 0x00.
+
+    NaN saturates, so the NaN code 0x80 is never produced. Shapes: f32 any -> u8 the same.
+    """
+    code = minifloat.encode(x, mantissa=3, min_exponent=-7, limit=MAX_FNUZ, sign_bit=0x80)
+    return code.masked_fill_(code == NEGATIVE_ZERO, 0)
+
+
+@cache
+def values_fnuz(device: torch.device) -> Tensor:
+    """The 256 values of FNUZ on a device: half of the OCP reading, except 0x7f, 0xff (+-240) and 0x80 (NaN).
+
+    Shapes: -> f32 [256].
+    """
+    table = values(device) / 2
+    table[0x7F], table[0xFF], table[NEGATIVE_ZERO] = 240.0, -240.0, torch.nan
+    return table
+
+
+def decode_fnuz(code: Tensor) -> Tensor:
+    """Values of FNUZ bytes; 0x80 is NaN. Shapes: u8 any -> f32 the same."""
+    return look_up(values_fnuz(code.device), code)

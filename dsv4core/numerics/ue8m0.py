@@ -27,6 +27,14 @@ def exponent_e4m3(amax: Tensor) -> Tensor:
     return _exponent(amax, 9, ABOVE_0_875)
 
 
+def exponent_e4m3_fnuz(amax: Tensor) -> Tensor:
+    """Smallest E with amax <= 224 * 2^E: with amax = m * 2^e it is e - 8 + [m > 0.875].
+
+    The caller applies a floor first, so amax is a positive normal number. Shapes: f32 any -> i32 the same.
+    """
+    return _exponent(amax, 8, ABOVE_0_875)
+
+
 def exponent_e2m1(amax: Tensor) -> Tensor:
     """Smallest E with amax <= 6 * 2^E: with amax = m * 2^e it is e - 3 + [m > 0.75].
 

@@ -55,8 +55,11 @@ def query_values(q: Tensor, scales: Tensor | None, tokens: Tensor) -> Tensor:
 
 def entry_values(
     k_cache: Tensor, block_table: Tensor, request: int, span: slice, layout: CacheLayout, rows: int, op: str
-) -> Tensor:
-    """Dequantised keys of entries `span` of one request. Shapes: -> f64 [n, 128]."""
+) -> tuple[Tensor, Tensor | None]:
+    """Keys of entries `span` of one request, with the factor that is still missing where there is one.
+
+    Shapes: -> f64 [n, 128], f64 [n] or None.
+    """
     index = torch.arange(span.start, span.stop, device=k_cache.device)
     slots = table_slots(block_table, torch.full_like(index, request), index, rows)
     if index.numel() and (int(slots.min()) < 0 or int(slots.max()) >= k_cache.shape[0] * rows):
@@ -64,15 +67,16 @@ def entry_values(
         raise OpArgumentError(
             op, "block_table", f"a page of this cache for entry {bad} of request {request}", "none"
         )
-    return layout.decode(layout.read(k_cache, slots, rows)).double()
+    values, factor = layout.factors(layout.read(k_cache, slots, rows))
+    return values.double(), None if factor is None else factor.double()
 
 
-def scores(q: Tensor, weights: Tensor, k: Tensor, mxfp4: bool) -> Tensor:
-    """sum_h w_h * relu(q_h . k), per token and entry.
+def scores(q: Tensor, weights: Tensor, k: Tensor, factor: Tensor | None, mxfp4: bool) -> Tensor:
+    """factor * sum_h w_h * relu(q_h . k), per token and entry.
 
     A dot product of e4m3 codes, or of one e2m1 block, is exact in a double; blocks and heads are then added
-    in a fixed order, element by element. Shapes: q f64 [T, H, D], weights f32 [T, H], k f64 [n, D] -> f32 [T,
-    n].
+    in a fixed order, element by element; a factor that is no power of two multiplies the sum, still in f64.
+    Shapes: q f64 [T, H, D], weights f32 [T, H], k f64 [n, D], factor f64 [n] or None -> f32 [T, n].
     """
     tokens, heads, dim = q.shape
     flat = q.reshape(tokens * heads, dim)
@@ -85,7 +89,7 @@ def scores(q: Tensor, weights: Tensor, k: Tensor, mxfp4: bool) -> Tensor:
         half = terms.shape[1] // 2
         head = terms[:, :half] + terms[:, half : 2 * half]
         terms = torch.cat((head, terms[:, 2 * half :]), dim=1) if terms.shape[1] % 2 else head
-    return terms[:, 0].float()
+    return (terms[:, 0] if factor is None else terms[:, 0] * factor).float()
 
 
 def tokens_by_request(token_to_req: Tensor, context_lens: Tensor) -> list[tuple[int, Tensor, int]]:

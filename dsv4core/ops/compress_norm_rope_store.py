@@ -80,7 +80,7 @@ def compress_norm_rope_store(
         entry = _entry(state_cache, states[part], ratio, head_dim)
         entry = rms_norm(entry, norm_weight, eps)
         entry = rotate_tail(entry, cos_sin[p[t] - ratio + 1])  # RoPE sees the unrounded value
-        if target.value_dtype != "f32":
+        if not target.plain_f32:
             entry = entry.to(torch.bfloat16)
         if rotate == "hadamard":
             entry = hadamard128(entry)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
+from dsv4core.layout.index_fp8 import plain_scale
 from dsv4core.numerics import e2m1, e4m3, ue8m0
 from dsv4core.numerics.hadamard import hadamard128
 from dsv4core.numerics.rope import rotate_tail
@@ -17,7 +18,7 @@ from dsv4core.ops._op import op
 from dsv4core.ops._rows import blocks, by_block
 
 NAME = "fused_indexer_q_rope_quant"
-FORMATS = ("fp8", "mxfp4", "f32")
+FORMATS = ("fp8", "fp8_f32", "mxfp4", "f32")
 TOKENS_PER_BLOCK = 256
 
 
@@ -27,7 +28,7 @@ def _fake(
 ) -> tuple[Tensor, Tensor | None, Tensor]:  # fmt: skip
     tokens, heads, dim = q.shape
     folded = weights.new_empty(tokens, heads, dtype=torch.float32)
-    if format == "fp8":
+    if format in ("fp8", "fp8_f32"):
         return q.new_empty(q.shape, dtype=torch.float8_e4m3fn), None, folded
     if format == "f32":
         return q.new_empty(q.shape, dtype=torch.float32), None, folded
@@ -57,9 +58,10 @@ def fused_indexer_q_rope_quant(
     """RoPE on the last 64 channels, optional Hadamard, one bf16 rounding, then e4m3 or e2m1.
 
     Shapes: positions i64 [T], q bf16 [T, H, 128], cos_sin f32 [P, 64], weights bf16 or f32 [T, H] -> (values
-    e4m3 [T, H, 128] and None) for "fp8", (u8 [T, H, 64], scales u8 [T, H, 4]) for "mxfp4", (f32 [T, H, 128],
-    None) for "f32"; and weights f32 [T, H] = ((w * S) * softmax_scale) * head_scale, where S is the query's
-    own scale ("fp8" only). Source: CA1 rules 5, 7-10.
+    e4m3 [T, H, 128] and None) for "fp8" and "fp8_f32", (u8 [T, H, 64], scales u8 [T, H, 4]) for "mxfp4",
+    (f32 [T, H, 128], None) for "f32"; and weights f32 [T, H] = ((w * S) * softmax_scale) * head_scale, where
+    S is the query's own scale: 2^E in "fp8", max(amax, 1e-4) / 448 in "fp8_f32" (the queries of
+    `index_fp8_hadamard_f32`), absent in the others. Source: CA1 rules 5, 7-10.
     """
     if format not in FORMATS:
         raise OpArgumentError(NAME, "format", " or ".join(FORMATS), repr(format))
@@ -82,6 +84,10 @@ def fused_indexer_q_rope_quant(
             exponent = ue8m0.exponent_e4m3(x.abs().amax(dim=-1).clamp(min=ue8m0.FLOOR_E4M3))
             values[part] = e4m3.encode(x * ue8m0.exp2(-exponent).unsqueeze(-1)).view(torch.float8_e4m3fn)
             w = w * ue8m0.exp2(exponent)
+        elif format == "fp8_f32":
+            scale = plain_scale(x)
+            values[part] = e4m3.encode(x / scale).view(torch.float8_e4m3fn)
+            w = w * scale.squeeze(-1)
         else:
             assert scales is not None
             groups = by_block(x, 32)

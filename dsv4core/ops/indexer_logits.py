@@ -65,10 +65,10 @@ def indexer_logits(
     out = torch.full((q.shape[0], max_len), -torch.inf, device=q.device)
     for request, tokens, longest in _scores.tokens_by_request(token_to_req, context_lens):
         for span in blocks(min(longest, max_len), ENTRIES):
-            k = _scores.entry_values(k_cache, block_table, request, span, source, rows, NAME)
+            k, factor = _scores.entry_values(k_cache, block_table, request, span, source, rows, NAME)
             visible = torch.arange(span.start, span.stop, device=q.device)
             for part in blocks(tokens.shape[0], SCORES // (q.shape[1] * k.shape[0])):
                 t = tokens[part]
-                block = _scores.scores(_scores.query_values(q, q_scales, t), weights[t], k, mxfp4)
+                block = _scores.scores(_scores.query_values(q, q_scales, t), weights[t], k, factor, mxfp4)
                 out[t, span] = torch.where(visible < context_lens[t].unsqueeze(1), block, -torch.inf)
     return out

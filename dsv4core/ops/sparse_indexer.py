@@ -70,8 +70,8 @@ def _running(
     best = lens.new_full((lens.shape[0], 0), -1)
     best_scores = weights.new_empty(lens.shape[0], 0)
     for span, request in spans:
-        keys = _scores.entry_values(k_cache, table, request, span, source, rows, NAME)
-        block = _scores.scores(q, weights, keys, mxfp4)
+        keys, factor = _scores.entry_values(k_cache, table, request, span, source, rows, NAME)
+        block = _scores.scores(q, weights, keys, factor, mxfp4)
         column = torch.arange(span.start, span.stop, dtype=torch.int32, device=lens.device)
         column = torch.where(column < lens.unsqueeze(1), column, -1)
         # The running list is padded with -1, its indices are below the block's: the row stays ascending.

@@ -64,10 +64,21 @@ def test_layers():
     c = AttentionConfig.preset("tiny")
     swa, csa, hca = (c.layer(i) for i in range(3))
     assert (swa.index, swa.ratio, swa.kind, swa.coff, swa.rope, swa.theta, swa.yarn) == (
-        0, 0, "swa", 1, "main", 10000.0, None
+        0,
+        0,
+        "swa",
+        1,
+        "main",
+        10000.0,
+        None,
     )
     assert (csa.ratio, csa.kind, csa.coff, csa.rope, csa.theta, csa.yarn) == (
-        4, "csa", 2, "compress", 160000.0, c.yarn
+        4,
+        "csa",
+        2,
+        "compress",
+        160000.0,
+        c.yarn,
     )
     assert (hca.ratio, hca.kind, hca.coff, hca.rope, hca.theta) == (128, "hca", 1, "compress", 160000.0)
     for index in (-1, 3):
@@ -87,6 +98,11 @@ def test_profiles_choose_layouts():
     math = AttentionConfig.preset("tiny", profile="math")
     assert (math.main_layout, math.index_layout) == ("f32_row", "index_f32")
     assert (math.activation, math.index_format, math.rotate) == ("f32", "f32", "none")
+    official, sglang = (AttentionConfig.preset("tiny", profile=name) for name in ("official", "sglang"))
+    assert (official.main_layout, official.index_layout) == ("fp8_ds_mla", "index_mxfp4_hadamard")
+    assert (official.activation, official.index_format, official.rotate) == ("bf16", "mxfp4", "hadamard")
+    assert (sglang.main_layout, sglang.index_layout) == ("fp8_ds_mla", "index_fp8_hadamard_f32")
+    assert (sglang.activation, sglang.index_format, sglang.rotate) == ("bf16", "fp8_f32", "hadamard")
     other = AttentionConfig.preset("tiny", main_layout="bf16_row", index_layout="index_mxfp4_hadamard")
     assert (other.main_layout, other.index_format, other.rotate) == ("bf16_row", "mxfp4", "hadamard")
 
@@ -96,45 +112,50 @@ def test_layout_ids_agree_with_the_layouts():
     assert set(INDEX_LAYOUTS) == {layout.id for layout in layouts() if layout.family == "index"}
     assert all(get_layout(name).rotate == meaning.rotate for name, meaning in INDEX_LAYOUTS.items())
     for main, index in PROFILE_LAYOUTS.values():
-        assert get_layout(main).value_dtype == get_layout(index).value_dtype
+        assert get_layout(main).plain_f32 == get_layout(index).plain_f32
 
 
 def test_ratio_one_is_window_only():
     assert AttentionConfig.preset("tiny", compress_ratios=[1, 0, 4]).compress_ratios == (0, 0, 4)
 
 
-@pytest.mark.parametrize(("overrides", "message"), [
-    ({"compress_ratios": [2, 4, 8]}, r"compress_ratios holds \[2, 8\].*ratio 0 \(or 1\), 4 or 128"),
-    ({"compress_ratios": []}, "compress_ratios"),
-    ({"compress_ratios": "4"}, "compress_ratios"),
-    ({"num_attention_heads": 5}, "num_attention_heads 5 is not a multiple of o_groups 2"),
-    ({"head_dim": 256}, "head_dim is 256, but cache rows are made for 512"),
-    ({"qk_rope_head_dim": 32}, "qk_rope_head_dim is 32"),
-    ({"index_head_dim": 64}, "index_head_dim is 64"),
-    ({"hidden_size": 0}, "'hidden_size' is 0"),
-    ({"rms_norm_eps": 0}, "'rms_norm_eps' is 0"),
-    ({"window": 3}, "'window' is not a field; the fields are hidden_size"),
-    ({"main_layout": "nope"}, "main_layout 'nope' is not one of fp8_ds_mla"),
-    ({"index_layout": "fp8_ds_mla"}, "index_layout 'fp8_ds_mla' is not one of index_fp8"),
-    ({"main_layout": "f32_row"}, "main_layout 'f32_row' does not go with profile 'vllm'"),
-    ({"index_layout": "index_f32"}, "index_layout 'index_f32' does not go with profile 'vllm'"),
-    ({"profile": "math", "main_layout": "bf16_row"}, "'bf16_row' does not go with profile 'math'"),
-    ({"profile": "math", "output_quant": "f32"}, "output_quant 'f32' does not go with profile 'math'"),
-    ({"output_quant": "fp8"}, "'output_quant' is 'fp8'"),
-    ({"profile": "math2"}, "profile 'math2' does not exist; the profiles are vllm, math"),
-    ({"profile": "official"}, 'type index_layout="index_mxfp4_hadamard"'),
-    ({"yarn": {"factor": 0.5}}, "factor"),
-    ({"yarn": {"beta_fast": 1.0, "beta_slow": 32.0}}, r"beta_fast 1.0 is not above beta_slow 32.0"),
-    ({"rope_theta": float("inf")}, "'rope_theta' is inf"),
-    ({"compress_rope_theta": 1.0}, "compress_rope_theta is 1.0; a rotation base is above 1"),
-    ({"rms_norm_eps": float("nan")}, "'rms_norm_eps' is nan"),
-    ({"hidden_size": 2**70}, "hidden_size is 1180591620717411303424, no size passes 2"),
-    ({"hidden_size": 64.5}, "'hidden_size' is 64.5"),
-    ({"o_groups": 8}, "num_attention_heads 4 is not a multiple of o_groups 8"),
-    ({"index_topk": -1}, "'index_topk' is -1"),
-    ({"weight_storage": "fp8"}, "'weight_storage' is 'fp8': Input should be 'checkpoint' or 'widened'"),
-    ({"yarn": {"mscale": 1}}, "mscale"),
-])
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"compress_ratios": [2, 4, 8]}, r"compress_ratios holds \[2, 8\].*ratio 0 \(or 1\), 4 or 128"),
+        ({"compress_ratios": []}, "compress_ratios"),
+        ({"compress_ratios": "4"}, "compress_ratios"),
+        ({"num_attention_heads": 5}, "num_attention_heads 5 is not a multiple of o_groups 2"),
+        ({"head_dim": 256}, "head_dim is 256, but cache rows are made for 512"),
+        ({"qk_rope_head_dim": 32}, "qk_rope_head_dim is 32"),
+        ({"index_head_dim": 64}, "index_head_dim is 64"),
+        ({"hidden_size": 0}, "'hidden_size' is 0"),
+        ({"rms_norm_eps": 0}, "'rms_norm_eps' is 0"),
+        ({"window": 3}, "'window' is not a field; the fields are hidden_size"),
+        ({"main_layout": "nope"}, "main_layout 'nope' is not one of fp8_ds_mla"),
+        ({"index_layout": "fp8_ds_mla"}, "index_layout 'fp8_ds_mla' is not one of index_fp8"),
+        ({"main_layout": "f32_row"}, "main_layout 'f32_row' does not go with profile 'vllm'"),
+        ({"index_layout": "index_f32"}, "index_layout 'index_f32' does not go with profile 'vllm'"),
+        ({"profile": "math", "main_layout": "bf16_row"}, "'bf16_row' does not go with profile 'math'"),
+        ({"profile": "math", "output_quant": "f32"}, "output_quant 'f32' does not go with profile 'math'"),
+        ({"output_quant": "fp8"}, "'output_quant' is 'fp8'"),
+        (
+            {"profile": "math2"},
+            "profile 'math2' does not exist; the profiles are vllm, official, sglang, math",
+        ),
+        ({"yarn": {"factor": 0.5}}, "factor"),
+        ({"yarn": {"beta_fast": 1.0, "beta_slow": 32.0}}, r"beta_fast 1.0 is not above beta_slow 32.0"),
+        ({"rope_theta": float("inf")}, "'rope_theta' is inf"),
+        ({"compress_rope_theta": 1.0}, "compress_rope_theta is 1.0; a rotation base is above 1"),
+        ({"rms_norm_eps": float("nan")}, "'rms_norm_eps' is nan"),
+        ({"hidden_size": 2**70}, "hidden_size is 1180591620717411303424, no size passes 2"),
+        ({"hidden_size": 64.5}, "'hidden_size' is 64.5"),
+        ({"o_groups": 8}, "num_attention_heads 4 is not a multiple of o_groups 8"),
+        ({"index_topk": -1}, "'index_topk' is -1"),
+        ({"weight_storage": "fp8"}, "'weight_storage' is 'fp8': Input should be 'checkpoint' or 'widened'"),
+        ({"yarn": {"mscale": 1}}, "mscale"),
+    ],
+)
 def test_contradictions_are_refused(overrides, message):
     with pytest.raises(ConfigError, match=message):
         AttentionConfig.preset("tiny", **overrides)
@@ -144,7 +165,7 @@ def test_direct_construction_reports_everything_at_once():
     with pytest.raises(ConfigError, match=r"'hidden_size' is missing.*'compress_ratios' is missing"):
         AttentionConfig()
     with pytest.raises(ConfigError, match="profile"):
-        AttentionConfig(**{**AttentionConfig.preset("tiny").model_dump(), "profile": "sglang"})
+        AttentionConfig(**{**AttentionConfig.preset("tiny").model_dump(), "profile": "trtllm"})
 
 
 def test_unknown_preset():

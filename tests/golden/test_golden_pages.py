@@ -37,16 +37,19 @@ def test_library_encoder_matches_numpy_and_the_pinned_hash(layout: str, rows: in
     )
 
 
-@pytest.mark.parametrize("layout", ["fp8_ds_mla", "index_fp8", "index_mxfp4"])
+@pytest.mark.parametrize(
+    "layout", ["fp8_ds_mla", "fp8_ds_mla_fnuz", "index_fp8", "index_fp8_ue8m0x4", "index_mxfp4"]
+)
 def test_no_page_holds_a_scale_that_readers_disagree_on(layout: str) -> None:
-    width = 512 if layout == "fp8_ds_mla" else 128
+    main = layout.startswith("fp8_ds_mla")
+    width = 512 if main else 128
     pages = encode_pages(layout, inputs(64, width))
     if layout == "index_fp8":
         scales = pages[:, 64 * 128 : 64 * 132].copy().view("<f4")
         assert np.isfinite(scales).all()
         assert (scales >= 2.0**-22).all()
         return
-    start, per_row, used = (64 * 576, 8, 7) if layout == "fp8_ds_mla" else (64 * 64, 4, 4)
+    start, per_row, used = (64 * 576, 8, 7) if main else (64 * (64 if "fp4" in layout else 128), 4, 4)
     scales = pages[:, start : start + 64 * per_row].reshape(-1, per_row)
     assert ((scales[:, :used] >= 1) & (scales[:, :used] <= 254)).all()
     assert not scales[:, used:].any()

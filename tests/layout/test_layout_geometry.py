@@ -9,10 +9,14 @@ from dsv4core.layout.fp8_ds_mla import Fp8DsMla
 # id -> fingerprint of version 1: a change here means new bytes, hence a new version.
 FINGERPRINTS = {
     "fp8_ds_mla": "f9e030c24fe1",
+    "fp8_ds_mla_fnuz": "52ae9a213710",
     "index_fp8": "9e22ddd5d643",
+    "index_fp8_ue8m0x4": "22c0796da3b2",
+    "index_fp8_hadamard_f32": "a496163be7f2",
     "index_mxfp4": "7896e80eade4",
     "index_mxfp4_hadamard": "4c7957ed81bf",
     "state_f32": "8ca7ea7a9da8",
+    "fp8_row": "ded1580022a4",
     "bf16_row": "edc24034ab8e",
     "f32_row": "8f363f1bcc70",
     "index_f32": "d5d472056ad5",
@@ -22,7 +26,13 @@ PAGES = [
     ("fp8_ds_mla", 64, 37376, 37440),
     ("fp8_ds_mla", 2, 1168, 1728),
     ("fp8_ds_mla", 1, 584, 1152),
+    ("fp8_ds_mla_fnuz", 64, 37376, 37440),
+    ("fp8_row", 64, 32768, 32768),
+    ("fp8_row", 2, 1024, 1024),
+    ("fp8_row", 1, 512, 512),
     ("index_fp8", 64, 8448, 8640),
+    ("index_fp8_ue8m0x4", 64, 8448, 8640),
+    ("index_fp8_hadamard_f32", 64, 8448, 8640),
     ("index_mxfp4", 64, 4352, 4608),
     ("index_mxfp4_hadamard", 64, 4352, 4608),
     ("bf16_row", 64, 65536, 65536),
@@ -46,11 +56,14 @@ def test_page_sizes(layout_id, rows, payload, page):
     assert layout.page_bytes(rows) == page
 
 
-@pytest.mark.parametrize(("width", "rows", "payload", "page"), [
-    (1024, 4, 32768, 32832),
-    (256, 4, 8192, 8640),
-    (512, 8, 32768, 32832),
-])
+@pytest.mark.parametrize(
+    ("width", "rows", "payload", "page"),
+    [
+        (1024, 4, 32768, 32832),
+        (256, 4, 8192, 8640),
+        (512, 8, 32768, 32832),
+    ],
+)
 def test_state_page_sizes(width, rows, payload, page):
     state = get_layout("state_f32").sized(width)
     assert (state.record_bytes, rows * state.record_bytes) == (8 * width, payload)
@@ -120,19 +133,27 @@ def field(name, offset, dtype="ue8m0", count=1):
     return CacheField(name=name, offset=offset, dtype=dtype, count=count)
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"row_fields": (field("a", 0, count=448), field("rope", 512))},
-     r"layout 'bad': field 'rope' starts at byte 512, expected 448 \(a gap before it\)"),
-    ({"row_fields": (field("a", 0, count=448), field("b", 440))}, r"byte 440, expected 448 \(an overlap\)"),
-    ({"row_fields": (field("a", 1),)}, r"'a' starts at byte 1, expected 0 \(a gap"),
-    ({"tail_fields": (field("s", 0), field("t", 2))}, r"'t' starts at byte 2, expected 1"),
-    ({"tail_fields": (field("nope", 0),)}, "'nope' is there twice"),
-    ({"row_fields": ()}, "no row fields"),
-    ({"alignment": 0}, "'alignment' is 0"),
-    ({"colour": 3}, "'colour' is not a field; the fields are id, version"),
-    ({"family": "other"}, "'family' is 'other'"),
-    ({"id": "Bad Name"}, "'id' is 'Bad Name'"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"row_fields": (field("a", 0, count=448), field("rope", 512))},
+            r"layout 'bad': field 'rope' starts at byte 512, expected 448 \(a gap before it\)",
+        ),
+        (
+            {"row_fields": (field("a", 0, count=448), field("b", 440))},
+            r"byte 440, expected 448 \(an overlap\)",
+        ),
+        ({"row_fields": (field("a", 1),)}, r"'a' starts at byte 1, expected 0 \(a gap"),
+        ({"tail_fields": (field("s", 0), field("t", 2))}, r"'t' starts at byte 2, expected 1"),
+        ({"tail_fields": (field("nope", 0),)}, "'nope' is there twice"),
+        ({"row_fields": ()}, "no row fields"),
+        ({"alignment": 0}, "'alignment' is 0"),
+        ({"colour": 3}, "'colour' is not a field; the fields are id, version"),
+        ({"family": "other"}, "'family' is 'other'"),
+        ({"id": "Bad Name"}, "'id' is 'Bad Name'"),
+    ],
+)
 def test_contradictions_are_refused(changes, message):
     with pytest.raises(LayoutError, match=message):
         described(**changes)
@@ -145,12 +166,15 @@ def test_a_sound_description_is_accepted_and_frozen():
         layout.version = 3
 
 
-@pytest.mark.parametrize("values", [
-    {"name": "a", "offset": -1, "dtype": "bf16", "count": 1},
-    {"name": "a", "offset": 0, "dtype": "fp8", "count": 1},
-    {"name": "a", "offset": 0, "dtype": "bf16", "count": 0},
-    {"name": "a", "offset": 0, "dtype": "bf16"},
-])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"name": "a", "offset": -1, "dtype": "bf16", "count": 1},
+        {"name": "a", "offset": 0, "dtype": "fp8", "count": 1},
+        {"name": "a", "offset": 0, "dtype": "bf16", "count": 0},
+        {"name": "a", "offset": 0, "dtype": "bf16"},
+    ],
+)
 def test_impossible_fields_are_refused(values):
     with pytest.raises(LayoutError, match="cache field"):
         CacheField(**values)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dsv4core.numerics import e2m1, e4m3
+from dsv4core.numerics import e2m1, e4m3, ue8m0
 
 
 def e4m3_table() -> np.ndarray:
@@ -112,3 +112,54 @@ def test_strided_and_empty_inputs():
     before = x.clone()
     e4m3.encode(x)
     assert torch.equal(x, before)
+
+
+def fnuz_table() -> np.ndarray:
+    """The magnitudes of codes 0x00..0x7f of e4m3 FNUZ, bias 8, from the format's definition."""
+    return np.array(
+        [f / 8 * 2.0**-7 for f in range(8)]
+        + [(1 + f / 8) * 2.0 ** (e - 8) for e in range(1, 16) for f in range(8)]
+    )
+
+
+@pytest.mark.parametrize("inputs", ["bf16", "fp32"])
+def test_fnuz_encoder_equals_table_search(inputs):
+    writable = fnuz_table()[:127]  # writers saturate at 224, so 240 is never written
+    assert (writable[-1], fnuz_table()[-1]) == (224, 240)
+    x = finite_bf16() if inputs == "bf16" else fp32_edges(writable)
+    assert inputs == "fp32" or x.size == 65280
+    got = e4m3.encode_fnuz(torch.from_numpy(x)).numpy()
+    want = nearest(writable, x, 0x80)
+    want[want == 0x80] = 0
+    wrong = np.nonzero(got != want)[0]
+    assert wrong.size == 0, [(float(x[i]), int(got[i]), int(want[i])) for i in wrong[:5]]
+    assert not (got == 0x80).any()
+
+
+def test_fnuz_decode_equals_the_table_and_the_torch_type():
+    every = torch.arange(256, dtype=torch.int32).to(torch.uint8)
+    values = e4m3.decode_fnuz(every)
+    assert np.array_equal(values[:128].double().numpy(), fnuz_table())
+    assert np.array_equal(values[129:].double().numpy(), -fnuz_table()[1:])
+    assert values[128].isnan()
+    assert torch.equal(values.nan_to_num(777), every.view(torch.float8_e4m3fnuz).float().nan_to_num(777))
+    legal = every[(every != 0x80) & ((every & 0x7F) != 0x7F)]
+    assert torch.equal(e4m3.encode_fnuz(e4m3.decode_fnuz(legal)), legal)
+
+
+def test_fnuz_has_one_zero_and_saturates():
+    x = torch.tensor([0.0, -0.0, -1e-30, -(2.0**-11), float("inf"), -float("inf"), 225.0, -240.0])
+    assert e4m3.encode_fnuz(x).tolist() == [0, 0, 0, 0, 0x7E, 0xFE, 0x7E, 0xFE]
+    assert int(e4m3.encode_fnuz(torch.tensor(float("nan")))) & 0x7F == 0x7E
+
+
+def test_fnuz_scale_over_every_bf16_amax():
+    amax = finite_bf16()
+    amax = np.maximum(amax[amax >= 0], np.float32(ue8m0.FLOOR_E4M3))
+    exponent = ue8m0.exponent_e4m3_fnuz(torch.from_numpy(amax)).numpy()
+    wide = amax.astype(np.float64)
+    assert (wide <= 224 * np.exp2(exponent.astype(np.float64))).all()
+    assert (wide > 224 * np.exp2(exponent.astype(np.float64) - 1)).all(), "the smallest such E"
+    assert exponent.min() + 127 == 106
+    # One larger than OCP's everywhere: that is why the two layouts convert without loss.
+    assert np.array_equal(exponent, ue8m0.exponent_e4m3(torch.from_numpy(amax)).numpy() + 1)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from op_reference import F32, Pages, e2m1_values, e4m3_values
+from op_reference import F32, INDEX, Pages, e2m1_values, e4m3_values
 
-LAYOUTS = ("index_fp8", "index_mxfp4", "index_mxfp4_hadamard", "index_f32")
+LAYOUTS = INDEX
 
 
 class IndexWorld:
@@ -32,7 +32,7 @@ class IndexWorld:
             self.keys[slot] = self.pages.get(slot)
         self.weights = torch.from_numpy(rng.standard_normal((tokens, heads)).astype(F32))
         self.scales = None
-        if layout == "index_fp8":
+        if layout.startswith("index_fp8"):
             code = rng.integers(0, 127, (tokens, heads, 128)) + 128 * rng.integers(0, 2, (tokens, heads, 128))
             self.q = torch.from_numpy(code.astype(np.uint8)).view(torch.float8_e4m3fn)
             self.queries = e4m3_values(code).astype(np.float64)
@@ -49,7 +49,7 @@ class IndexWorld:
         """What `indexer_logits` and `sparse_indexer` have in common."""
         lens = change.pop("lens", self.lens)
         requests = change.pop("requests", self.requests.tolist())
-        rotate = "hadamard" if self.layout.endswith("hadamard") else "none"
+        rotate = "hadamard" if "hadamard" in self.layout else "none"
         return {
             "q": self.q, "q_scales": self.scales, "weights": self.weights, "k_cache": self.pages.tensor,
             "context_lens": torch.tensor(lens, dtype=torch.int32),

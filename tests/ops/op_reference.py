@@ -10,8 +10,15 @@ import torch
 
 F32 = np.float32
 POISON = 0xA5
-MAIN = ("fp8_ds_mla", "bf16_row", "f32_row")
-INDEX = ("index_fp8", "index_mxfp4", "index_mxfp4_hadamard", "index_f32")
+MAIN = ("fp8_ds_mla", "bf16_row", "f32_row", "fp8_ds_mla_fnuz", "fp8_row")
+INDEX = (
+    "index_fp8",
+    "index_fp8_ue8m0x4",
+    "index_fp8_hadamard_f32",
+    "index_mxfp4",
+    "index_mxfp4_hadamard",
+    "index_f32",
+)
 
 
 def array(x: torch.Tensor) -> np.ndarray:
@@ -88,11 +95,23 @@ def exponent(amax: np.ndarray, floor: float, offset: int, above: float) -> np.nd
     return e - offset + (m > above)
 
 
+def fnuz(x: np.ndarray) -> np.ndarray:
+    """FNUZ codes up to 224: the magnitudes are half of OCP's, and there is no negative zero."""
+    code = nearest_code(x, MAGNITUDES_E4M3 / 2, 0x80)
+    return np.where(code == 0x80, 0, code).astype(np.uint8)
+
+
 def blocks_e4m3(x: np.ndarray, size: int, floor: float = 1e-4) -> tuple[np.ndarray, np.ndarray]:
     """Codes and exponents of blocks of `size`."""
     g = x.astype(F32).reshape(*x.shape[:-1], -1, size)
     e = exponent(np.abs(g).max(-1), floor, 9, 0.875)
     return e4m3(np.ldexp(g.astype(np.float64), -e[..., None])).reshape(x.shape), e
+
+
+def plain_e4m3(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and f32 scales amax / 448 of rows, every division rounded to f32."""
+    scale = np.maximum(np.abs(x).max(-1), F32(1e-4)) / F32(448)
+    return e4m3(x / scale[..., None]), scale
 
 
 def blocks_e2m1(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -200,7 +219,9 @@ def hadamard(x: np.ndarray) -> np.ndarray:
 
 def page_bytes(layout: str, rows: int) -> int:
     row, align = {
-        "fp8_ds_mla": (584, 576), "bf16_row": (1024, 512), "f32_row": (2048, 1), "index_fp8": (132, 576),
+        "fp8_ds_mla": (584, 576), "fp8_ds_mla_fnuz": (584, 576), "fp8_row": (512, 512),
+        "index_fp8_ue8m0x4": (132, 576), "index_fp8_hadamard_f32": (132, 576),
+        "bf16_row": (1024, 512), "f32_row": (2048, 1), "index_fp8": (132, 576),
         "index_mxfp4": (68, 576), "index_mxfp4_hadamard": (68, 576), "index_f32": (512, 1),
     }[layout]  # fmt: skip
     return -(-rows * row // align) * align
@@ -211,6 +232,8 @@ def record(layout: str, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     none = np.zeros(0, np.uint8)
     if layout in ("f32_row", "index_f32"):
         return bits(v.astype(F32)), none
+    if layout == "fp8_row":
+        return e4m3(v), none
     v = bf16(v)
     if layout == "bf16_row":
         return bits((v.view(np.uint32) >> 16).astype(np.uint16)), none
@@ -218,6 +241,17 @@ def record(layout: str, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         codes, e = blocks_e4m3(v[:448], 64)
         rotated = bits((v[448:].view(np.uint32) >> 16).astype(np.uint16))
         return np.concatenate((codes, rotated)), np.append((e + 127).astype(np.uint8), np.uint8(0))
+    if layout == "fp8_ds_mla_fnuz":
+        front, tail = record("fp8_ds_mla", v)
+        e = tail[:7].astype(int) + 1 - 127
+        nope = fnuz(np.ldexp(v[:448].reshape(7, 64).astype(np.float64), -e[:, None]).reshape(448))
+        return np.concatenate((nope, front[448:])), np.append((e + 127).astype(np.uint8), np.uint8(0))
+    if layout == "index_fp8_hadamard_f32":
+        codes, scale = plain_e4m3(v)
+        return codes, bits(scale.reshape(1))
+    if layout == "index_fp8_ue8m0x4":
+        codes, e = blocks_e4m3(v, 128)
+        return codes, np.full(4, e[0] + 127, np.uint8)
     if layout == "index_fp8":
         codes, e = blocks_e4m3(v, 128)
         return codes, bits(np.ldexp(F32(1), e[0]).astype(F32).reshape(1))
@@ -230,12 +264,17 @@ def values(layout: str, front: np.ndarray, tail: np.ndarray) -> np.ndarray:
         return front.copy().view(F32)
     if layout == "bf16_row":
         return (front.copy().view(np.uint16).astype(np.uint32) << 16).view(F32)
-    if layout == "fp8_ds_mla":
+    if layout == "fp8_row":
+        return e4m3_values(front)
+    if layout.startswith("fp8_ds_mla"):
         scale = np.ldexp(F32(1), tail[:7].astype(np.int32) - 127).repeat(64)
         rotated = (front[448:].copy().view(np.uint16).astype(np.uint32) << 16).view(F32)
         with np.errstate(over="ignore"):
-            return np.concatenate((e4m3_values(front[:448]) * scale, rotated)).astype(F32)
-    if layout == "index_fp8":
+            nope = e4m3_values(front[:448]) / (2 if layout.endswith("fnuz") else 1)
+            return np.concatenate((nope * scale, rotated)).astype(F32)
+    if layout == "index_fp8_ue8m0x4":
+        return e4m3_values(front) * np.ldexp(F32(1), int(tail[0]) - 127).astype(F32)
+    if layout in ("index_fp8", "index_fp8_hadamard_f32"):
         return e4m3_values(front) * tail.copy().view(F32)[0]
     return e2m1_values(front) * np.ldexp(F32(1), tail.astype(np.int32) - 127).repeat(32).astype(F32)
 

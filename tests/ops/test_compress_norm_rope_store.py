@@ -58,13 +58,15 @@ class World:
                 values[j], scores[j] = kv[source, columns], score[source, columns]
         n = rms_norm(pool(values, scores), array(self.weight), 1e-6)
         n = rope(n, TABLE[p - self.ratio + 1])
-        return hadamard(bf16(n)) if self.layout.endswith("hadamard") else n
+        if "hadamard" in self.layout:
+            return hadamard(bf16(n))
+        return n if self.layout in ("f32_row", "index_f32") else bf16(n)  # also before fp8_row
 
     def call(self, ops, positions, requests, slots, kv_slots, **change) -> None:
         keywords = {
             "ratio": self.ratio, "head_dim": self.head_dim, "rows": self.pages.rows,
             "layout": self.layout, "eps": 1e-6,
-            "rotate": "hadamard" if self.layout.endswith("hadamard") else "none", **change,
+            "rotate": "hadamard" if "hadamard" in self.layout else "none", **change,
         }  # fmt: skip
         ops.compress_norm_rope_store(
             self.state, torch.tensor(positions, dtype=torch.int64), torch.tensor(requests, dtype=torch.int32),

@@ -5,7 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from op_reference import F32, angles, array, bf16, blocks_e2m1, blocks_e4m3, hadamard, rope, same, tensor_bf16
+from op_reference import (
+    F32,
+    angles,
+    array,
+    bf16,
+    blocks_e2m1,
+    blocks_e4m3,
+    hadamard,
+    plain_e4m3,
+    rope,
+    same,
+    tensor_bf16,
+)
 
 from dsv4core.errors import OpArgumentError
 
@@ -39,7 +51,7 @@ def queries(rng, tokens: int, heads: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("weights", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("rotate", ["none", "hadamard"])
-@pytest.mark.parametrize("format", ["fp8", "mxfp4"])
+@pytest.mark.parametrize("format", ["fp8", "fp8_f32", "mxfp4"])
 def test_bits(ops, rng, format: str, rotate: str, weights: torch.dtype) -> None:
     q = queries(rng, 270, 6)
     w = torch.from_numpy(rng.standard_normal((270, 9)).astype(F32)).to(weights)[:, 2:8]
@@ -52,6 +64,10 @@ def test_bits(ops, rng, format: str, rotate: str, weights: torch.dtype) -> None:
         expected, e = blocks_e4m3(x, 128)
         assert codes.dtype == torch.float8_e4m3fn and scales is None
         weight = weight * np.ldexp(F32(1), e[..., 0]).astype(F32)
+    elif format == "fp8_f32":
+        expected, scale = plain_e4m3(x)
+        assert codes.dtype == torch.float8_e4m3fn and scales is None
+        weight = weight * scale
     else:
         expected, byte = blocks_e2m1(x)
         assert codes.dtype == torch.uint8 and (scales.numpy() == byte).all()
@@ -99,9 +115,9 @@ def test_slices_and_no_tokens(ops, rng) -> None:
     a = call(ops, torch.arange(12)[::2], padded[:, 1:6, 5:133], w, "fp8", "none")
     b = call(ops, torch.arange(12)[::2].clone(), wide, w, "fp8", "none")
     assert (array(a[0]) == array(b[0])).all() and torch.equal(a[2], b[2])
-    for format, shape in (("fp8", (0, 5, 128)), ("mxfp4", (0, 5, 64))):
+    for format, shape in (("fp8", (0, 5, 128)), ("fp8_f32", (0, 5, 128)), ("mxfp4", (0, 5, 64))):
         values, scales, folded = call(ops, torch.arange(0), wide[:0], w[:0], format, "none")
-        assert values.shape == shape and folded.shape == (0, 5) and (scales is None) == (format == "fp8")
+        assert values.shape == shape and folded.shape == (0, 5) and (scales is None) == (format != "mxfp4")
 
 
 def test_refusals(ops, rng) -> None:

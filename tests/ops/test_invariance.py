@@ -34,8 +34,12 @@ PER_TOKEN = {
 }  # combine_topk_swa_indices takes requests: its own file splits it
 SIZES = {
     "vllm": Size(tokens=9, context=70),
-    "index_mxfp4_hadamard": Size(
-        tokens=9, context=70, config=AttentionConfig.preset("tiny", index_layout="index_mxfp4_hadamard")
+    "official": Size(tokens=9, context=70, config=AttentionConfig.preset("tiny", profile="official")),
+    "sglang": Size(tokens=9, context=70, config=AttentionConfig.preset("tiny", profile="sglang")),
+    "other pages": Size(
+        tokens=9,
+        context=70,
+        config=AttentionConfig.preset("tiny", main_layout="fp8_row", index_layout="index_fp8_ue8m0x4"),
     ),
     "math": Size(tokens=9, context=70, config=AttentionConfig.preset("tiny", profile="math")),
 }

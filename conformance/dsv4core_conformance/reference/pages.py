@@ -1,7 +1,8 @@
 """Bytes of cache pages, from float arrays: a second encoder that shares nothing with the library's own.
 
-Layouts: fp8_ds_mla, index_fp8, index_mxfp4, index_mxfp4_hadamard (values already rotated), bf16_row, f32_row,
-index_f32 and state_f32. A page holds `rows` rows; where a row has scales they follow behind all the rows.
+Layouts: fp8_ds_mla, fp8_ds_mla_fnuz, fp8_row, bf16_row, f32_row; index_fp8, index_fp8_ue8m0x4, index_mxfp4,
+index_f32, and of values already rotated index_mxfp4_hadamard and index_fp8_hadamard_f32; state_f32. A page
+holds `rows` rows; where a row has scales they follow behind all the rows.
 """
 
 from __future__ import annotations
@@ -11,15 +12,31 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from .quant import F64, U8, e2m1_codes, e4m3_codes, exponent_e2m1, exponent_e4m3, to_bf16
+from .quant import (
+    F64,
+    U8,
+    e2m1_codes,
+    e4m3_codes,
+    e4m3_fnuz_codes,
+    exponent_e2m1,
+    exponent_e4m3,
+    exponent_e4m3_fnuz,
+    plain_quotient,
+    plain_scale,
+    to_bf16,
+)
 
 ALIGNMENT = {
     "fp8_ds_mla": 576,
+    "fp8_ds_mla_fnuz": 576,
     "index_fp8": 576,
+    "index_fp8_ue8m0x4": 576,
+    "index_fp8_hadamard_f32": 576,
     "index_mxfp4": 576,
     "index_mxfp4_hadamard": 576,
     "state_f32": 576,
     "bf16_row": 512,
+    "fp8_row": 512,
     "f32_row": 1,
     "index_f32": 1,
 }
@@ -38,11 +55,12 @@ def _scale_bytes(exponent: NDArray[np.int64]) -> U8:
     return np.clip(exponent + 127, 1, 254).astype(np.uint8)
 
 
-def _fp8_ds_mla(values: F64) -> tuple[U8, U8]:
+def _fp8_ds_mla(values: F64, fnuz: bool = False) -> tuple[U8, U8]:
     rounded = to_bf16(values)
     blocks = rounded[..., :448].reshape(*values.shape[:-1], 7, 64)
-    exponent = exponent_e4m3(np.abs(blocks).max(axis=-1))
-    codes = e4m3_codes(np.ldexp(blocks, -exponent[..., None])).reshape(*values.shape[:-1], 448)
+    exponent = (exponent_e4m3_fnuz if fnuz else exponent_e4m3)(np.abs(blocks).max(axis=-1))
+    encode = e4m3_fnuz_codes if fnuz else e4m3_codes
+    codes = encode(np.ldexp(blocks, -exponent[..., None])).reshape(*values.shape[:-1], 448)
     unused = np.zeros((*values.shape[:-1], 1), dtype=np.uint8)
     return (
         np.concatenate([codes, _bytes_of_bf16(rounded[..., 448:])], axis=-1),
@@ -54,6 +72,18 @@ def _index_fp8(values: F64) -> tuple[U8, U8]:
     rounded = to_bf16(values)
     exponent = exponent_e4m3(np.abs(rounded).max(axis=-1, keepdims=True))
     return e4m3_codes(np.ldexp(rounded, -exponent)), _bytes_of_f32(np.ldexp(1.0, exponent))
+
+
+def _index_fp8_ue8m0x4(values: F64) -> tuple[U8, U8]:
+    codes, scale = _index_fp8(values)
+    exponent = np.frexp(scale.view("<f4").astype(np.float64))[1].astype(np.int64) - 1
+    return codes, np.repeat(_scale_bytes(exponent), 4, axis=-1)
+
+
+def _index_fp8_f32(values: F64) -> tuple[U8, U8]:
+    rounded = to_bf16(values)
+    scale = plain_scale(np.abs(rounded).max(axis=-1, keepdims=True))
+    return e4m3_codes(plain_quotient(rounded, scale)), _bytes_of_f32(scale)
 
 
 def _index_mxfp4(values: F64) -> tuple[U8, U8]:
@@ -69,7 +99,11 @@ def _no_tail(encode: Callable[[F64], U8]) -> Callable[[F64], tuple[U8, U8]]:
 
 _ENCODERS: dict[str, Callable[[F64], tuple[U8, U8]]] = {
     "fp8_ds_mla": _fp8_ds_mla,
+    "fp8_ds_mla_fnuz": lambda values: _fp8_ds_mla(values, fnuz=True),
+    "fp8_row": _no_tail(e4m3_codes),
     "index_fp8": _index_fp8,
+    "index_fp8_ue8m0x4": _index_fp8_ue8m0x4,
+    "index_fp8_hadamard_f32": _index_fp8_f32,
     "index_mxfp4": _index_mxfp4,
     "index_mxfp4_hadamard": _index_mxfp4,
     "bf16_row": _no_tail(_bytes_of_bf16),

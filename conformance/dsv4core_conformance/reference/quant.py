@@ -13,6 +13,7 @@ I64 = NDArray[np.int64]
 U8 = NDArray[np.uint8]
 
 E4M3_MAX = 448.0
+E4M3_FNUZ_MAX = 224.0
 E2M1_MAX = 6.0
 FLOOR_CACHE = 1e-4
 FLOOR_OUTPUT = 1e-10
@@ -54,6 +55,18 @@ def e4m3_codes(x: F64) -> U8:
     return code | np.where(np.signbit(x), 0x80, 0).astype(np.uint8)
 
 
+def e4m3_fnuz_codes(x: F64) -> U8:
+    """Bytes of the nearest FNUZ values after clamping to +-224: bias 8, no negative zero (0x80 is NaN).
+
+    Shapes: [...] -> u8 [...]
+    """
+    value = np.abs(_round_to_grid(np.clip(x, -E4M3_FNUZ_MAX, E4M3_FNUZ_MAX), 4, -6))
+    fraction, exponent = np.frexp(value)
+    normal = (exponent + 7) * 8 + (fraction * 16 - 8)
+    code = np.where(value < 2.0**-7, value * 1024, normal).astype(np.uint8)
+    return code | np.where(np.signbit(x) & (code > 0), 0x80, 0).astype(np.uint8)
+
+
 def to_e2m1(x: F64) -> F64:
     """The nearest of 0, .5, 1, 1.5, 2, 3, 4, 6 (with sign), saturating.
 
@@ -81,6 +94,15 @@ def exponent_e4m3(amax: F64, floor: float = FLOOR_CACHE) -> I64:
     return exponent.astype(np.int64) - 9 + (fraction > 0.875)
 
 
+def exponent_e4m3_fnuz(amax: F64) -> I64:
+    """Smallest E with amax <= 224 * 2^E, from the bits of the number (224 = 0.875 * 2^8).
+
+    Shapes: [...] -> i64 [...]
+    """
+    fraction, exponent = np.frexp(np.maximum(amax, FLOOR_CACHE))
+    return exponent.astype(np.int64) - 8 + (fraction > 0.875)
+
+
 def exponent_e2m1(amax: F64) -> I64:
     """Smallest E with amax <= 6 * 2^E, from the bits of the number (6 = 0.75 * 2^3).
 
@@ -105,14 +127,31 @@ def through_e4m3(x: F64, block: int, floor: float = FLOOR_CACHE) -> F64:
     return np.ldexp(to_e4m3(np.ldexp(grouped, -exponent)), exponent).reshape(x.shape)
 
 
+def plain_scale(amax: F64) -> F64:
+    """float32 amax / 448 with the floor on amax, as an engine divides: from float32 numbers, rounded once.
+
+    Shapes: [...] -> [...]
+    """
+    floored = np.maximum(amax.astype(np.float32), np.float32(FLOOR_CACHE))
+    return (floored / np.float32(E4M3_MAX)).astype(np.float64)
+
+
+def plain_quotient(x: F64, scale: F64) -> F64:
+    """x / scale rounded to float32, the number that e4m3 then rounds.
+
+    Shapes: [...], broadcastable -> [...]
+    """
+    return (x / scale).astype(np.float32).astype(np.float64)
+
+
 def through_e4m3_plain_scale(x: F64, block: int) -> F64:
     """x after e4m3 with one float32 scale amax / 448 per block of channels.
 
     Shapes: [..., d] -> [..., d]
     """
     grouped, amax = _block_amax(x, block)
-    scale = (np.maximum(amax, FLOOR_CACHE) / E4M3_MAX).astype(np.float32).astype(np.float64)
-    return (to_e4m3(grouped / scale) * scale).reshape(x.shape)
+    scale = plain_scale(amax)
+    return (to_e4m3(plain_quotient(grouped, scale)) * scale).reshape(x.shape)
 
 
 def through_mxfp4(x: F64, block: int = 32) -> F64:
