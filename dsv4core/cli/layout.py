@@ -1,12 +1,14 @@
-"""`dsv4core layout`: list the cache layouts, draw the byte map of a page."""
+"""`dsv4core layout`: list the cache layouts, draw the byte map of a page, read and identify dumped pages."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
+from dsv4core.cli import layout_bytes
 from dsv4core.errors import LayoutError
 from dsv4core.layout import CacheLayout, get_layout, layouts
 
@@ -15,14 +17,22 @@ DEFAULT_STATE_WIDTH = 1024
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare `list` and `show ID [--rows N] [--width W]`, each with `--json`."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="list|show")
+    """Declare `list`, `show ID [--hex FILE]` and `guess FILE`, each with `--json`."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list|show|guess")
     listing = actions.add_parser("list", help="every layout with its fingerprint and sizes")
     showing = actions.add_parser("show", help="the byte map of one page")
     showing.add_argument("id", help="layout id, for example fp8_ds_mla")
     showing.add_argument("--rows", type=int, help="rows per page (64; compressor states 4)")
     showing.add_argument("--width", type=int, help=f"state_f32 only: W (default {DEFAULT_STATE_WIDTH})")
-    for action in (listing, showing):
+    showing.add_argument(
+        "--hex", metavar="FILE", help="name every field of a dumped page (raw bytes or hex text)"
+    )
+    showing.add_argument("--page", type=int, default=0, help="which page of the file (default 0)")
+    showing.add_argument("--row", type=int, help="only this row of the page")
+    guessing = actions.add_parser("guess", help="which layout the pages of a file have, with the doubts")
+    guessing.add_argument("file", metavar="FILE", help="one or more whole pages, raw bytes or hex text")
+    guessing.add_argument("--rows", type=int, help="rows per page, if known")
+    for action in (listing, showing, guessing):
         # No default of its own: that would undo a --json given before the action.
         action.add_argument(
             "--json", action="store_true", default=argparse.SUPPRESS, help="machine-readable output"
@@ -32,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print what was asked for; 0, or 2 with the reason on stderr where there is no such layout or size."""
     try:
-        text = _list(args.json) if args.action == "list" else _show(args)
+        text = ACTIONS[args.action](args)
     except LayoutError as problem:
         print(f"dsv4core layout: {problem}", file=sys.stderr)
         return 2
@@ -72,12 +82,12 @@ def _sized(layout: CacheLayout, width: int | None) -> CacheLayout:
     return layout if width is None else layout.sized(width)
 
 
-def _list(as_json: bool) -> str:
+def _list(args: argparse.Namespace) -> str:
     pages = [describe(_sized(layout, None), DEFAULT_ROWS[layout.family]) for layout in layouts()]
-    if as_json:
+    if args.json:
         return json.dumps(pages, indent=2)
-    head = f"{'id':<21} {'version':>7}  {'fingerprint':<12} {'B/row':>6} {'rows':>5} {'page':>7}  what it is"
-    line = "{id:<21} {version:>7}  {fingerprint:<12} {record_bytes:>6} {rows:>5} {page_bytes:>7}  {summary}"
+    head = f"{'id':<23} {'version':>7}  {'fingerprint':<12} {'B/row':>6} {'rows':>5} {'page':>7}  what it is"
+    line = "{id:<23} {version:>7}  {fingerprint:<12} {record_bytes:>6} {rows:>5} {page_bytes:>7}  {summary}"
     return "\n".join([head, *(line.format(**page) for page in pages)])
 
 
@@ -85,6 +95,8 @@ def _show(args: argparse.Namespace) -> str:
     layout = _sized(get_layout(args.id), args.width)
     rows = DEFAULT_ROWS[layout.family] if args.rows is None else args.rows
     page = describe(layout, rows)
+    if args.hex is not None:
+        return layout_bytes.dump(layout, args.hex, rows, page=args.page, row=args.row, as_json=args.json)
     if args.json:
         return json.dumps(page, indent=2)
     rotated = ", Hadamard-rotated" if layout.rotate == "hadamard" else ""
@@ -123,3 +135,10 @@ def _drawing(layout: CacheLayout, rows: int) -> list[str]:
         lines.append(f"{rows * layout.record_bytes:>8}  {'':<9} | (padding, never written) {padding} |")
     lines.append(f"{layout.page_bytes(rows):>8}  end")
     return lines
+
+
+def _guess(args: argparse.Namespace) -> str:
+    return layout_bytes.identify(args.file, rows=args.rows, as_json=args.json)
+
+
+ACTIONS: dict[str, Callable[[argparse.Namespace], str]] = {"list": _list, "show": _show, "guess": _guess}

@@ -74,10 +74,10 @@ def transcode(
     """Pages of layout `dst` with the rows of `pages`; slot s stays slot s, other bytes are 0.
 
     `rows` is the page size of the source in rows, `dst_rows` that of the result (default: the same). `out`
-    takes the result instead of fresh memory; there only the rows' own bytes are written, and fewer or more
-    pages than needed are an error, as is memory shared with `pages`. Rows
-    whose bytes are all 0, as in a fresh cache, become rows whose bytes are all 0. `conversion` says what a
-    pair does. Raises LayoutError for pairs that it refuses, and for the first row that `dst` cannot hold.
+    takes the result instead of fresh memory (other memory than `pages`); there only the rows' own bytes are
+    written. Rows whose bytes are all 0, as in a fresh cache, become rows whose bytes are all 0. `conversion`
+    says what a pair does. Raises LayoutError for pairs that it refuses, and for the first row that `dst`
+    cannot hold; `out` is then partly written.
     Shapes: u8 [N, B] -> u8 [ceil(N * rows / dst_rows), dst.page_bytes(dst_rows)].
     """
     a, b = _layout(src), _layout(dst)
