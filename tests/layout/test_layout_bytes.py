@@ -1,4 +1,4 @@
-"""`layout show ID --hex` names every byte of a page, `layout guess` finds its layout or says what it cannot tell."""
+"""`layout show ID --hex` names every byte of a page; `layout guess` finds its layout or says it cannot."""
 
 import json
 import os
@@ -138,12 +138,20 @@ def test_a_page_without_its_padding_is_enough(tmp_path, capsys):
     assert code == 0 and "(padding)" not in out
 
 
-@pytest.mark.parametrize(("argv", "message"), [
-    (["--page", "1"], "page 1 of 64 rows needs 37376 bytes from byte 37440 on"),
-    (["--page", "-1"], "pages count from 0"), (["--row", "64"], "rows are 0 to 63"), (["--row", "-1"], "rows are 0 to 63"),
-    (["--rows", "65"], "needs 37960 bytes"), (["--rows", "0"], "at least 1"), (["--rows", "20000"], "has 11680128 bytes; at most"),
-    (["--rows", "99999999999999"], "at most"), (["--page", "99999999999999999999"], "needs 37376 bytes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--page", "1"], "page 1 of 64 rows needs 37376 bytes from byte 37440 on"),
+        (["--page", "-1"], "pages count from 0"),
+        (["--row", "64"], "rows are 0 to 63"),
+        (["--row", "-1"], "rows are 0 to 63"),
+        (["--rows", "65"], "needs 37960 bytes"),
+        (["--rows", "0"], "at least 1"),
+        (["--rows", "20000"], "has 11680128 bytes; at most"),
+        (["--rows", "99999999999999"], "at most"),
+        (["--page", "99999999999999999999"], "needs 37376 bytes"),
+    ],
+)
 def test_bad_requests(tmp_path, capsys, argv, message):
     path = dump_file(tmp_path, pages_of(get_layout("fp8_ds_mla"), 64))
     code, out, err = call(capsys, "show", "fp8_ds_mla", "--hex", path, *argv)
@@ -161,9 +169,13 @@ def test_hostile_files(tmp_path, capsys):
     (tmp_path / "mixed").write_text("ab cd" * 2000 + "no hex")
     (tmp_path / "empty").write_bytes(b"")
     for name, message in [
-        ("fifo", "no regular file"), ("", "no regular file"), ("missing", "cannot be read"), ("empty", "is empty"),
-        ("odd", "begins like hex text but is none"), ("mixed", "begins like hex text but is none"),
-    ]:  # fmt: skip
+        ("fifo", "no regular file"),
+        ("", "no regular file"),
+        ("missing", "cannot be read"),
+        ("empty", "is empty"),
+        ("odd", "begins like hex text but is none"),
+        ("mixed", "begins like hex text but is none"),
+    ]:
         for argv in (["guess", str(tmp_path / name)], ["show", "bf16_row", "--hex", str(tmp_path / name)]):
             done = []
             thread = threading.Thread(
