@@ -17,6 +17,7 @@ Views = tuple[Tensor, ...]
 Shortcut = Callable[[Views, Views], bool]
 
 NOPE, BLOCK, SCALES = 448, 64, 7
+BF16_RECORD, MLA_RECORD = (1024,), (576, 8)
 NAN, NEGATIVE_ZERO, SIGN = 0x7F, 0x80, 0x80
 LIFT = 2.0**120  # e4m3 bits moved into a bf16 are the value times 2^-120
 INFINITY = 0x7F80
@@ -56,7 +57,7 @@ def row_to_plain(source: Views, sink: Views) -> bool:
 def index_to_f32(source: Views, sink: Views) -> bool:
     """`index_fp8` to `index_f32`; a scale that is a power of two is a bf16 in its upper half."""
     bits = packed(source[1]).view(torch.int32)
-    if not bool((_is_power(bits) | _fresh(source)).all()):
+    if not _legal(_is_power(bits), bits == 0, source[0]):
         return False
     scale = (bits >> 16).to(torch.int16).view(torch.bfloat16)
     return _put(_values(source[0], LIFT, scale), _typed(sink[0], 4))
@@ -128,7 +129,7 @@ def _relabel(source: Views, sink: Views, step: int) -> bool:
 def index_to_packed(source: Views, sink: Views) -> bool:
     """`index_fp8` to `index_fp8_ue8m0x4`: the exponent of the f32 scale, four times."""
     bits = packed(source[1]).view(torch.int32)
-    if not bool((_is_power(bits) | _fresh(source)).all()):
+    if not _legal(_is_power(bits), bits == 0, source[0]):
         return False
     sink[0].copy_(source[0])
     sink[1].copy_(((bits >> 23) * 0x01010101).view(torch.uint8))
@@ -138,16 +139,46 @@ def index_to_packed(source: Views, sink: Views) -> bool:
 def packed_to_index(source: Views, sink: Views) -> bool:
     """`index_fp8_ue8m0x4` to `index_fp8`."""
     first = source[1][..., :1].to(torch.int32)
-    if not bool((((first > 0) & (first < 255)) | _fresh(source)).all()):
+    if not _legal((first > 0) & (first < 255), first == 0, source[0]):
         return False
     sink[0].copy_(source[0])
     sink[1].copy_((first << 23).view(torch.uint8))
     return True
 
 
-def _fresh(source: Views) -> Tensor:
-    """Rows that are all zero bytes. Shapes: -> bool [n, rows, 1]."""
-    return ((source[0] == 0).all(dim=-1, keepdim=True)) & (source[1] == 0).all(dim=-1, keepdim=True)
+def f32_to_bf16(source: Views, sink: Views) -> bool:
+    """`f32_row` to `bf16_row`."""
+    values = packed(source[0]).view(torch.float32).to(torch.bfloat16)
+    return _finite(values) and _put(values, _typed(sink[0], 2))
+
+
+def plain_to_row(source: Views, sink: Views) -> bool:
+    """Rows of bf16 or f32 to `fp8_row`, saturating."""
+    values = packed(source[0]).view(torch.bfloat16 if source[0].shape[-1] == 1024 else torch.float32)
+    if not bool(values.isfinite().all()):
+        return False
+    sink[0].copy_(values.clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8))
+    return True
+
+
+def _via(first: Shortcut, sizes: tuple[int, ...], second: Shortcut) -> Shortcut:
+    """Two conversions, with records of these sizes between them."""
+
+    def both(source: Views, sink: Views) -> bool:
+        between = tuple(source[0].new_zeros((*source[0].shape[:-1], size)) for size in sizes)
+        return first(source, between) and second(between, sink)
+
+    return both
+
+
+def _legal(usual: Tensor, zero: Tensor, codes: Tensor) -> bool:
+    """Whether scales are usual, or zero beside codes that are all zero.
+
+    Shapes: bool [..., 1] twice, u8 [..., n].
+    """
+    if not bool(zero.any()):
+        return bool(usual.all())
+    return bool((usual | zero).all()) and not bool((codes[zero.squeeze(-1)] != 0).any())
 
 
 def _power(exponent: Tensor) -> Tensor:
@@ -215,6 +246,18 @@ SHORTCUTS: dict[tuple[str, str], Shortcut] = {
     ("index_fp8", "index_f32"): index_to_f32,
     ("index_fp8_ue8m0x4", "index_f32"): packed_to_f32,
     ("bf16_row", "fp8_ds_mla"): bf16_to_mla,
+    ("f32_row", "bf16_row"): f32_to_bf16,
+    ("f32_row", "fp8_row"): plain_to_row,
+    ("bf16_row", "fp8_row"): plain_to_row,
+    ("f32_row", "fp8_ds_mla"): _via(f32_to_bf16, BF16_RECORD, bf16_to_mla),
+    ("f32_row", "fp8_ds_mla_fnuz"): _via(
+        _via(f32_to_bf16, BF16_RECORD, bf16_to_mla), MLA_RECORD, mla_to_fnuz
+    ),
+    ("bf16_row", "fp8_ds_mla_fnuz"): _via(bf16_to_mla, MLA_RECORD, mla_to_fnuz),
+    ("fp8_row", "fp8_ds_mla"): _via(row_to_plain, BF16_RECORD, bf16_to_mla),
+    ("fp8_row", "fp8_ds_mla_fnuz"): _via(
+        _via(row_to_plain, BF16_RECORD, bf16_to_mla), MLA_RECORD, mla_to_fnuz
+    ),
     ("fp8_ds_mla", "fp8_ds_mla_fnuz"): mla_to_fnuz,
     ("fp8_ds_mla_fnuz", "fp8_ds_mla"): fnuz_to_mla,
     ("index_fp8", "index_fp8_ue8m0x4"): index_to_packed,

@@ -78,7 +78,9 @@ def test_against_the_reference_in_the_same_profile(profile: str) -> None:
     }[profile])  # fmt: skip
     trace = layer.trace(hidden, options=options)
     keys = trace["index_entries"].astype(np.float32).astype(np.float64)
-    assert_nearly_all_equal(layer.rows(cache, "indexer")[: LENGTH // 4], keys, 2.0**-3 if profile == "sglang" else 1.0)
+    assert_nearly_all_equal(
+        layer.rows(cache, "indexer")[: LENGTH // 4], keys, 2.0**-3 if profile == "sglang" else 1.0
+    )
     assert_nearly_all_equal(layer.rows(cache, "c4")[: LENGTH // 4], trace["entries"], 2.0**-3)
     assert relative(out, trace["out"]) < 6e-3
 
@@ -116,15 +118,24 @@ def test_scores_of_sglang_pages_do_not_depend_on_company() -> None:
     q = q.to(torch.uint8).view(torch.float8_e4m3fn)
     weights = torch.randn(9, heads, generator=torch.Generator().manual_seed(4))
     lens = torch.tensor([300, 1, 64, 65, 299, 300, 7, 128, 0], dtype=torch.int32)
-    table, rows = torch.arange(5, dtype=torch.int32)[None], {"rows": 64, "layout": layout.id, "rotate": "hadamard"}
+    table, rows = (
+        torch.arange(5, dtype=torch.int32)[None],
+        {"rows": 64, "layout": layout.id, "rotate": "hadamard"},
+    )
     zeros = torch.zeros(9, dtype=torch.int32)
     whole = ops.indexer_logits(q, None, weights, pages, lens, zeros, table, max_len=300, **rows)
     for t in range(9):
         part = slice(t, t + 1)
-        alone = ops.indexer_logits(q[part], None, weights[part], pages, lens[part], zeros[part], table, max_len=300, **rows)
+        alone = ops.indexer_logits(
+            q[part], None, weights[part], pages, lens[part], zeros[part], table, max_len=300, **rows
+        )
         assert torch.equal(alone[0], whole[t])
-    small = ops.sparse_indexer(q, None, weights, pages, lens, zeros, table, k=8, workspace_bytes=1 << 18, **rows)
-    large = ops.sparse_indexer(q, None, weights, pages, lens, zeros, table, k=8, workspace_bytes=64 << 20, **rows)
+    small = ops.sparse_indexer(
+        q, None, weights, pages, lens, zeros, table, k=8, workspace_bytes=1 << 18, **rows
+    )
+    large = ops.sparse_indexer(
+        q, None, weights, pages, lens, zeros, table, k=8, workspace_bytes=64 << 20, **rows
+    )
     assert torch.equal(small, large) and torch.equal(small, ops.indexer_topk(whole, lens, k=8))
     codes, scale = layout.factors(layout.encode(keys))
     dots = torch.einsum("thd,sd->ths", q.float().double(), codes.double()).relu()
