@@ -139,7 +139,8 @@ def main() -> None:
         same = layer.run(hidden.float().numpy(), positions, selection=s.lists)
         cells = [
             relative(s.q, trace["q"]), relative(s.rows, trace["kv"][-128:]),
-            relative(s.entries, trace["entries"]), relative(s.keys, trace["index_entries"]), relative(s.scores, trace["index_scores"]),
+            relative(s.entries, trace["entries"]), relative(s.keys, trace["index_entries"]),
+            relative(s.scores, trace["index_scores"]),
             overlap(s.selection, trace), relative(s.out, trace["out"]), relative(s.out, same["out"]),
         ]  # fmt: skip
         line(name, [f"`{profile}`", *cells])

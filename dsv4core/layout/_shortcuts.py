@@ -12,14 +12,19 @@ import torch
 from torch import Tensor
 
 from dsv4core.layout.rounding import in_blocks, packed
+from dsv4core.numerics import e2m1
+from dsv4core.numerics.e4m3 import look_up
 
 Views = tuple[Tensor, ...]
 Shortcut = Callable[[Views, Views], bool]
 
 NOPE, BLOCK, SCALES = 448, 64, 7
+MXFP4_BLOCK, HIGHEST_MXFP4 = 32, 250  # a scale above that may overflow
 BF16_RECORD, MLA_RECORD = (1024,), (576, 8)
 NAN, NEGATIVE_ZERO, SIGN = 0x7F, 0x80, 0x80
 LIFT = 2.0**120  # e4m3 bits moved into a bf16 are the value times 2^-120
+SIGN_AND_CODE = 0x87F0 - 0x10000
+ONE_PRODUCT = 2.0**7  # scales up to here times LIFT are bf16 numbers
 INFINITY = 0x7F80
 FLOOR_BITS = 0x38D1  # the floor 1e-4 cut to bf16; every amax near it has the same E
 
@@ -67,6 +72,18 @@ def packed_to_f32(source: Views, sink: Views) -> bool:
     """`index_fp8_ue8m0x4` to `index_f32`."""
     scale = _power(source[1][..., 0].to(torch.int16).clamp(1, 254) - 127)
     return _put(_values(source[0], LIFT, scale), _typed(sink[0], 4))
+
+
+def mxfp4_to_f32(source: Views, sink: Views) -> bool:
+    """`index_mxfp4` to `index_f32`: a byte is a pair of values, looked up together."""
+    byte, target = packed(source[1]), _typed(sink[0], 4)
+    if byte.numel() and int(byte.max()) > HIGHEST_MXFP4:
+        return False
+    every = torch.arange(256, dtype=torch.int32, device=byte.device).to(torch.uint8).unsqueeze(-1)
+    pairs = e2m1.decode(e2m1.unpack(every)).to(torch.bfloat16).view(torch.int32).squeeze(-1)
+    values = look_up(pairs, packed(source[0])).view(torch.bfloat16)
+    scale = _power(byte.to(torch.int16).clamp(min=1) - 127)
+    return _put(in_blocks(values, MXFP4_BLOCK).mul_(scale).flatten(-2), target)
 
 
 def bf16_to_f32(source: Views, sink: Views) -> bool:
@@ -214,11 +231,14 @@ def _values(codes: Tensor, lift: float, scale: Tensor | None = None) -> Tensor |
     """
     if _has(codes, NAN) or _has(codes, NAN | SIGN):
         return None
-    wide = codes.to(torch.int16)
-    sign = (wide & SIGN).bitwise_left_shift_(8)
-    values = wide.bitwise_and_(0x7F).bitwise_left_shift_(4).bitwise_or_(sign).view(torch.bfloat16)
-    values.mul_(lift)
-    return values if scale is None else values.mul_(scale)
+    # Widening a signed byte fills the upper half with its sign: the mask keeps one bit of it.
+    wide = codes.view(torch.int8).to(torch.int16).bitwise_left_shift_(4).bitwise_and_(SIGN_AND_CODE)
+    values = wide.view(torch.bfloat16)
+    if scale is None:
+        return values.mul_(lift)
+    if scale.numel() and float(scale.max()) <= ONE_PRODUCT:
+        return values.mul_(scale * lift)
+    return values.mul_(lift).mul_(scale)
 
 
 def _typed(view: Tensor, size: int) -> Tensor | None:
@@ -245,6 +265,7 @@ SHORTCUTS: dict[tuple[str, str], Shortcut] = {
     ("bf16_row", "f32_row"): bf16_to_f32,
     ("index_fp8", "index_f32"): index_to_f32,
     ("index_fp8_ue8m0x4", "index_f32"): packed_to_f32,
+    ("index_mxfp4", "index_f32"): mxfp4_to_f32,
     ("bf16_row", "fp8_ds_mla"): bf16_to_mla,
     ("f32_row", "bf16_row"): f32_to_bf16,
     ("f32_row", "fp8_row"): plain_to_row,
