@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dsv4core.attention import DeepseekV4Attention
     from dsv4core.backend import Backend
-    from dsv4core.cache import CacheSpec, PagedCache, cache_specs
+    from dsv4core.cache import Admission, CacheSpec, PagedCache, RequestExport, cache_specs
     from dsv4core.config import AttentionConfig, LayerConfig, YarnConfig
     from dsv4core.errors import (
         BackendError,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "Admission",
     "AttentionConfig",
     "AttentionWeights",
     "Availability",
@@ -63,6 +64,7 @@ __all__ = [
     "OutOfPagesError",
     "PagedCache",
     "PluginError",
+    "RequestExport",
     "Requirement",
     "UnknownBackendError",
     "UnknownRequestError",
@@ -81,7 +83,7 @@ __all__ = [
 _MODULES = {
     "attention": ("DeepseekV4Attention",),
     "backend": ("Backend",),
-    "cache": ("CacheSpec", "PagedCache", "cache_specs"),
+    "cache": ("Admission", "CacheSpec", "PagedCache", "RequestExport", "cache_specs"),
     "config": ("AttentionConfig", "LayerConfig", "YarnConfig"),
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "hookspecs": ("hookimpl",),

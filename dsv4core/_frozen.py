@@ -15,7 +15,7 @@ class FrozenModel(BaseModel):
     Subclasses set `error` and may set `noun`, the words a message begins with.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     error: ClassVar[type[DSV4CoreError]] = DSV4CoreError
     noun: ClassVar[str] = "model"

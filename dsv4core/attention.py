@@ -41,11 +41,12 @@ class DeepseekV4Attention(ABC):
         self.workspace = backend.workspace
         self.dtype = torch.float32 if config.activation == "f32" else torch.bfloat16
         weights.validate(config, layer)
-        w = weights.prepared(self.dtype)
-        self.device = w.wkv.device
+        w = weights.prepared(self.dtype, widen=config.weight_storage == "widened")
+        self.device = w.attn_sink.device
         self.heads = config.num_attention_heads
-        self.w_qkv, self.wq_b = Projection.joined(w.wq_a, w.wkv), Projection(w.wq_b)
-        self.q_norm, self.kv_norm, self.wo_a, self.wo_b = w.q_norm, w.kv_norm, w.wo_a, Projection(w.wo_b)
+        self.w_qkv, self.wq_b = Projection.joined(w.wq_a, w.wkv), Projection.of(w.wq_b)
+        self.q_norm, self.kv_norm = w.q_norm, w.kv_norm
+        self.wo_a, self.wo_b = Projection.of(w.wo_a), Projection.of(w.wo_b)
         padding = (0, self.padded_heads - self.heads)
         self.attn_sink = torch.nn.functional.pad(w.attn_sink, padding, value=-torch.inf)
         self.group = f"c{self.layer.ratio}" if self.layer.ratio else None
@@ -91,7 +92,7 @@ class DeepseekV4Attention(ABC):
         Shapes: -> [T, q_lora], [T, padded_heads, 512].
         """
         c = self.config
-        latent, kv = self.w_qkv(self.ops, x).split((c.q_lora_rank, c.head_dim), dim=1)
+        latent, kv = self.w_qkv(self.ops, x).split_with_sizes((c.q_lora_rank, c.head_dim), dim=1)
         qr, kv = self.ops.fused_q_kv_rmsnorm(latent, kv, self.q_norm, self.kv_norm, eps=c.rms_norm_eps)
         q = self.wq_b(self.ops, qr).view(-1, self.heads, c.head_dim)
         q = self.ops.fused_qnorm_rope_kv_insert(
@@ -141,7 +142,8 @@ class DeepseekV4Attention(ABC):
             turned, scales = self.ops.fused_inv_rope_fp8_quant(
                 o, plan.positions, cos_sin, groups=groups, scale_format=quant
             )
-        z = self.ops.grouped_output_projection(turned, scales, self.wo_a, None, groups=groups)
+        wo_a = self.wo_a
+        z = self.ops.grouped_output_projection(turned, scales, wo_a.weight, wo_a.scales, groups=groups)
         return self.wo_b(self.ops, z.flatten(1))
 
     def rope(self, plan: BatchPlan) -> Tensor:

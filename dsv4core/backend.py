@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from dsv4core import env
 from dsv4core.errors import PluginError
 from dsv4core.ops import OpTable
 from dsv4core.runtime import Workspace
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from dsv4core.weights import AttentionWeights
 
 log = logging.getLogger("dsv4core")
-
-FALLBACK_MODES = ("warn", "error", "allow")
 
 
 class Backend:
@@ -35,7 +33,7 @@ class Backend:
         self.name = spec.name
         self.device_type: str = provider.device_type
         self.provider = provider
-        self.ops = OpTable(spec.name, implementations, fallback_mode())
+        self.ops = OpTable(spec.name, implementations, env.read("DSV4CORE_FALLBACK"))
         self.workspace = Workspace()
 
     def attention(
@@ -54,23 +52,13 @@ class Backend:
         )
 
 
-def fallback_mode() -> str:
-    """`DSV4CORE_FALLBACK`: what happens to an op that a backend lacks."""
-    mode = os.environ.get("DSV4CORE_FALLBACK") or "warn"
-    if mode not in FALLBACK_MODES:
-        raise PluginError(f"DSV4CORE_FALLBACK is {mode!r}; type one of {', '.join(FALLBACK_MODES)}")
-    return mode
-
-
 def create_backend(spec: BackendSpec, hook: Any) -> Backend:
     """Build the provider of a spec through the hooks and bind its ops.
 
     `hook` is pluggy's relay. Raises PluginError when the provider breaks the contract or two plugins claim
     one op.
     """
-    prefix = f"DSV4CORE_{spec.name.upper()}_"
-    settings = {k.removeprefix(prefix).lower(): v for k, v in os.environ.items() if k.startswith(prefix)}
-    provider = hook.dsv4core_create(spec=spec, settings=settings)
+    provider = hook.dsv4core_create(spec=spec, settings=env.settings(spec.name))
     missing = [a for a in ("name", "device_type", "ops") if not hasattr(provider, a)]
     if missing:
         raise PluginError(
@@ -83,7 +71,8 @@ def create_backend(spec: BackendSpec, hook: Any) -> Backend:
         twice = claimed & set(overrides or ())
         if twice:
             raise PluginError(
-                f"two plugins override {', '.join(sorted(twice))} of {spec.name!r}; block one in DSV4CORE_PLUGINS"
+                f"two plugins override {', '.join(sorted(twice))} of {spec.name!r};"
+                " block one in DSV4CORE_PLUGINS"
             )
         claimed |= set(overrides or ())
         implementations.update(overrides or {})

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dsv4core.ops import OpTable
 from dsv4core.plan import BatchPlan
-from dsv4core.projection import Projection
+from dsv4core.projection import Projection, SplitProjection
 from dsv4core.weights import CompressorWeights
 
 
@@ -21,7 +21,7 @@ class Compressor:
     pages.
     """
 
-    projection: Projection
+    projection: Projection | SplitProjection
     ape: Tensor
     norm: Tensor
     ratio: int
@@ -52,7 +52,11 @@ class Compressor:
     def __call__(
         self, ops: OpTable, hidden: Tensor, state: Tensor, pages: Tensor, plan: BatchPlan, cos_sin: Tensor
     ) -> None:
-        """Shapes: hidden [T, hidden], state f32 [N, S, 2W] and pages u8 [N, B] (both written), cos_sin f32 [P, 64]."""
+        """Write states and entries of a step.
+
+        Shapes: hidden [T, hidden], state f32 [N, S, 2W] and pages u8 [N, B] (both written), cos_sin f32
+        [P, 64].
+        """
         kv, score = self.projection(ops, hidden, torch.float32).chunk(2, dim=1)
         slots = plan.slots[self.state_group]
         ops.save_partial_states(kv, score, self.ape, plan.positions, state, slots, ratio=self.ratio)

@@ -107,6 +107,8 @@ class AttentionConfig(FrozenModel):
     main_layout: str = ""
     index_layout: str = ""
     output_quant: Literal["f32", "ue8m0x4"] | None = None
+    # "checkpoint" keeps fp8 projections as they are stored, "widened" makes them dense when a layer is built.
+    weight_storage: Literal["checkpoint", "widened"] = "checkpoint"
     prefill_chunk_requests: PositiveInt = 4
     decode_threshold: PositiveInt = 1
 
@@ -211,6 +213,12 @@ def _dimension_problems(c: AttentionConfig) -> list[str]:
     fixed = (("head_dim", c.head_dim, 512), ("qk_rope_head_dim", c.qk_rope_head_dim, 64))
     fixed = (*fixed, ("index_head_dim", c.index_head_dim, 128))
     problems = [f"{name} is {got}, but cache rows are made for {n}" for name, got, n in fixed if got != n]
+    sizes = {name: getattr(c, name) for name in type(c).model_fields if isinstance(getattr(c, name), int)}
+    problems += [f"{name} is {got}, no size passes 2^31 - 1" for name, got in sizes.items() if got >= 2**31]
+    thetas = (("rope_theta", c.rope_theta), ("compress_rope_theta", c.compress_rope_theta))
+    problems += [f"{name} is {got}; a rotation base is above 1" for name, got in thetas if got <= 1]
+    if c.yarn is not None and c.yarn.beta_fast <= c.yarn.beta_slow:
+        problems.append(f"yarn: beta_fast {c.yarn.beta_fast} is not above beta_slow {c.yarn.beta_slow}")
     if c.num_attention_heads % c.o_groups:
         heads = c.num_attention_heads
         problems.append(f"num_attention_heads {heads} is not a multiple of o_groups {c.o_groups}")

@@ -33,7 +33,7 @@ class Indexer:
             weights.compressor, ratio=ratio, head_dim=config.index_head_dim, group=GROUP,
             layout=config.index_layout, rotate=config.rotate, eps=config.rms_norm_eps,
         )  # fmt: skip
-        return Indexer(Projection(weights.wq_b), Projection(weights.weights_proj), compressor, config)
+        return Indexer(Projection.of(weights.wq_b), Projection(weights.weights_proj), compressor, config)
 
     def __call__(
         self,

@@ -10,7 +10,7 @@ from dsv4core.plan import BatchPlan, PrefillChunk
 
 
 class OpsAttention(DeepseekV4Attention):
-    """Both holes filled with ops: `sparse_decode` over pages, gather plus `sparse_prefill` over a workspace."""
+    """Both holes filled with ops: `sparse_decode` over pages, gather and `sparse_prefill` over scratch."""
 
     def decode(
         self, q: Tensor, selected: Tensor | None, pages: LayerCache, plan: BatchPlan, out: Tensor

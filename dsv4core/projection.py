@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from dsv4core.numerics.block_fp8 import BLOCK
 from dsv4core.ops import OpTable
+from dsv4core.quantised import QuantisedWeight, Weight
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,44 @@ class Projection:
         return ops.linear(x, self.weight, self.scales, self.global_scale, format=self.format, out_dtype=dtype)
 
     @staticmethod
-    def joined(*weights: Tensor) -> Projection:
-        """Several projections of the same input as one matrix: one product, split by columns afterwards."""
-        return Projection(torch.cat(weights))
+    def of(weight: Weight) -> Projection:
+        """A plain or quantised matrix."""
+        if isinstance(weight, Tensor):
+            return Projection(weight)
+        return Projection(weight.weight, weight.scales, format=weight.format)
+
+    @staticmethod
+    def joined(*weights: Weight) -> Projection | SplitProjection:
+        """Several projections of the same input: one product, split by columns afterwards.
+
+        Quantised matrices become one where every block of scales stays whole, and one product each where not.
+        """
+        plain = [w for w in weights if isinstance(w, Tensor)]
+        if len(plain) == len(weights):
+            return Projection(torch.cat(plain))
+        quantised = [w for w in weights if isinstance(w, QuantisedWeight)]
+        same = {(w.scales.dtype, w.format) for w in quantised}
+        whole = all(w.shape[0] % BLOCK == 0 for w in quantised[:-1])
+        if plain or len(same) > 1 or not whole:
+            return SplitProjection(tuple(Projection.of(w) for w in weights))
+        scales = [w.scales for w in quantised]
+        return Projection(_cat([w.weight for w in quantised]), _cat(scales), format=quantised[0].format)
+
+
+@dataclass(frozen=True)
+class SplitProjection:
+    """Projections of the same input that cannot be one matrix; called like one."""
+
+    parts: tuple[Projection, ...]
+
+    def __call__(self, ops: OpTable, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+        """Their outputs side by side. Shapes: x [T, in] -> [T, sum of out] in `out_dtype` (x's if None)."""
+        return torch.cat([part(ops, x, out_dtype) for part in self.parts], dim=1)
+
+
+def _cat(tensors: Sequence[Tensor]) -> Tensor:
+    """Rows below each other; one-byte floats travel as bytes, which every device can copy."""
+    dtype = tensors[0].dtype
+    if dtype.itemsize > 1:
+        return torch.cat(list(tensors))
+    return torch.cat([t.view(torch.uint8) for t in tensors]).view(dtype)

@@ -18,7 +18,7 @@ from dsv4core.numerics import tables
 from dsv4core.ops import OPS
 from dsv4core.synthetic import hash_normal
 
-ROWS = {"swa": 64, "c4": 64, "indexer": 64}
+TINY = AttentionConfig.preset("tiny")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Size:
 
     tokens: int = 5
     context: int = 40
-    config: AttentionConfig = AttentionConfig.preset("tiny")
+    config: AttentionConfig = TINY
     seed: int = 0
 
 

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from os import PathLike
 
 import torch
 from torch import Tensor
 
-from dsv4core.config import AttentionConfig, state_width
+from dsv4core.config import AttentionConfig
 from dsv4core.errors import WeightsError
+from dsv4core.progress import Progress, silent
+from dsv4core.quantised import QuantisedWeight, Weight, dense
+from dsv4core.state_dict import named_weights
 from dsv4core.synthetic import hash_normal
-
-MAIN_NAMES = ("wq_a", "q_norm", "wq_b", "wkv", "kv_norm", "wo_a", "wo_b", "attn_sink")
-COMPRESSOR_PARTS = ("wkv", "wgate", "ape", "norm")
-COMPRESSOR_NAMES = tuple(f"compressor.{part}" for part in COMPRESSOR_PARTS)
-INDEXER_NAMES = ("indexer.wq_b", "indexer.weights_proj", *(f"indexer.{name}" for name in COMPRESSOR_NAMES))
-FLOATS = (torch.bfloat16, torch.float32)
-FLOAT32_NAMES = ("attn_sink", "compressor.ape", "indexer.compressor.ape")
-NORM_NAMES = ("q_norm", "kv_norm", "compressor.norm", "indexer.compressor.norm")
+from dsv4core.tensor_names import (
+    COMPRESSOR_NAMES,
+    COMPRESSOR_PARTS,
+    FLOAT32_NAMES,
+    INDEXER_NAMES,
+    MAIN_NAMES,
+    NORM_NAMES,
+    QUANTISABLE,
+    SCALE,
+    expected_shapes,
+)
 
 # Measured on the released V4-Flash: name -> (standard deviation, fan-in there).
 MEASURED = {
@@ -58,7 +65,7 @@ class CompressorWeights:
 class IndexerWeights:
     """The indexer of a ratio-4 layer. Shapes: wq_b [Hi * 128, q_lora], weights_proj [Hi, hidden]."""
 
-    wq_b: Tensor
+    wq_b: Weight
     weights_proj: Tensor
     compressor: CompressorWeights
 
@@ -67,16 +74,17 @@ class IndexerWeights:
 class AttentionWeights:
     """All tensors of one layer; attribute paths are the checkpoint's names.
 
-    Shapes: `expected_shapes` lists them. Layers with ratio 0 have no compressor, only ratio 4 has an indexer.
+    A projection is a tensor, or a `QuantisedWeight` as the checkpoint stores it. Shapes: `expected_shapes`
+    lists them. Layers with ratio 0 have no compressor, only ratio 4 has an indexer.
     """
 
-    wq_a: Tensor
+    wq_a: Weight
     q_norm: Tensor
-    wq_b: Tensor
-    wkv: Tensor
+    wq_b: Weight
+    wkv: Weight
     kv_norm: Tensor
-    wo_a: Tensor
-    wo_b: Tensor
+    wo_a: Weight
+    wo_b: Weight
     attn_sink: Tensor
     compressor: CompressorWeights | None = None
     indexer: IndexerWeights | None = None
@@ -94,19 +102,48 @@ class AttentionWeights:
     def from_state_dict(cls, tensors: Mapping[str, Tensor], prefix: str = "") -> AttentionWeights:
         """From checkpoint tensors named `prefix` + name, with or without a trailing `.weight`.
 
-        A dot between prefix and name is added where it is missing; names outside the prefix are ignored;
-        types are kept (bf16 and f32). Raises WeightsError naming all that is missing, unknown or of another
-        type.
+        Names are DeepSeek's or transformers'. A dot between prefix and name is added where it is missing;
+        names outside the prefix are ignored; types are kept: bf16, f32, and e4m3 with `.scale` (or
+        `.weight_scale_inv`). Raises WeightsError naming all that is missing, unknown or of another type.
         """
-        return _assemble(_named(tensors, prefix))
+        return _assemble(named_weights(tensors, prefix))
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | PathLike[str],
+        config: AttentionConfig,
+        layer: int,
+        *,
+        prefix: str | None = None,
+        device: torch.device | str = "cpu",
+        progress: Progress = silent,
+    ) -> AttentionWeights:
+        """One layer of a safetensors file or of a sharded directory; reads the bytes of that layer only.
+
+        `prefix` is found for `layer` unless it is given ("mtp.0.attn." is a draft layer). Raises WeightsError
+        naming the file, what was expected and what is there, before anything is read where that can be seen.
+        """
+        from dsv4core.checkpoint import Checkpoint
+
+        return Checkpoint.open(path).attention(config, layer, prefix=prefix, device=device, progress=progress)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The tensors by bare checkpoint name, without `.weight`."""
-        return _flatten(self)
+        """The tensors by bare checkpoint name, without `.weight`; scales end in `.scale`."""
+        flat: dict[str, Tensor] = {}
+        for name, value in _flatten(self).items():
+            flat[name] = value if isinstance(value, Tensor) else value.weight
+            if isinstance(value, QuantisedWeight):
+                flat[name + SCALE] = value.scales
+        return flat
+
+    def dequantised(self, dtype: torch.dtype = torch.float32) -> AttentionWeights:
+        """A copy without quantised projections: those that are become `dtype`, the rest stays as it is."""
+        return self._mapped(lambda _, value: value if isinstance(value, Tensor) else value.dequantised(dtype))
 
     def validate(self, config: AttentionConfig, layer: int) -> None:
         """Raise WeightsError unless names and shapes are those of the layer; lists every difference."""
-        have, want = self.state_dict(), expected_shapes(config, layer)
+        have, want = _flatten(self), expected_shapes(config, layer)
         problems = [f"{name} is missing" for name in want if name not in have]
         problems += [f"{name} is not part of such a layer" for name in have if name not in want]
         for name, shape in want.items():
@@ -116,51 +153,25 @@ class AttentionWeights:
             what = f"layer {layer} ({config.layer(layer).kind}, ratio {config.layer(layer).ratio})"
             raise WeightsError(f"weights of {what}: {'; '.join(problems)}")
 
-    def prepared(self, dtype: torch.dtype = torch.bfloat16) -> AttentionWeights:
-        """A copy for running: projections in `dtype`, ape and attn_sink in f32, norms as they are."""
+    def prepared(self, dtype: torch.dtype = torch.bfloat16, *, widen: bool = False) -> AttentionWeights:
+        """A copy for running: projections in `dtype`, ape and attn_sink in f32, norms as they are.
 
-        def cast(name: str, tensor: Tensor) -> Tensor:
-            if name in NORM_NAMES:
-                return tensor
-            return tensor.to(torch.float32 if name in FLOAT32_NAMES else dtype)
+        Quantised projections stay quantised (`linear` dequantises on the fly) unless `widen` is set.
+        """
+
+        def cast(name: str, value: Weight) -> Weight:
+            if name in NORM_NAMES or (isinstance(value, QuantisedWeight) and not widen):
+                return value
+            return dense(value, torch.float32 if name in FLOAT32_NAMES else dtype)
 
         return self._mapped(cast)
 
     def to(self, device: torch.device | str) -> AttentionWeights:
         """A copy on a device."""
-        return self._mapped(lambda _, tensor: tensor.to(device))
+        return self._mapped(lambda _, value: value.to(device))
 
-    def _mapped(self, change: Callable[[str, Tensor], Tensor]) -> AttentionWeights:
-        return _assemble({name: change(name, tensor) for name, tensor in self.state_dict().items()})
-
-
-def expected_shapes(config: AttentionConfig, layer: int) -> dict[str, tuple[int, ...]]:
-    """Checkpoint names and shapes of a layer."""
-    c, ratio = config, config.layer(layer).ratio
-    heads = c.num_attention_heads * c.head_dim
-    shapes: dict[str, tuple[int, ...]] = {
-        "wq_a": (c.q_lora_rank, c.hidden_size),
-        "q_norm": (c.q_lora_rank,),
-        "wq_b": (heads, c.q_lora_rank),
-        "wkv": (c.head_dim, c.hidden_size),
-        "kv_norm": (c.head_dim,),
-        "wo_a": (c.o_groups * c.o_lora_rank, heads // c.o_groups),
-        "wo_b": (c.hidden_size, c.o_groups * c.o_lora_rank),
-        "attn_sink": (c.num_attention_heads,),
-    }
-    if ratio:
-        shapes.update(_compressor_shapes("compressor.", c.hidden_size, ratio, c.head_dim))
-    if ratio == 4:
-        shapes["indexer.wq_b"] = (c.index_n_heads * c.index_head_dim, c.q_lora_rank)
-        shapes["indexer.weights_proj"] = (c.index_n_heads, c.hidden_size)
-        shapes.update(_compressor_shapes("indexer.compressor.", c.hidden_size, ratio, c.index_head_dim))
-    return shapes
-
-
-def _compressor_shapes(prefix: str, hidden: int, ratio: int, width: int) -> dict[str, tuple[int, ...]]:
-    both = state_width(ratio, width)
-    shapes = {"wkv": (both, hidden), "wgate": (both, hidden), "ape": (ratio, both), "norm": (width,)}
-    return {prefix + name: shape for name, shape in shapes.items()}
+    def _mapped(self, change: Callable[[str, Weight], Weight]) -> AttentionWeights:
+        return _assemble({name: change(name, value) for name, value in _flatten(self).items()})
 
 
 def _random(name: str, shape: tuple[int, ...], layer: int, seed: int) -> Tensor:
@@ -177,64 +188,49 @@ def _random(name: str, shape: tuple[int, ...], layer: int, seed: int) -> Tensor:
 
 def _flatten(
     weights: AttentionWeights | IndexerWeights | CompressorWeights, prefix: str = ""
-) -> dict[str, Tensor]:
-    flat: dict[str, Tensor] = {}
+) -> dict[str, Weight]:
+    flat: dict[str, Weight] = {}
     for field in fields(weights):
-        value: Tensor | CompressorWeights | IndexerWeights | None = getattr(weights, field.name)
-        if isinstance(value, Tensor):
+        value: Weight | CompressorWeights | IndexerWeights | None = getattr(weights, field.name)
+        if isinstance(value, (Tensor, QuantisedWeight)):
             flat[prefix + field.name] = value
         elif value is not None:
             flat.update(_flatten(value, f"{prefix}{field.name}."))
     return flat
 
 
-def _assemble(tensors: Mapping[str, Tensor]) -> AttentionWeights:
+def _assemble(values: Mapping[str, Weight]) -> AttentionWeights:
     """The nested dataclasses of bare names; a part is there when one of its names is."""
-    with_compressor = any(name.startswith("compressor.") for name in tensors)
-    with_indexer = any(name.startswith("indexer.") for name in tensors)
+    with_compressor = any(name.startswith("compressor.") for name in values)
+    with_indexer = any(name.startswith("indexer.") for name in values)
     wanted = MAIN_NAMES + COMPRESSOR_NAMES * with_compressor + INDEXER_NAMES * with_indexer
-    missing = [name for name in wanted if name not in tensors]
+    missing = [name for name in wanted if name not in values]
     if missing:
-        raise WeightsError(f"the tensors of a layer lack {', '.join(missing)}; found {', '.join(tensors)}")
+        raise WeightsError(f"the tensors of a layer lack {', '.join(missing)}; found {', '.join(values)}")
+    wrong = [n for n, v in values.items() if isinstance(v, QuantisedWeight) and n not in QUANTISABLE]
+    if wrong:
+        raise WeightsError(f"{', '.join(wrong)}: only {', '.join(QUANTISABLE)} may be quantised")
+    plain = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     indexer = None
     if with_indexer:
         indexer = IndexerWeights(
-            wq_b=tensors["indexer.wq_b"],
-            weights_proj=tensors["indexer.weights_proj"],
-            compressor=_compressor(tensors, "indexer.compressor."),
+            wq_b=values["indexer.wq_b"],
+            weights_proj=plain["indexer.weights_proj"],
+            compressor=_compressor(plain, "indexer.compressor."),
         )
     return AttentionWeights(
-        **{name: tensors[name] for name in MAIN_NAMES},
-        compressor=_compressor(tensors, "compressor.") if with_compressor else None,
+        wq_a=values["wq_a"],
+        q_norm=plain["q_norm"],
+        wq_b=values["wq_b"],
+        wkv=values["wkv"],
+        kv_norm=plain["kv_norm"],
+        wo_a=values["wo_a"],
+        wo_b=values["wo_b"],
+        attn_sink=plain["attn_sink"],
+        compressor=_compressor(plain, "compressor.") if with_compressor else None,
         indexer=indexer,
     )
 
 
 def _compressor(tensors: Mapping[str, Tensor], prefix: str) -> CompressorWeights:
     return CompressorWeights(**{name: tensors[prefix + name] for name in COMPRESSOR_PARTS})
-
-
-def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Tensors behind the prefix by bare name; raises for names and types that are not understood."""
-    start = prefix if not prefix or prefix.endswith(".") else prefix + "."
-    found: dict[str, Tensor] = {}
-    problems: list[str] = []
-    for full, tensor in tensors.items():
-        if not full.startswith(start):
-            continue
-        name = full.removeprefix(start).removesuffix(".weight")
-        if name not in (*MAIN_NAMES, *COMPRESSOR_NAMES, *INDEXER_NAMES):
-            problems.append(f"{full} is not a tensor of an attention layer")
-        elif name in found:
-            problems.append(f"{full} is there twice, with and without .weight")
-        elif tensor.dtype not in FLOATS:
-            kind = str(tensor.dtype).removeprefix("torch.")
-            problems.append(f"{full} is {kind}; only bfloat16 and float32 are read, so dequantise it first")
-        found[name] = tensor
-    if not found:
-        near = sorted({full.split("wq_a")[0] for full in tensors if "wq_a" in full})
-        there = f"prefixes with a wq_a are {', '.join(map(repr, near[:4]))}" if near else "no name holds wq_a"
-        raise WeightsError(f"no tensor name begins with {start!r}; {there}")
-    if problems:
-        raise WeightsError(f"tensors behind {start!r}: {'; '.join(problems)}")
-    return found

@@ -7,19 +7,26 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from dsv4core.cache.allocator import GroupStep, PageGroup
+from dsv4core.cache.allocator import PageGroup
+from dsv4core.cache.blocks import TokenBlocks
 from dsv4core.cache.sizes import CacheLimits
+from dsv4core.cache.steps import Copies, GroupStep
 from dsv4core.errors import CacheError, OutOfPagesError, UnknownRequestError
 from dsv4core.plan.check import whole_number
 
 
 @dataclass
 class Request:
-    """Where a request sits in the page tables, how long it is, and the longest it has been."""
+    """Where a request sits in the page tables, how long it is, and the longest it has been.
+
+    `floor` is the least length at which the rows it began with can be resumed: 0 unless it was forked or
+    imported.
+    """
 
     seat: int
     length: int
     peak: int
+    floor: int = 0
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,11 @@ class Step:
     after: Mapping[Hashable, int]
     seats: Mapping[Hashable, int]
     groups: Mapping[str, GroupStep]
+
+    @property
+    def copies(self) -> dict[str, Copies]:
+        """Pages to copy per group before the step is taken."""
+        return {name: step.copies for name, step in self.groups.items() if step.moved}
 
 
 class Ledger:
@@ -43,6 +55,7 @@ class Ledger:
         self.limits = limits
         self.max_positions = max_positions
         self.groups = groups
+        self.blocks = TokenBlocks(groups.values())
         self.requests: dict[Hashable, Request] = {}
         self.vacant = list(range(limits.max_requests - 1, -1, -1))
 
@@ -50,6 +63,11 @@ class Ledger:
     def tokens(self) -> int:
         """Tokens of all requests together."""
         return sum(request.length for request in self.requests.values())
+
+    @property
+    def counted(self) -> int:
+        """Tokens that count against the capacity: those of blocks that forks share count once."""
+        return self.tokens - self.blocks.saved
 
     def request(self, request_id: Hashable) -> Request:
         """Return a request that is held; raise `UnknownRequestError` for another id."""
@@ -63,10 +81,18 @@ class Ledger:
 
     def min_length(self, request: Request) -> int:
         """Return the shortest length whose next token still finds its window and state rows."""
-        return max(request.peak - self.limits.max_rollback, 0)
+        return max(request.peak - self.limits.max_rollback, request.floor, 0)
 
     def prepare(self, new_tokens: Mapping[Hashable, int]) -> Step:
         """Work out the step that brings `new_tokens`, or raise. Changes nothing."""
+        step = self.demand(new_tokens)
+        shortage = self.shortage(step)
+        if shortage:
+            raise OutOfPagesError(shortage)
+        return step
+
+    def demand(self, new_tokens: Mapping[Hashable, int]) -> Step:
+        """Work out a step whose pages may not be there; raise where a limit refuses it. Changes nothing."""
         if not isinstance(new_tokens, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise CacheError(f"plan({new_tokens!r}): pass numbers of new tokens by request id, {{'a': 1}}")
         new = {
@@ -75,16 +101,25 @@ class Ledger:
         }
         after = {request_id: n + self._length(request_id) for request_id, n in new.items()}
         for request_id, length in after.items():
-            if length > self.max_positions:
-                raise CacheError(
-                    f"plan: request {request_id!r} would have {length} tokens; the model has "
-                    f"{self.max_positions} positions (max_position_embeddings): end the request here"
-                )
+            self.check_positions("plan", request_id, length)
         self._check_limits(new)
         newcomers = [request_id for request_id in new if request_id not in self.requests]
         given = dict(zip(newcomers, reversed(self.vacant), strict=False))
         seats = {i: given[i] if i in given else self.requests[i].seat for i in new}
         return Step(new, after, seats, self._find_pages({seats[i]: length for i, length in after.items()}))
+
+    def shortage(self, step: Step) -> str:
+        """Return why the pages for a step are not there, or an empty text."""
+        for name, group in step.groups.items():
+            if not group.fits:
+                free = len(self.groups[name].free)
+                return (
+                    f"plan: group {name!r} needs {group.needed} pages for this step; {free} of "
+                    f"{self.groups[name].pages} are free, besides {group.available - free} old ones that "
+                    "this step gives back: free or truncate a request, bring fewer tokens, or make a larger "
+                    "cache"
+                )
+        return ""
 
     def tables(self, step: Step) -> dict[str, Tensor]:
         """Return the page tables of the step's requests as they will be. Shapes: i32 [R, W] per group."""
@@ -111,6 +146,11 @@ class Ledger:
             raise CacheError(
                 f"truncate({request_id!r}, {target}): it has {request.length} tokens; `plan` adds tokens"
             )
+        if target < least == request.floor:
+            raise CacheError(
+                f"truncate({request_id!r}, {target}): it was forked or imported with the rows of a resume at "
+                f"{least} tokens or later, so {least} is the least; free the request and prefill it again"
+            )
         if target < least:
             raise CacheError(
                 f"truncate({request_id!r}, {target}): it has been {request.peak} tokens long, and window and "
@@ -120,6 +160,7 @@ class Ledger:
             )
         for group in self.groups.values():
             group.shrink(request.seat, target)
+        self.blocks.shrink(request.seat, target)
         request.length = target
 
     def free(self, request_id: Hashable) -> None:
@@ -127,6 +168,7 @@ class Ledger:
         request = self.request(request_id)
         for group in self.groups.values():
             group.clear(request.seat)
+        self.blocks.clear(request.seat)
         self.vacant.append(request.seat)
         del self.requests[request_id]
 
@@ -142,8 +184,32 @@ class Ledger:
         request = self.requests.get(request_id)
         return request.length if request else 0
 
+    def check_positions(self, what: str, request_id: Hashable, length: int) -> None:
+        """Raise `CacheError` if the model has fewer positions than `length`; `what` begins the message."""
+        if length > self.max_positions:
+            raise CacheError(
+                f"{what}: request {request_id!r} would have {length} tokens; the model has "
+                f"{self.max_positions} positions (max_position_embeddings): end the request here"
+            )
+
+    def check_room(self, what: str, newcomers: int, tokens: int) -> None:
+        """Raise `OutOfPagesError` unless so many more requests and tokens are within the limits."""
+        count, capacity = len(self.requests) + newcomers, self.limits.capacity_tokens
+        if count > self.limits.max_requests:
+            raise OutOfPagesError(
+                f"{what}: with this step {count} requests would be held; the cache holds "
+                f"max_requests={self.limits.max_requests}: free one first, or make the cache with "
+                f"max_requests={count}"
+            )
+        if capacity is not None and self.counted + tokens > capacity:
+            raise OutOfPagesError(
+                f"{what}: {tokens} new tokens besides the {self.counted} held exceed "
+                f"capacity_tokens={capacity}: free or truncate a request, bring at most "
+                f"{max(capacity - self.counted, 0)} tokens, or make a larger cache"
+            )
+
     def _check_limits(self, new: Mapping[Hashable, int]) -> None:
-        chunk, capacity, total = self.limits.max_chunk, self.limits.capacity_tokens, sum(new.values())
+        chunk, total = self.limits.max_chunk, sum(new.values())
         if chunk is not None and total > chunk:
             longest = max(new, key=lambda request_id: new[request_id])
             raise CacheError(
@@ -152,30 +218,8 @@ class Ledger:
                 f"plan({{{longest!r}: {min(new[longest], chunk)}}}) and then the rest, or make the cache "
                 f"with max_chunk={total}"
             )
-        count = len(self.requests) + sum(request_id not in self.requests for request_id in new)
-        if count > self.limits.max_requests:
-            raise OutOfPagesError(
-                f"plan: with this step {count} requests would be held; the cache holds "
-                f"max_requests={self.limits.max_requests}: free one first, or make the cache with "
-                f"max_requests={count}"
-            )
-        if capacity is not None and self.tokens + total > capacity:
-            raise OutOfPagesError(
-                f"plan: {total} new tokens besides the {self.tokens} held exceed capacity_tokens={capacity}: "
-                f"free or truncate a request, bring at most {capacity - self.tokens} tokens, or make a "
-                "larger cache"
-            )
+        self.check_room("plan", sum(request_id not in self.requests for request_id in new), total)
 
     def _find_pages(self, growing: Mapping[int, int]) -> dict[str, GroupStep]:
         seated = [(request.seat, request.length) for request in self.requests.values()]
-        steps: dict[str, GroupStep] = {}
-        for name, group in self.groups.items():
-            step = group.prepare(seated, list(growing.items()))
-            if isinstance(step, int):
-                raise OutOfPagesError(
-                    f"plan: group {name!r} needs {step} pages for this step; {len(group.free)} of "
-                    f"{group.pages} are free, besides old ones that this step gives back: free or truncate a "
-                    "request, bring fewer tokens, or make a larger cache"
-                )
-            steps[name] = step
-        return steps
+        return {name: group.prepare(seated, list(growing.items())) for name, group in self.groups.items()}

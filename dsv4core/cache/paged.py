@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dsv4core.cache.allocator import PageGroup
-from dsv4core.cache.ledger import Ledger
+from dsv4core.cache.requests import RequestOperations
 from dsv4core.cache.sizes import CacheLimits, counts_for, default_chunk
-from dsv4core.cache.snapshot import copy_pages, sha256
 from dsv4core.cache.specs import CacheSpec, cache_specs
-from dsv4core.cache.storage import LayerCache, adopt_storage, layer_cache, new_storage, shared_bytes
+from dsv4core.cache.storage import adopt_storage, new_storage, shared_bytes
 from dsv4core.config import AttentionConfig
 from dsv4core.errors import CacheError
 from dsv4core.plan.batch import BatchPlan
@@ -20,43 +19,13 @@ from dsv4core.plan.check import whole_number
 from dsv4core.plan.groups import GROUPS
 
 
-class PagedCache:
+class PagedCache(RequestOperations):
     """Paged caches of some layers, shared by many requests. Not thread-safe.
 
     `plan` admits requests, finds pages and advances lengths; it either does all of that or raises and changes
     nothing. Old pages of sliding groups are given back at the start of the next `plan`, because the step that
     was planned last still reads them. A method that raises has changed nothing.
     """
-
-    def __init__(
-        self,
-        config: AttentionConfig,
-        specs: Mapping[int, list[CacheSpec]],
-        tensors: Mapping[str, Tensor],
-        limits: CacheLimits,
-    ) -> None:
-        """Use `allocate` or `from_tensors`; this takes storage that was already checked."""
-        self.config = config
-        self.limits = limits
-        self.layers = tuple(specs)
-        self.specs = {spec.key: spec for of_layer in specs.values() for spec in of_layer}
-        self._tensors = dict(tensors)
-        self._layers = {layer: layer_cache(of_layer, tensors) for layer, of_layer in specs.items()}
-        self._shared = shared_bytes(self.specs, self._tensors)
-        self._groups: dict[str, PageGroup] = {}
-        for name in GROUPS:
-            members = [spec for spec in self.specs.values() if spec.group == name]
-            if members:
-                sliding = members[0].sliding
-                self._groups[name] = PageGroup(
-                    name,
-                    rows=members[0].rows,
-                    tokens_per_row=members[0].tokens_per_row,
-                    kept=None if sliding is None else sliding + limits.max_rollback,
-                    pages=min(self._tensors[spec.key].shape[0] for spec in members),
-                    seats=limits.max_requests,
-                )
-        self._ledger = Ledger(limits, config.max_position_embeddings, self._groups)
 
     @classmethod
     def allocate(
@@ -132,53 +101,7 @@ class PagedCache:
             )
         return cls(config, specs, adopted, limits)
 
-    @property
-    def requests(self) -> tuple[Hashable, ...]:
-        """The ids of the requests held, in the order of admission."""
-        return tuple(self._ledger.requests)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the pages lie."""
-        return next(iter(self._tensors.values())).device
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of all requests together."""
-        return self._ledger.tokens
-
-    @property
-    def pages(self) -> dict[str, int]:
-        """Pages per group, free or not."""
-        return {name: group.pages for name, group in self._groups.items()}
-
-    @property
-    def free_pages(self) -> dict[str, int]:
-        """Free pages per group; pages that the next `plan` gives back are not counted."""
-        return {name: len(group.free) for name, group in self._groups.items()}
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all pages of all layers, as far as requests can use them."""
-        return sum(self._groups[spec.group].pages * spec.page_bytes for spec in self.specs.values())
-
-    def layer(self, index: int) -> LayerCache:
-        """Return the caches of layer `index`; raise `CacheError` for a layer this cache was not made for."""
-        if index not in self._layers:
-            raise CacheError(
-                f"layer {index} has no cache here: this cache was made for layers {list(self.layers)}"
-            )
-        return self._layers[index]
-
-    def length(self, request_id: Hashable) -> int:
-        """Return how many tokens a request has; raise `UnknownRequestError` for one that is not held."""
-        return self._ledger.request(request_id).length
-
-    def min_length(self, request_id: Hashable) -> int:
-        """Return the least length `truncate` accepts now: max_rollback below the longest there has been."""
-        return self._ledger.min_length(self._ledger.request(request_id))
-
-    def plan(self, new_tokens: Mapping[Hashable, int], *, pad_to: int | None = None) -> BatchPlan:
+    def plan(self, new_tokens: Mapping[Any, int], *, pad_to: int | None = None) -> BatchPlan:
         """Plan a step of `new_tokens[id]` new tokens per request and advance the lengths: there is no commit.
 
         Ids that are not held are admitted. Hidden rows follow the order of the mapping; `pad_to` appends
@@ -188,12 +111,7 @@ class PagedCache:
         if it never will (no whole number of at least 1, more than max_chunk, past the model's positions,
         pad_to too small). Either way nothing has changed, old pages included.
         """
-        if self._shared is not None:
-            raise CacheError(
-                f"plan: tensors {self._shared[0]!r} and {self._shared[1]!r} share bytes, so page numbers of "
-                "their groups must be handed out together: plan with your own tables, "
-                "BatchPlan.build(config, tables=...)"
-            )
+        self._check_own_pages("plan")
         step = self._ledger.prepare(new_tokens)
         plan = BatchPlan.build(
             self.config,
@@ -204,75 +122,9 @@ class PagedCache:
             pad_to=pad_to,
             device=self.device,
         )
+        self._copy(step.copies)
         self._ledger.commit(step)
         return plan
-
-    def truncate(self, request_id: Hashable, length: int) -> None:
-        """Forget the newest tokens of a request, such as rejected drafts, and give back pages not reached.
-
-        Legal down to `min_length`: window and state rows that the next token reads are still there. Entries
-        that the remaining tokens do not complete are written again when tokens complete them.
-        Errors: `UnknownRequestError`; `CacheError` for a length above the present one or below `min_length`.
-        """
-        self._ledger.truncate(request_id, length)
-
-    def free(self, request_id: Hashable) -> None:
-        """Forget a request and give back its pages; raise `UnknownRequestError` for one that is not held."""
-        self._ledger.free(request_id)
-
-    def snapshot(self, request_id: Hashable) -> dict[str, Tensor]:
-        """Return a copy of a request's pages by `CacheSpec.key`, all bytes zero that it does not own.
-
-        It owns the entries its tokens complete and, of sliding groups, the newest `CacheSpec.sliding` tokens;
-        so equal tokens give equal bytes whatever the chunks, truncations and other requests.
-        Shapes: u8 [pages, page_bytes] per key, from the page of the oldest owned row on.
-        """
-        request = self._ledger.request(request_id)
-        return {
-            key: copy_pages(
-                spec, self._tensors[key], self._groups[spec.group].table[request.seat], request.length
-            )
-            for key, spec in self.specs.items()
-        }
-
-    def digest(self, request_id: Hashable) -> dict[str, str]:
-        """Return the hex sha256 of every tensor of `snapshot`."""
-        return {key: sha256(pages) for key, pages in self.snapshot(request_id).items()}
-
-    def bytes_per_token(self, *, payload: bool = False) -> dict[str, float]:
-        """Return bytes that a token adds to each growing group, all layers together.
-
-        With `payload` only the bytes of rows, the published byte model (584 per row, 68 or 132 per index
-        key); otherwise whole pages as allocated, their rounding included.
-        """
-        sums: dict[str, float] = {}
-        for spec in self.specs.values():
-            if spec.sliding is None:
-                own = (
-                    spec.record_bytes / spec.tokens_per_row
-                    if payload
-                    else spec.page_bytes / spec.tokens_per_page
-                )
-                sums[spec.group] = sums.get(spec.group, 0.0) + own
-        return sums
-
-    def bytes_per_request(self, *, payload: bool = False) -> dict[str, int]:
-        """Return bytes of each sliding group that a request of any length holds between steps, all layers.
-
-        With `payload` only the rows that a next token can read; otherwise the most pages it can hold once old
-        pages are given back.
-        """
-        sums: dict[str, int] = {}
-        for spec in self.specs.values():
-            if spec.sliding is not None and spec.window is not None:
-                pages = -(-(spec.sliding + self.limits.max_rollback - 1) // spec.rows) + 1
-                own = spec.window * spec.record_bytes if payload else pages * spec.page_bytes
-                sums[spec.group] = sums.get(spec.group, 0) + own
-        return sums
-
-    def check_invariants(self) -> None:
-        """Raise `CacheError` if a page has two owners or none, or tables and lengths disagree. For tests."""
-        self._ledger.check()
 
 
 def _specs_of(

@@ -8,17 +8,8 @@ import hashlib
 import torch
 from torch import Tensor
 
-from dsv4core.cache.specs import CacheSpec, layout_of
-
-
-def owned_rows(spec: CacheSpec, length: int) -> tuple[int, int]:
-    """Return the logical rows start:end that belong to a request of `length` tokens.
-
-    Growing groups: every entry that `length` tokens complete. Sliding groups: the newest `spec.sliding`
-    tokens. Older rows may or may not be in memory, depending on the steps taken, so they do not count.
-    """
-    rows = length // spec.tokens_per_row
-    return (0 if spec.sliding is None else max(rows - spec.sliding, 0)), rows
+from dsv4core.cache.rows import read_rows, row_slots
+from dsv4core.cache.specs import CacheSpec, layout_of, owned_rows
 
 
 def copy_pages(spec: CacheSpec, storage: Tensor, table: Tensor, length: int) -> Tensor:
@@ -32,18 +23,9 @@ def copy_pages(spec: CacheSpec, storage: Tensor, table: Tensor, length: int) -> 
     pages = torch.zeros((stop - first, spec.page_bytes), dtype=torch.uint8, device=storage.device)
     if start == end:
         return pages
-    row = torch.arange(start, end, device=storage.device)
-    page = table.to(device=storage.device, dtype=torch.int64)[row // spec.rows]
-    place = row - first * spec.rows
-    if spec.dtype == "f32":
-        width = 4 * spec.row_width
-        record = storage[page, row % spec.rows].contiguous().view(torch.uint8)
-        target = pages[:, : spec.rows * width].view(stop - first, spec.rows, width)
-        target[place // spec.rows, place % spec.rows] = record
-    else:
-        layout = layout_of(spec)
-        record = layout.read(storage, page * spec.rows + row % spec.rows, spec.rows)
-        layout.write(pages, place, record, spec.rows)
+    records = read_rows(spec, storage, row_slots(table.to(storage.device), start, end, spec.rows))
+    place = torch.arange(start - first * spec.rows, end - first * spec.rows, device=storage.device)
+    layout_of(spec).write(pages, place, records, spec.rows)
     return pages
 
 

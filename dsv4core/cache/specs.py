@@ -94,6 +94,16 @@ def layout_of(spec: CacheSpec) -> CacheLayout:
     return state_layout(spec.row_width) if spec.dtype == "f32" else get_layout(spec.layout)
 
 
+def owned_rows(spec: CacheSpec, length: int) -> tuple[int, int]:
+    """Return the logical rows start:end that belong to a request of `length` tokens.
+
+    Growing groups: every entry that `length` tokens complete. Sliding groups: the newest `spec.sliding`
+    tokens. Older rows may or may not be in memory, depending on the steps taken, so they do not count.
+    """
+    rows = length // spec.tokens_per_row
+    return (0 if spec.sliding is None else max(rows - spec.sliding, 0)), rows
+
+
 def _spec(config: AttentionConfig, layer: LayerConfig, name: str, rows: int) -> CacheSpec:
     group = GROUPS[name]
     state = name.startswith("state_")

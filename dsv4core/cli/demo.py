@@ -10,16 +10,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dsv4core.checkpoint import Checkpoint
 from dsv4core.config import AttentionConfig
 from dsv4core.demo import check
 from dsv4core.demo.run import LayerRun, run_layer
 from dsv4core.demo.story import SEED, Story, tell
-from dsv4core.errors import ConfigError
+from dsv4core.errors import ConfigError, WeightsError
+from dsv4core.progress import Progress
 from dsv4core.selection import get_backend
 from dsv4core.weights import AttentionWeights
 
-LAYERS = (0, 2, 3)  # V4-Flash: window only, ratio 4 with indexer, ratio 128
 WIDTH = 28
+MIB = 1 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,34 +33,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text", type=Path, metavar="FILE", help="text to embed (default: the one of the package)"
     )
     parser.add_argument("--corrupt", action="store_true", help="flip one bit of a page: the check must fail")
-    parser.add_argument("--weights", type=Path, metavar="FILE.safetensors", help="tensors of a checkpoint")
+    parser.add_argument(
+        "--weights", type=Path, metavar="DIR|FILE", help="a safetensors checkpoint, sharded or one file"
+    )
     parser.add_argument("--layer", type=int, metavar="N", help="the layer to take from --weights")
-    parser.add_argument("--preset", default="v4-flash", help="model dimensions (default: v4-flash)")
+    parser.add_argument(
+        "--preset", help="model dimensions (default: those of --weights' config.json, else v4-flash)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the layers and return 0 when every check holds, else 1."""
     if (args.weights is None) != (args.layer is None):
-        raise ConfigError("--weights and --layer go together: type --weights FILE.safetensors --layer 2")
+        raise ConfigError("--weights and --layer go together: type --weights DIR --layer 2")
     start = time.perf_counter()
-    config = AttentionConfig.preset(args.preset)
+    config, dimensions = _config(args.preset, args.weights)
     backend = get_backend(args.backend)
     story = _story(args.text)
-    say = (lambda *_: None) if args.json else print
+    say = _silent_line if args.json else _line
+    bar = _silent if args.json else _bar
     rows = story.lengths
     say(
-        f"dsv4core demo: {args.preset} dimensions, backend {backend.name}, {rows['long']} + {rows['short']} tokens"
+        f"dsv4core demo: {dimensions} dimensions, backend {backend.name}, "
+        f"{rows['long']} + {rows['short']} tokens"
     )
-    default = args.text is None and args.weights is None and args.preset == "v4-flash"
+    default = args.text is None and args.weights is None and dimensions == "v4-flash"
     report: dict[str, Any] = {
         "backend": backend.name,
         "provenance": dict(backend.ops.provenance),
         "layers": {},
     }
     failures: list[str] = []
-    for layer in LAYERS if args.layer is None else (args.layer,):
+    for layer in _layers(config) if args.layer is None else (args.layer,):
         began = time.perf_counter()
-        weights = _weights(args.weights, config, layer)
+        weights = _weights(args.weights, config, layer, bar)
         generated = time.perf_counter() - began
         result = run_layer(
             backend,
@@ -67,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
             weights,
             story,
             corrupt=args.corrupt,
-            progress=_bar if not args.json else _silent,
+            progress=bar,
         )
         reference = check.against_reference(config, layer, weights, story, result)
         problems = _problems(config, result, reference, check.pinned() if default else None)
@@ -75,8 +83,9 @@ def run(args: argparse.Namespace) -> int:
         report["layers"][str(layer)] = _layer_report(result, reference, problems, generated)
         _show(say, result, reference, backend.ops.provenance, check.pinned() if default else None)
     per_token = check.token_bytes(config)
-    say(f"\ncache of the whole model: {per_token:.2f} B/token, published 3850.25 (fp8 rows + fp8 index keys)")
-    if args.preset == "v4-flash" and per_token != check.TOKEN_BYTES["fp8_ds_mla+index_fp8"]:
+    published = ", published 3850.25 (fp8 rows + fp8 index keys)" if dimensions == "v4-flash" else ""
+    say(f"\ncache of the whole model: {per_token:.2f} B/token{published}")
+    if dimensions == "v4-flash" and per_token != check.TOKEN_BYTES["fp8_ds_mla+index_fp8"]:
         failures.append(f"byte model: {per_token} B/token, published 3850.25")
     seconds, gib = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     for failure in failures:
@@ -87,6 +96,12 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+def _layers(config: AttentionConfig) -> tuple[int, ...]:
+    """The first layer of each kind: 0, 2 and 3 of V4-Flash."""
+    ratios = config.compress_ratios
+    return tuple(sorted(ratios.index(ratio) for ratio in set(ratios)))
+
+
 def _story(path: Path | None) -> Story:
     try:
         return tell(path)
@@ -94,18 +109,27 @@ def _story(path: Path | None) -> Story:
         raise ConfigError(f"--text: {error}") from None
 
 
-def _weights(path: Path | None, config: AttentionConfig, layer: int) -> AttentionWeights:
+def _config(preset: str | None, weights: Path | None) -> tuple[AttentionConfig, str]:
+    """The model, and what to call it."""
+    if preset is None and weights is not None:
+        folder = weights if weights.is_dir() else weights.parent
+        if (folder / "config.json").is_file():
+            return _open(weights).config(), f"{folder.name}/config.json"
+    preset = preset or "v4-flash"
+    return AttentionConfig.preset(preset), preset
+
+
+def _weights(path: Path | None, config: AttentionConfig, layer: int, progress: Progress) -> AttentionWeights:
     if path is None:
         return AttentionWeights.random(config, layer, SEED)
-    from safetensors import SafetensorError, safe_open
+    return _open(path).attention(config, layer, progress=progress)
 
-    prefix = f"layers.{layer}.attn."
+
+def _open(path: Path) -> Checkpoint:
     try:
-        with safe_open(str(path), framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"--weights: {path} cannot be read as safetensors: {error}") from None
-    return AttentionWeights.from_state_dict(tensors, prefix)
+        return Checkpoint.open(path)
+    except WeightsError as error:  # nothing that could be a checkpoint: a wrong option, not a failed run
+        raise ConfigError(f"--weights: {path} cannot be read: {error}") from None
 
 
 def _problems(
@@ -176,11 +200,20 @@ def _show(
 def _bar(what: str, done: int, total: int) -> None:
     """One line on stderr, redrawn on a terminal."""
     filled = WIDTH * done // max(total, 1)
-    line = f"{what:18} [{'#' * filled}{'.' * (WIDTH - filled)}] {done}/{total}"
+    count = f"{done}/{total}" if total < MIB else f"{done / MIB:.1f}/{total / MIB:.1f} MiB"
+    line = f"{what:18} [{'#' * filled}{'.' * (WIDTH - filled)}] {count}"
     if sys.stderr.isatty():
         print(f"\r{line}", end="\n" if done == total else "", file=sys.stderr, flush=True)
     elif done == total:
         print(line, file=sys.stderr, flush=True)
+
+
+def _line(text: str) -> None:
+    print(text)
+
+
+def _silent_line(text: str) -> None:
+    """No text where another program reads."""
 
 
 def _silent(what: str, done: int, total: int) -> None:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from dsv4core.config import AttentionConfig
-from dsv4core.demo.run import LayerRun
+from dsv4core.demo.run import LayerRun, relative_error
 from dsv4core.demo.story import DECODED, LONG, Story
+from dsv4core.ops._rows import ints
 from dsv4core.weights import AttentionWeights
 
 DECODE_BOUND = 2e-3  # contract of the CPU backend: decode against prefill on equal pages
@@ -22,7 +23,7 @@ TOKEN_BYTES = {"fp8_ds_mla+index_fp8": 3850.25, "fp8_ds_mla+index_mxfp4": 3514.2
 
 @dataclass(frozen=True)
 class ReferenceCheck:
-    """Errors against the reference on some rows of the long request; overlap of the chosen entries (ratio 4)."""
+    """Errors against the reference on rows of the long request; overlap of the chosen entries (ratio 4)."""
 
     rows: int
     error: float
@@ -36,7 +37,7 @@ def pinned() -> dict[str, str]:
 
 
 def token_bytes(config: AttentionConfig) -> float:
-    """Cache bytes per token of the whole model, from the row sizes of its layouts (window and states are fixed)."""
+    """Cache bytes per token of the whole model, from its layouts' rows (window and states are fixed)."""
     from dsv4core.layout import get_layout
 
     main, index = get_layout(config.main_layout).record_bytes, get_layout(config.index_layout).record_bytes
@@ -54,7 +55,6 @@ def against_reference(
     """
     import time
 
-    import numpy as np
     from dsv4core_conformance.reference import Options, ReferenceConfig, ReferenceLayer
 
     start = time.perf_counter()
@@ -63,18 +63,17 @@ def against_reference(
         c.hidden_size, c.num_attention_heads, c.q_lora_rank, c.o_groups, c.o_lora_rank, c.index_n_heads,
         c.index_topk, eps=c.rms_norm_eps, theta=c.rope_theta, compress_theta=c.compress_rope_theta,
     )  # fmt: skip
-    arrays = {name: tensor.float().numpy() for name, tensor in weights.state_dict().items()}
+    arrays = {name: tensor.float().numpy() for name, tensor in weights.dequantised().state_dict().items()}
     reference = ReferenceLayer(sizes, c.layer(layer).ratio, arrays, Options.preset("vllm"))
     tokens = story.lengths[LONG]
     rows = sorted({3, 127, 128, 1000, tokens - DECODED - 1, *range(tokens - 4, tokens)})
     hidden = story.hidden(LONG, c.hidden_size).to(torch.bfloat16).double().numpy()
     chosen = {row: run.selected[row] for row in rows} if run.selected else None
     trace = reference.run(hidden, rows, chosen)
-    mine = run.outputs[LONG][rows].double().numpy()
-    error = float(np.linalg.norm(mine - trace["out"]) / np.linalg.norm(trace["out"]))
+    error = relative_error(run.outputs[LONG][rows], torch.as_tensor(trace["out"]))
     overlap = None
     if chosen is not None:
-        overlap = _overlap(torch.from_numpy(trace["index_scores"]), rows, chosen, c.index_topk)
+        overlap = _overlap(torch.as_tensor(trace["index_scores"]), rows, chosen, c.index_topk)
     return ReferenceCheck(len(rows), error, overlap, time.perf_counter() - start)
 
 
@@ -84,6 +83,6 @@ def _overlap(scores: Tensor, rows: list[int], chosen: dict[int, list[int]], k: i
     for row, line in zip(rows, scores, strict=True):
         visible = int(torch.isfinite(line).sum())
         if visible > k:
-            own = set(line.topk(k).indices.tolist())
+            own = set(ints(line.topk(k).indices))
             shares.append(len(own & set(chosen[row])) / k)
     return sum(shares) / len(shares) if shares else 1.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +14,8 @@ from dsv4core.cache import PagedCache
 from dsv4core.config import AttentionConfig
 from dsv4core.demo.story import DECODED, LONG, SHORT, Story
 from dsv4core.demo.timing import TimedOps
+from dsv4core.progress import Progress
 from dsv4core.weights import AttentionWeights
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -65,7 +63,9 @@ def run_layer(
         outputs=outputs,
         digests=_digests(cache),
         one_shot_digests=_digests(again),
-        decode_error=max(_relative(outputs[name][-DECODED:], whole[name][-DECODED:]) for name in story.texts),
+        decode_error=max(
+            relative_error(outputs[name][-DECODED:], whole[name][-DECODED:]) for name in story.texts
+        ),
         selected=selected,
         bytes_per_entry=_bytes_per_entry(cache, layer),
     )
@@ -85,7 +85,7 @@ def _steps(
         plan = cache.plan(step)
         rows = torch.cat([hidden[name][starts[name] : starts[name] + n] for name, n in step.items()])
         out = attention(rows, cache, plan)
-        for (name, _), part in zip(step.items(), out.split(list(step.values())), strict=True):
+        for (name, _), part in zip(step.items(), out.split_with_sizes(list(step.values())), strict=True):
             parts[name].append(part)
         phase = stages.setdefault("prefill" if max(step.values()) > 1 else "decode", {})
         for op, spent in timed.seconds.items():
@@ -116,7 +116,7 @@ def _one_shot(
     progress(f"{attention.layer.kind} one prefill", 0, 1)
     out = attention(torch.cat([hidden[LONG], hidden[SHORT]]), cache, cache.plan(story.lengths))
     progress(f"{attention.layer.kind} one prefill", 1, 1)
-    return dict(zip(story.lengths, out.split(list(story.lengths.values())), strict=True)), cache
+    return dict(zip(story.lengths, out.split_with_sizes(list(story.lengths.values())), strict=True)), cache
 
 
 def _cache(attention: DeepseekV4Attention, story: Story) -> PagedCache:
@@ -153,5 +153,7 @@ def _bytes_per_entry(cache: PagedCache, layer: int) -> dict[str, float]:
     return found
 
 
-def _relative(a: Tensor, b: Tensor) -> float:
-    return float((a.double() - b.double()).norm() / b.double().norm())
+def relative_error(a: Tensor, b: Tensor) -> float:
+    """|a - b| / |b| over all elements, in float64. Shapes: any, equal."""
+    error, size = (a.double() - b.double()).square().sum(), b.double().square().sum()
+    return float((error / size).sqrt())

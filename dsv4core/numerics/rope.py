@@ -1,4 +1,4 @@
-"""Rotary embedding (CA1 rule 5): interleaved pairs of the last 64 channels, products rounded before the sum."""
+"""Rotary embedding (CA1 rule 5): pairs (2i, 2i+1) of the last 64 channels, products rounded before sums."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def rotate(x: Tensor, cos_sin: Tensor, *, inverse: bool = False) -> Tensor:
 
     Shapes: x f32 [..., 64], cos_sin f32 broadcastable [..., 64] (32 cosines, then 32 sines) -> f32 [..., 64].
     """
-    cos, sin = cos_sin.split(ROPE_DIM // 2, dim=-1)
+    cos, sin = cos_sin.chunk(2, dim=-1)
     even, odd = x[..., 0::2], x[..., 1::2]
     if inverse:
         pair = (even * cos + odd * sin, odd * cos - even * sin)

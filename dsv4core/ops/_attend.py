@@ -19,7 +19,7 @@ ATTENTION = Tolerance(
 
 
 def attend(q: Tensor, keys: Tensor, sink: Tensor, scale: float, out: Tensor, lse: Tensor) -> None:
-    """Write softmax(q K^T scale | sink) K into `out` and the sink-free natural-log sum of exponentials into `lse`.
+    """Write softmax(q K^T scale | sink) K into `out` and the natural log of the sum without sink into `lse`.
 
     P is rounded to bf16 relative to the row's final maximum unless q is f32 (profile `math`). No key: 0 and
     +inf. Shapes: q [H, 512], keys [n, 512], sink f32 [H], out [H, 512], lse f32 [H].

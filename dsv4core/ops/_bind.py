@@ -84,7 +84,7 @@ def _overload(bound: BoundOp) -> Callable[..., Any]:
         return getattr(packet, bound.backend)
     _overloads[key] = bound
     name = f"{op.name}.{bound.backend}"
-    _library.define(name + op.schema)
+    _library.define(name + op.schema)  # pyright: ignore[reportUnknownMemberType]
 
     def kernel(*args: Any) -> Any:
         return _overloads[key].to_torch(_overloads[key].run(*args), args[0])
@@ -99,8 +99,10 @@ def _overload(bound: BoundOp) -> Callable[..., Any]:
             args[0],
         )
 
-    _library.impl(name, kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"dsv4core::{name}", fake, lib=_library)
+    _library.impl(name, kernel, "CompositeExplicitAutograd")  # pyright: ignore[reportUnknownMemberType]
+    torch.library.register_fake(  # pyright: ignore[reportUnknownMemberType]
+        f"dsv4core::{name}", fake, lib=_library
+    )
     return getattr(getattr(torch.ops.dsv4core, op.name), bound.backend)
 
 
@@ -119,8 +121,9 @@ class OpTable:
         missing = [name for name in OPS if name not in implementations]
         if missing and fallback == "error":
             raise FallbackError(
-                f"backend {backend!r} has no implementation of {', '.join(missing)} and DSV4CORE_FALLBACK=error"
-                " forbids the portable ones; implement them or set DSV4CORE_FALLBACK=warn"
+                f"backend {backend!r} has no implementation of {', '.join(missing)} and"
+                " DSV4CORE_FALLBACK=error forbids the portable ones;"
+                " implement them or set DSV4CORE_FALLBACK=warn"
             )
         if missing:
             log.log(

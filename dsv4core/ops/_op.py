@@ -41,6 +41,7 @@ class Op:
     tolerance: Tolerance
     values: Values | None
     optional_results: tuple[int, ...] = ()
+    minimum: Mapping[str, int] = field(default_factory=dict[str, int])
     signature: inspect.Signature = field(init=False)
 
     def __post_init__(self) -> None:
@@ -49,7 +50,7 @@ class Op:
     @cached_property
     def contract(self) -> Contract:
         """Shape, dtype, device and stride rules of the arguments."""
-        return Contract(self.name, self.tensors, self.signature, self.values)
+        return Contract(self.name, self.tensors, self.signature, self.values, self.mutates, self.minimum)
 
     @cached_property
     def schema(self) -> str:
@@ -64,7 +65,9 @@ class Op:
         stand_in.__signature__ = self.signature.replace(  # type: ignore[attr-defined]
             parameters=parameters, return_annotation=result
         )
-        return torch.library.infer_schema(stand_in, mutates_args=self.mutates)
+        return torch.library.infer_schema(  # pyright: ignore[reportUnknownMemberType]
+            stand_in, mutates_args=self.mutates
+        )
 
 
 OPS: dict[str, Op] = {}
@@ -78,17 +81,18 @@ def op(
     tolerance: Tolerance = EXACT,
     values: Values | None = None,
     optional_results: tuple[int, ...] = (),
+    minimum: Mapping[str, int] | None = None,
 ) -> Callable[[Body], Body]:
     """Declare the decorated portable body as the op of its name.
 
     `fake` gives empty results of the right shapes; `tensors` the contract of each tensor argument in order;
     `values` checks numbers inside tensors (checked mode only); `optional_results` are positions that may be
-    None.
+    None; `minimum` replaces the usual lower bounds of integer parameters.
     """
 
     def declare(body: Body) -> Body:
         OPS[body.__name__] = Op(
-            body.__name__, body, fake, tensors, mutates, tolerance, values, optional_results
+            body.__name__, body, fake, tensors, mutates, tolerance, values, optional_results, minimum or {}
         )
         return body
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from dsv4core.errors import OpArgumentError
-from dsv4core.layout import CacheLayout, get_layout
+from dsv4core.errors import LayoutError, OpArgumentError
+from dsv4core.layout import CacheLayout, get_layout, layouts
 
 
 def live_rows(slots: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,10 +26,20 @@ def table_slots(block_table: Tensor, request: Tensor, index: Tensor, rows: int) 
     width = block_table.shape[1]
     column = torch.div(index, rows, rounding_mode="floor")
     inside = (index >= 0) & (column < width)
-    if width == 0:
-        return torch.full_like(index, -1)
+    if width == 0 or block_table.shape[0] == 0:
+        return torch.full_like(inside, -1, dtype=torch.int64)
     page = block_table[request.long(), column.clamp(0, width - 1)].long()
     return torch.where(inside & (page >= 0), page * rows + index % rows, -1)
+
+
+def by_block(x: Tensor, size: int) -> Tensor:
+    """The last dimension cut into blocks. Shapes: [..., n * size] -> [..., n, size]."""
+    return x.reshape(*x.shape[:-1], x.shape[-1] // size, size)
+
+
+def ints(tensor: Tensor) -> list[int]:
+    """The numbers of a vector on the host; torch's own `tolist` has no element type. Shapes: i32 [n]."""
+    return cast("list[int]", tensor.tolist())  # pyright: ignore[reportUnknownMemberType]
 
 
 def blocks(total: int, size: int) -> Iterator[slice]:
@@ -38,19 +49,25 @@ def blocks(total: int, size: int) -> Iterator[slice]:
 
 
 def page_layout(
-    op: str, layout: str, *, rows: int, pages: Tensor, families: tuple[str, ...], argument: str = "layout"
-) -> CacheLayout:
+    op: str, layout: str, *, rows: int, pages: Tensor, families: tuple[str, ...], argument: str = "layout",
+    rows_argument: str = "rows",
+) -> CacheLayout:  # fmt: skip
     """The layout behind an id, after checking its family and that the page tensor can hold `rows` rows."""
-    found = get_layout(layout)
+    try:
+        found = get_layout(layout)
+    except LayoutError:
+        known = ", ".join(known.id for known in layouts() if known.family in families)
+        raise OpArgumentError(op, argument, f"one of {known}", repr(layout)) from None
     if found.family not in families:
         raise OpArgumentError(
             op, argument, f"a layout of family {' or '.join(families)}", f"{layout} ({found.family})"
         )
     if rows < 1:
-        raise OpArgumentError(op, "rows", ">= 1 rows per page", str(rows))
+        raise OpArgumentError(op, rows_argument, ">= 1 rows per page", str(rows))
     if pages.shape[0] and pages.shape[1] < rows * found.record_bytes:
         raise OpArgumentError(
-            op, "rows", f"a page of at least {rows * found.record_bytes} bytes for {rows} rows of {layout}",
+            op, rows_argument,
+            f"a page of at least {rows * found.record_bytes} bytes for {rows} rows of {layout}",
             f"{pages.shape[1]} bytes",
         )  # fmt: skip
     return found

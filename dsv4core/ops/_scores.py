@@ -1,4 +1,4 @@
-"""Index scores in float64: products of code values are exact there, so no shape or block size changes a bit."""
+"""Index scores in float64: products of codes are exact there, so no shape or block size changes a bit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from dsv4core.errors import OpArgumentError
 from dsv4core.layout import CacheLayout
 from dsv4core.numerics import e2m1, e4m3, ue8m0
-from dsv4core.ops._rows import table_slots
+from dsv4core.ops._rows import by_block, ints, table_slots
 
 MXFP4_BLOCK = 32
 
@@ -49,7 +49,7 @@ def query_values(q: Tensor, scales: Tensor | None, tokens: Tensor) -> Tensor:
         return e4m3.decode(q.view(torch.uint8)[tokens]).double()
     if scales is None:
         return q[tokens].double()
-    values = e2m1.decode(e2m1.unpack(q[tokens])).unflatten(-1, (-1, MXFP4_BLOCK))
+    values = by_block(e2m1.decode(e2m1.unpack(q[tokens])), MXFP4_BLOCK)
     return (values * ue8m0.exp2(ue8m0.byte_exponent(scales[tokens])).unsqueeze(-1)).flatten(-2).double()
 
 
@@ -96,7 +96,7 @@ def tokens_by_request(token_to_req: Tensor, context_lens: Tensor) -> list[tuple[
     """(request, its token rows with entries to score, their longest context), host side."""
     live = (context_lens > 0).nonzero().squeeze(1)
     groups: list[tuple[int, Tensor, int]] = []
-    for request in token_to_req[live].unique().tolist():
+    for request in sorted(set(ints(token_to_req[live]))):
         rows = live[token_to_req[live] == request]
         groups.append((request, rows, int(context_lens[rows].max())))
     return groups

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
-from dsv4core.ops._contract import I32, spec
+from dsv4core.ops._contract import I32, check_range, spec
 from dsv4core.ops._op import op
 
 NAME = "combine_topk_swa_indices"
@@ -24,8 +27,31 @@ def _fake(
     return topk.new_empty(topk.shape[0], _width(window, top_k)), topk.new_empty(topk.shape[0])
 
 
+def _values(a: Mapping[str, Any], dims: Mapping[str, int]) -> None:
+    """The workspace of every request holds the entries and the window rows that its queries will list."""
+    starts, seq, gathered = a["query_start_loc"].long(), a["seq_lens"].long(), a["gather_lens"].long()
+    if not seq.shape[0] or starts.shape[0] != seq.shape[0] + 1:
+        return
+    queries = starts.diff()
+    check_range(NAME, "query_start_loc", starts[:1], 0, 2**31, "starts")
+    check_range(NAME, "query_start_loc", queries, 0, 2**31, "differences")
+    check_range(NAME, "query_start_loc", starts[-1:] - starts[0], 0, dims["T"] + 1, "queries")
+    check_range(NAME, "seq_lens", seq - queries, 0, 2**31, "seq_lens less the queries of the step,")
+    needed = torch.minimum(seq, queries + a["window"] - 1) * (queries > 0)
+    check_range(NAME, "gather_lens", gathered - needed, 0, 2**31, "gather_lens less the window rows needed")
+    check_range(NAME, "gather_lens", seq - gathered, 0, 2**31, "seq_lens less gather_lens")
+    check_range(
+        NAME, "gather_lens", gathered, 0, max(a["M"] - a["N"], 0) + 1, "rows behind N in the workspace"
+    )
+    if a["top_k"] and a["ratio"]:
+        listed = min(a["top_k"], int(seq.max()) // a["ratio"])
+        check_range(NAME, "topk", a["topk"][:, :listed], -(2**31), a["N"], "entries")
+
+
 @op(
     fake=_fake,
+    values=_values,
+    minimum={"ratio": 0},
     tensors={
         "topk": spec("T K", I32, strides="any"),
         "query_start_loc": spec("R1", I32, strides="any"),

@@ -48,7 +48,7 @@ def _values(a: Mapping[str, Any], dims: Mapping[str, int]) -> None:
         "block_table": spec("R W", I32, strides="any"),
         "cos_sin": spec("P 64", F32, finite=False),
         "norm_weight": spec("head_dim", *NORM),
-        "k_cache": spec("PAGES B", torch.uint8, strides="page"),
+        "k_cache": page("main", "index", shape="PAGES B"),
         "kv_slot_mapping": spec("T", I64, strides="any"),
     },
 )
@@ -74,9 +74,10 @@ def compress_norm_rope_store(
     closes = ((p + 1) % ratio == 0) & (slot_mapping >= 0) & (kv_slot_mapping[:live] >= 0)
     tokens = closes.nonzero().squeeze(1)
     window = state_cache.shape[2] // 2 // head_dim * ratio
+    states = _state_slots(p[tokens], token_to_req[tokens], block_table, window, state_cache.shape[1])
     for part in blocks(tokens.shape[0], WINDOW_BYTES // (window * head_dim * 8)):
         t = tokens[part]
-        entry = _entry(state_cache, p[t], token_to_req[t], block_table, window, ratio, head_dim)
+        entry = _entry(state_cache, states[part], ratio, head_dim)
         entry = rms_norm(entry, norm_weight, eps)
         entry = rotate_tail(entry, cos_sin[p[t] - ratio + 1])  # RoPE sees the unrounded value
         if not target.plain_f32:
@@ -86,19 +87,20 @@ def compress_norm_rope_store(
         target.write(k_cache, kv_slot_mapping[t], target.encode(entry), rows)
 
 
-def _entry(
-    state: Tensor, last: Tensor, request: Tensor, table: Tensor, window: int, ratio: int, head_dim: int
-) -> Tensor:
-    """Pooled windows ending at `last`. The older half reads the first half of the projection, the newer the second."""
-    rows, width = state.shape[1], state.shape[2] // 2
-    index = last.unsqueeze(1) + torch.arange(1 - window, 1, device=last.device)  # [n, w]
+def _state_slots(last: Tensor, request: Tensor, table: Tensor, window: int, rows: int) -> Tensor:
+    """State rows of the windows ending at `last`, -1 before position 0. Shapes: [n] -> i64 [n, window]."""
+    index = last.unsqueeze(1) + torch.arange(1 - window, 1, device=last.device)
     slots = table_slots(table, request.unsqueeze(1), index, rows)
-    valid = index >= 0
-    if bool((valid & (slots < 0)).any()):
-        bad = int(index[valid & (slots < 0)][0])
-        raise OpArgumentError(
-            NAME, "block_table", f"a state page for position {bad}", "-1 or a narrower table"
-        )
+    holes = (index >= 0) & (slots < 0)
+    if bool(holes.any()):
+        expected = f"a state page for position {int(index[holes][0])}"
+        raise OpArgumentError(NAME, "block_table", expected, "-1 or a narrower table")
+    return slots
+
+
+def _entry(state: Tensor, slots: Tensor, ratio: int, head_dim: int) -> Tensor:
+    """Pooled windows: the older half reads the first half of the projection, the newer one the second."""
+    rows, width, valid = state.shape[1], state.shape[2] // 2, slots >= 0
     page, row = slots.clamp(min=0) // rows, slots.clamp(min=0) % rows
     parts: list[Tensor] = []
     for half in range(width // head_dim):

@@ -29,6 +29,9 @@ def _fake(
 
 def _values(a: Mapping[str, Any], dims: Mapping[str, int]) -> None:
     check_range(NAME, "token_to_req", a["token_to_req"], 0, max(dims["R"], 1), "requests")
+    live = a["slot_mapping"] >= 0
+    positions = torch.where(live, a["positions"][: live.shape[0]], 0)
+    check_range(NAME, "positions", positions, 0, 2**62, "positions")
 
 
 @op(

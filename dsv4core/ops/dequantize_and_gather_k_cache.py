@@ -8,7 +8,7 @@ from torch import Tensor
 from dsv4core.errors import OpArgumentError
 from dsv4core.ops._contract import ACTIVATION, I32, page, spec
 from dsv4core.ops._op import op
-from dsv4core.ops._rows import page_layout, table_slots
+from dsv4core.ops._rows import ints, page_layout, table_slots
 
 NAME = "dequantize_and_gather_k_cache"
 
@@ -41,9 +41,11 @@ def dequantize_and_gather_k_cache(
     rows of this cache, gather_lens g i32 [R] or None for all, block_table i32 [R, W] (-1: unmapped, never
     read). Exact: e4m3 times a power of two fits bf16.
     """
+    # Everything is checked before the first row is written.
     source = page_layout(NAME, layout, rows=rows, pages=k_cache, families=("main",))
-    lens = seq_lens.tolist()
-    counts = lens if gather_lens is None else gather_lens.tolist()
+    lens = ints(seq_lens)
+    counts = lens if gather_lens is None else ints(gather_lens)
+    parts: list[Tensor] = []
     for b, (length, count) in enumerate(zip(lens, counts, strict=True)):
         if count > length or count < 0 or offset < 0 or offset + count > out.shape[1]:
             raise OpArgumentError(
@@ -63,4 +65,6 @@ def dequantize_and_gather_k_cache(
                 f"a page of this cache for row {hole} of request {b}",
                 "-1, a narrower table or a page behind it",
             )
-        out[b, offset : offset + count] = source.decode(source.read(k_cache, slots, rows))
+        parts.append(slots)
+    for b, slots in enumerate(parts):
+        out[b, offset : offset + slots.shape[0]] = source.decode(source.read(k_cache, slots, rows))

@@ -15,7 +15,7 @@ from dsv4core.numerics.hadamard import hadamard128
 from dsv4core.numerics.rope import rotate_tail
 from dsv4core.ops._contract import ACTIVATION, F32, I64, NORM, check_range, spec
 from dsv4core.ops._op import op
-from dsv4core.ops._rows import blocks
+from dsv4core.ops._rows import blocks, by_block
 
 NAME = "fused_indexer_q_rope_quant"
 FORMATS = ("fp8", "fp8_f32", "mxfp4", "f32")
@@ -90,7 +90,7 @@ def fused_indexer_q_rope_quant(
             w = w * scale.squeeze(-1)
         else:
             assert scales is not None
-            groups = x.unflatten(-1, (-1, 32))
+            groups = by_block(x, 32)
             exponent = ue8m0.exponent_e2m1(groups.abs().amax(dim=-1).clamp(min=ue8m0.FLOOR_E2M1))
             byte = ue8m0.to_byte(exponent)
             inverse = ue8m0.exp2(-ue8m0.byte_exponent(byte)).unsqueeze(-1)

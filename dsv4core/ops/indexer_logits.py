@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dsv4core.ops import _scores
 from dsv4core.ops._contract import E4M3, F32, I32, U8, check_range, page, spec
-from dsv4core.ops._op import Tolerance, op
+from dsv4core.ops._op import Tolerance, Values, op
 from dsv4core.ops._rows import blocks, page_layout
 
 NAME = "indexer_logits"
@@ -22,7 +22,7 @@ TENSORS = {
     "q": spec("T H D", E4M3, U8, F32),
     "q_scales": spec("T H S", U8, optional=True),
     "weights": spec("T H", F32),
-    "k_cache": page(),
+    "k_cache": page("index"),
     "context_lens": spec("T", I32, strides="any"),
     "token_to_req": spec("T", I32, strides="any"),
     "block_table": spec("R W", I32, strides="any"),
@@ -36,13 +36,19 @@ def _fake(
     return weights.new_empty(weights.shape[0], max_len)
 
 
-def values(a: Mapping[str, Any], dims: Mapping[str, int]) -> None:
-    """Checked mode: requests exist and contexts fit their tables."""
-    check_range(NAME, "token_to_req", a["token_to_req"], 0, max(dims["R"], 1), "requests")
-    check_range(NAME, "context_lens", a["context_lens"], 0, dims["W"] * a["rows"] + 1, "lengths")
+def values(op: str) -> Values:
+    """Checked mode: requests exist, contexts fit their tables, tables name pages of this cache."""
+
+    def check(a: Mapping[str, Any], dims: Mapping[str, int]) -> None:
+        check_range(op, "token_to_req", a["token_to_req"], 0, max(dims["R"], 1), "requests")
+        longest = dims["W"] * a["rows"] if dims["R"] else 0
+        check_range(op, "context_lens", a["context_lens"], 0, longest + 1, "lengths")
+        check_range(op, "block_table", a["block_table"], -(2**31), dims["N"], "pages")
+
+    return check
 
 
-@op(fake=_fake, tensors=TENSORS, tolerance=BOUND, values=values)
+@op(fake=_fake, tensors=TENSORS, tolerance=BOUND, values=values(NAME))
 def indexer_logits(
     q: Tensor, q_scales: Tensor | None, weights: Tensor, k_cache: Tensor, context_lens: Tensor,
     token_to_req: Tensor, block_table: Tensor, *, rows: int, layout: str, max_len: int, rotate: str = "none",

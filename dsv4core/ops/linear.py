@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
-from dsv4core.ops._contract import ACTIVATION, BF16, E4M3, F32, U8, spec
-from dsv4core.ops._matmul import MATMUL, block_dequantise, group_dequantise, row_invariant_linear
+from dsv4core.numerics.block_fp8 import dequantise, scale_shape
+from dsv4core.ops._contract import ACTIVATION, BF16, E4M3, E8M0, F32, U8, spec
+from dsv4core.ops._matmul import MATMUL, group_dequantise, row_invariant_linear
 from dsv4core.ops._op import op
 
 NAME = "linear"
@@ -32,7 +33,7 @@ def _fake(
     tensors={
         "x": spec("T I", *ACTIVATION),
         "weight": spec("O J", BF16, F32, E4M3, U8, finite=False),
-        "scales": spec("SO SI", F32, U8, E4M3, torch.float8_e8m0fnu, optional=True),
+        "scales": spec("SO SI", F32, U8, E4M3, E8M0, optional=True),
         "global_scale": spec("1", F32, optional=True),
     },
 )
@@ -50,44 +51,57 @@ def linear(
     Shapes: x bf16 [T, in], weight [out, in] -> [T, out]. Formats: "bf16" (weight bf16 or f32); "fp8_block"
     (e4m3 with one f32 or UE8M0 scale per 128 x 128 block); "nvfp4" (u8 [out, in/2], e4m3 scales [out, in/16],
     global_scale f32 [1]); "mxfp4" (u8 [out, in/2], UE8M0 scales [out, in/32]). out_dtype f32 multiplies in
-    f32 with widened operands (the compressor's projection), bf16 accumulates in f32 and rounds once.
+    f32 with widened operands (the compressor's projection), and so do f32 block scales; bf16 accumulates
+    in f32 and rounds once.
     """
-    dense = _dense(weight, scales, global_scale, format)
-    if dense.shape[1] != x.shape[1]:
+    _check(weight, scales, global_scale, format)
+    inputs = weight.shape[1] * (2 if format in ("nvfp4", "mxfp4") else 1)
+    if inputs != x.shape[1]:
         raise OpArgumentError(
             NAME, "weight", f"{x.shape[1]} inputs, like x", f"shape {list(weight.shape)} as {format}"
         )
-    if out_dtype == torch.float32:
-        return row_invariant_linear(x.float(), dense.float())
-    if out_dtype != x.dtype:
+    if out_dtype not in (torch.float32, x.dtype):
         raise OpArgumentError(NAME, "out_dtype", f"torch.float32 or {x.dtype}, like x", str(out_dtype))
-    return row_invariant_linear(x, dense.to(x.dtype))
+    # f32 block scales do not fit bf16: rounding the matrix would move outputs and with them cache codes.
+    exact = weight.dtype == E4M3 and scales is not None and scales.dtype == F32
+    work = F32 if exact else out_dtype
+    dense = _dense(weight, scales, global_scale, work)
+    return row_invariant_linear(x.to(work), dense).to(out_dtype)
 
 
-def _dense(weight: Tensor, scales: Tensor | None, global_scale: Tensor | None, format: str) -> Tensor:
+def _check(weight: Tensor, scales: Tensor | None, global_scale: Tensor | None, format: str) -> None:
     if format not in FORMATS:
         raise OpArgumentError(NAME, "format", " or ".join(FORMATS), repr(format))
     wanted = {"bf16": (BF16, F32), "fp8_block": (E4M3,)}.get(format, (U8,))
     if weight.dtype not in wanted:
-        raise OpArgumentError(
-            NAME, "weight", " or ".join(map(str, wanted)) + f" for {format}", str(weight.dtype)
-        )
-    if (scales is None) != (format == "bf16") or (global_scale is None) != (format != "nvfp4"):
-        raise OpArgumentError(
-            NAME,
-            "scales",
-            "scales for quantised weights only, global_scale for nvfp4 only",
-            f"the other with {format}",
-        )
+        expected = f"{' or '.join(map(str, wanted))} for {format}"
+        raise OpArgumentError(NAME, "weight", expected, str(weight.dtype))
+    for name, given, needed in (
+        ("scales", scales, format != "bf16"),
+        ("global_scale", global_scale, format == "nvfp4"),
+    ):
+        if (given is not None) != needed:
+            expected = f"{'a tensor' if needed else 'None'} with format {format}"
+            raise OpArgumentError(NAME, name, expected, "None" if given is None else "a tensor")
     if scales is None:
-        return weight
+        return
     rows, columns = weight.shape
-    shape = {"fp8_block": (-(-rows // 128), -(-columns // 128)), "nvfp4": (rows, columns // 8)}.get(
+    shape = {"fp8_block": scale_shape(rows, columns), "nvfp4": (rows, columns // 8)}.get(
         format, (rows, columns // 16)
     )
     if tuple(scales.shape) != shape:
         raise OpArgumentError(NAME, "scales", f"shape {list(shape)} for {format}", f"{list(scales.shape)}")
-    if format == "fp8_block":
-        return block_dequantise(weight, scales)
+    types = {"fp8_block": (F32, U8, E8M0), "nvfp4": (E4M3,)}.get(format, (U8, E8M0))
+    if scales.dtype not in types:
+        expected = f"{' or '.join(map(str, types))} for {format}"
+        raise OpArgumentError(NAME, "scales", expected, str(scales.dtype))
+
+
+def _dense(weight: Tensor, scales: Tensor | None, global_scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The matrix in the type of the product, after `_check`."""
+    if scales is None:
+        return weight.to(dtype)
+    if weight.dtype == E4M3:
+        return dequantise(weight, scales, dtype)
     dense = group_dequantise(weight, scales)
-    return dense if global_scale is None else dense * global_scale
+    return (dense if global_scale is None else dense * global_scale).to(dtype)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
 from dsv4core.ops._attend import ATTENTION, attend
-from dsv4core.ops._contract import ACTIVATION, F32, I32, U8, TensorSpec, check_listed, page, spec
+from dsv4core.ops._contract import ACTIVATION, F32, I32, check_listed, page, spec
 from dsv4core.ops._op import op
-from dsv4core.ops._rows import page_layout
+from dsv4core.ops._rows import ints, page_layout
 
 NAME = "sparse_decode"
 
@@ -26,7 +26,9 @@ def _fake(
 
 
 def _values(a: Mapping[str, Any], dims: Mapping[str, int]) -> None:
-    check_listed(NAME, "swa_slots", a["swa_slots"], a["swa_lens"], "swa_lens", dims["N"] * a["swa_rows"], "slots")
+    check_listed(
+        NAME, "swa_slots", a["swa_slots"], a["swa_lens"], "swa_lens", dims["N"] * a["swa_rows"], "slots"
+    )
     if a["extra_cache"] is not None and a["extra_slots"] is not None and a["extra_lens"] is not None:
         high = dims["NE"] * a["extra_rows"]
         check_listed(NAME, "extra_slots", a["extra_slots"], a["extra_lens"], "extra_lens", high, "slots")
@@ -41,10 +43,10 @@ def _values(a: Mapping[str, Any], dims: Mapping[str, int]) -> None:
     values=_values,
     tensors={
         "q": spec("T H 512", *ACTIVATION),
-        "swa_cache": page(),
+        "swa_cache": page(rows="swa_rows"),
         "swa_slots": spec("T K", I32, strides="any"),
         "swa_lens": spec("T", I32, strides="any"),
-        "extra_cache": TensorSpec("NE BE", (U8,), optional=True, strides="page"),
+        "extra_cache": page(shape="NE BE", layout="extra_layout", rows="extra_rows", optional=True),
         "extra_slots": spec("T KE", I32, optional=True, strides="any"),
         "extra_lens": spec("T", I32, optional=True, strides="any"),
         "attn_sink": spec("H", F32, finite=False),
@@ -65,10 +67,11 @@ def sparse_decode(
     last page raises in checked mode and is skipped otherwise; order has no meaning, duplicates count twice.
     """
     main = page_layout(NAME, layout, rows=swa_rows, pages=swa_cache, families=("main",))
-    sources = [(swa_cache, main, swa_slots, swa_lens.tolist(), swa_rows)]
+    sources = [(swa_cache, main, swa_slots, ints(swa_lens), swa_rows)]
     if extra_cache is not None:
         if extra_slots is None or extra_lens is None:
-            raise OpArgumentError(NAME, "extra_slots", "a list and lens with an extra_cache", "None")
+            lacking = "extra_slots" if extra_slots is None else "extra_lens"
+            raise OpArgumentError(NAME, lacking, "a tensor, since there is an extra_cache", "None")
         extra = page_layout(
             NAME,
             extra_layout,
@@ -77,7 +80,7 @@ def sparse_decode(
             families=("main",),
             argument="extra_layout",
         )
-        sources.append((extra_cache, extra, extra_slots, extra_lens.tolist(), extra_rows))
+        sources.append((extra_cache, extra, extra_slots, ints(extra_lens), extra_rows))
     lse = attn_sink.new_empty(q.shape[0], q.shape[1])
     for t in range(q.shape[0]):
         keys: list[Tensor] = []

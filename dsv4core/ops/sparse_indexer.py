@@ -27,13 +27,13 @@ def _fake(
     return context_lens.new_empty(context_lens.shape[0], k)
 
 
-@op(fake=_fake, tensors=TENSORS, values=values)
+@op(fake=_fake, tensors=TENSORS, values=values(NAME))
 def sparse_indexer(
     q: Tensor, q_scales: Tensor | None, weights: Tensor, k_cache: Tensor, context_lens: Tensor,
     token_to_req: Tensor, block_table: Tensor, *, rows: int, layout: str, k: int, workspace_bytes: int,
     rotate: str = "none",
 ) -> Tensor:  # fmt: skip
-    """`indexer_topk(indexer_logits(...))` without ever holding more than `workspace_bytes` of scores and keys.
+    """`indexer_topk(indexer_logits(...))` that never holds more than `workspace_bytes` of scores and keys.
 
     Shapes: as `indexer_logits` -> i32 [T, k] ascending, -1 behind. The list does not depend on the chunking:
     scores are the same bits in every chunk and a running list is merged in ascending index.

@@ -11,6 +11,7 @@ from dsv4core.errors import OpArgumentError
 from dsv4core.ops._attend import ATTENTION, attend
 from dsv4core.ops._contract import ACTIVATION, F32, I32, check_listed, spec
 from dsv4core.ops._op import op
+from dsv4core.ops._rows import ints
 
 NAME = "sparse_prefill"
 
@@ -53,7 +54,7 @@ def sparse_prefill(
     if q.dtype != kv.dtype:
         raise OpArgumentError(NAME, "kv", f"{q.dtype}, like q", str(kv.dtype))
     lse = attn_sink.new_empty(q.shape[0], q.shape[1])
-    for t, length in enumerate(lens.tolist()):
+    for t, length in enumerate(ints(lens)):
         listed = indices[t, :length].long()
         listed = listed[(listed >= 0) & (listed < kv.shape[0])]
         attend(q[t], kv[listed], attn_sink, scale, out[t], lse[t])

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from dsv4core.config import AttentionConfig
 from dsv4core.errors import CacheError
+from dsv4core.ops._rows import table_slots
+from dsv4core.ops.compressed_slot_mapping import compressed_slot_mapping
 from dsv4core.plan.batch import BatchPlan, PrefillChunk
 from dsv4core.plan.check import check_lengths, check_tables, whole_number
 from dsv4core.plan.groups import GROUPS, RATIOS, SWA
@@ -87,9 +89,14 @@ def build_plan(
             if name != SWA:
                 slots[name] = _row_slots(ordered[name], req_home, positions_home, sizes[name], live)
         else:
-            r = group.tokens_per_row
-            completes = valid & ((positions_home + 1) % r == 0)
-            slots[name] = _row_slots(ordered[name], req_home, positions_home // r, sizes[name], completes)
+            slots[name] = compressed_slot_mapping(
+                positions_home,
+                slots[SWA],
+                req_home,
+                ordered[name],
+                ratio=group.tokens_per_row,
+                rows=sizes[name],
+            )
     swa_slots, swa_lens = _window(
         ordered[SWA], req_home, positions_home, valid, sizes[SWA], config.sliding_window
     )
@@ -170,8 +177,7 @@ def _ordered_tables(tables: Mapping[str, Tensor], order: _Order) -> dict[str, Te
 
 def _row_slots(table: Tensor, req: Tensor, index: Tensor, rows: int, live: Tensor) -> Tensor:
     """Slots of logical rows `index` (any shape broadcasting with `req`); -1 where not live or not mapped."""
-    page = table[req, torch.where(live, index // rows, 0)].to(torch.int64)
-    return torch.where(live & (page >= 0), page * rows + index % rows, -1)
+    return table_slots(table, req, torch.where(live, index, -1), rows)
 
 
 def _window(

@@ -64,10 +64,21 @@ def test_layers():
     c = AttentionConfig.preset("tiny")
     swa, csa, hca = (c.layer(i) for i in range(3))
     assert (swa.index, swa.ratio, swa.kind, swa.coff, swa.rope, swa.theta, swa.yarn) == (
-        0, 0, "swa", 1, "main", 10000.0, None
+        0,
+        0,
+        "swa",
+        1,
+        "main",
+        10000.0,
+        None,
     )
     assert (csa.ratio, csa.kind, csa.coff, csa.rope, csa.theta, csa.yarn) == (
-        4, "csa", 2, "compress", 160000.0, c.yarn
+        4,
+        "csa",
+        2,
+        "compress",
+        160000.0,
+        c.yarn,
     )
     assert (hca.ratio, hca.kind, hca.coff, hca.rope, hca.theta) == (128, "hca", 1, "compress", 160000.0)
     for index in (-1, 3):
@@ -108,28 +119,43 @@ def test_ratio_one_is_window_only():
     assert AttentionConfig.preset("tiny", compress_ratios=[1, 0, 4]).compress_ratios == (0, 0, 4)
 
 
-@pytest.mark.parametrize(("overrides", "message"), [
-    ({"compress_ratios": [2, 4, 8]}, r"compress_ratios holds \[2, 8\].*ratio 0 \(or 1\), 4 or 128"),
-    ({"compress_ratios": []}, "compress_ratios"),
-    ({"compress_ratios": "4"}, "compress_ratios"),
-    ({"num_attention_heads": 5}, "num_attention_heads 5 is not a multiple of o_groups 2"),
-    ({"head_dim": 256}, "head_dim is 256, but cache rows are made for 512"),
-    ({"qk_rope_head_dim": 32}, "qk_rope_head_dim is 32"),
-    ({"index_head_dim": 64}, "index_head_dim is 64"),
-    ({"hidden_size": 0}, "'hidden_size' is 0"),
-    ({"rms_norm_eps": 0}, "'rms_norm_eps' is 0"),
-    ({"window": 3}, "'window' is not a field; the fields are hidden_size"),
-    ({"main_layout": "nope"}, "main_layout 'nope' is not one of fp8_ds_mla"),
-    ({"index_layout": "fp8_ds_mla"}, "index_layout 'fp8_ds_mla' is not one of index_fp8"),
-    ({"main_layout": "f32_row"}, "main_layout 'f32_row' does not go with profile 'vllm'"),
-    ({"index_layout": "index_f32"}, "index_layout 'index_f32' does not go with profile 'vllm'"),
-    ({"profile": "math", "main_layout": "bf16_row"}, "'bf16_row' does not go with profile 'math'"),
-    ({"profile": "math", "output_quant": "f32"}, "output_quant 'f32' does not go with profile 'math'"),
-    ({"output_quant": "fp8"}, "'output_quant' is 'fp8'"),
-    ({"profile": "math2"}, "profile 'math2' does not exist; the profiles are vllm, official, sglang, math"),
-    ({"yarn": {"factor": 0.5}}, "factor"),
-    ({"yarn": {"mscale": 1}}, "mscale"),
-])
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"compress_ratios": [2, 4, 8]}, r"compress_ratios holds \[2, 8\].*ratio 0 \(or 1\), 4 or 128"),
+        ({"compress_ratios": []}, "compress_ratios"),
+        ({"compress_ratios": "4"}, "compress_ratios"),
+        ({"num_attention_heads": 5}, "num_attention_heads 5 is not a multiple of o_groups 2"),
+        ({"head_dim": 256}, "head_dim is 256, but cache rows are made for 512"),
+        ({"qk_rope_head_dim": 32}, "qk_rope_head_dim is 32"),
+        ({"index_head_dim": 64}, "index_head_dim is 64"),
+        ({"hidden_size": 0}, "'hidden_size' is 0"),
+        ({"rms_norm_eps": 0}, "'rms_norm_eps' is 0"),
+        ({"window": 3}, "'window' is not a field; the fields are hidden_size"),
+        ({"main_layout": "nope"}, "main_layout 'nope' is not one of fp8_ds_mla"),
+        ({"index_layout": "fp8_ds_mla"}, "index_layout 'fp8_ds_mla' is not one of index_fp8"),
+        ({"main_layout": "f32_row"}, "main_layout 'f32_row' does not go with profile 'vllm'"),
+        ({"index_layout": "index_f32"}, "index_layout 'index_f32' does not go with profile 'vllm'"),
+        ({"profile": "math", "main_layout": "bf16_row"}, "'bf16_row' does not go with profile 'math'"),
+        ({"profile": "math", "output_quant": "f32"}, "output_quant 'f32' does not go with profile 'math'"),
+        ({"output_quant": "fp8"}, "'output_quant' is 'fp8'"),
+        (
+            {"profile": "math2"},
+            "profile 'math2' does not exist; the profiles are vllm, official, sglang, math",
+        ),
+        ({"yarn": {"factor": 0.5}}, "factor"),
+        ({"yarn": {"beta_fast": 1.0, "beta_slow": 32.0}}, r"beta_fast 1.0 is not above beta_slow 32.0"),
+        ({"rope_theta": float("inf")}, "'rope_theta' is inf"),
+        ({"compress_rope_theta": 1.0}, "compress_rope_theta is 1.0; a rotation base is above 1"),
+        ({"rms_norm_eps": float("nan")}, "'rms_norm_eps' is nan"),
+        ({"hidden_size": 2**70}, "hidden_size is 1180591620717411303424, no size passes 2"),
+        ({"hidden_size": 64.5}, "'hidden_size' is 64.5"),
+        ({"o_groups": 8}, "num_attention_heads 4 is not a multiple of o_groups 8"),
+        ({"index_topk": -1}, "'index_topk' is -1"),
+        ({"weight_storage": "fp8"}, "'weight_storage' is 'fp8': Input should be 'checkpoint' or 'widened'"),
+        ({"yarn": {"mscale": 1}}, "mscale"),
+    ],
+)
 def test_contradictions_are_refused(overrides, message):
     with pytest.raises(ConfigError, match=message):
         AttentionConfig.preset("tiny", **overrides)

@@ -67,13 +67,24 @@ def test_random_is_pinned():
     assert digest.hexdigest() == "3c357d8eb619862d8d4c3016ffaa8bfe95a0a92511aa79be3f51fe126dc6a10f"
 
 
-@pytest.mark.parametrize(("name", "std"), [
-    ("compressor.wkv", 0.0245 * 8**0.5), ("compressor.wgate", 0.0388 * 8**0.5), ("compressor.ape", 0.1243),
-    ("indexer.compressor.wkv", 0.0293 * 8**0.5), ("indexer.compressor.wgate", 0.0512 * 8**0.5),
-    ("indexer.compressor.ape", 0.1528), ("indexer.weights_proj", 0.2313 * 8**0.5),
-    ("indexer.wq_b", 0.108 * 8**0.5),
-    ("wq_a", 512**-0.5), ("wq_b", 128**-0.5), ("wkv", 512**-0.5), ("wo_a", 2048**-0.5), ("wo_b", 128**-0.5),
-])
+@pytest.mark.parametrize(
+    ("name", "std"),
+    [
+        ("compressor.wkv", 0.0245 * 8**0.5),
+        ("compressor.wgate", 0.0388 * 8**0.5),
+        ("compressor.ape", 0.1243),
+        ("indexer.compressor.wkv", 0.0293 * 8**0.5),
+        ("indexer.compressor.wgate", 0.0512 * 8**0.5),
+        ("indexer.compressor.ape", 0.1528),
+        ("indexer.weights_proj", 0.2313 * 8**0.5),
+        ("indexer.wq_b", 0.108 * 8**0.5),
+        ("wq_a", 512**-0.5),
+        ("wq_b", 128**-0.5),
+        ("wkv", 512**-0.5),
+        ("wo_a", 2048**-0.5),
+        ("wo_b", 128**-0.5),
+    ],
+)
 def test_deviations(name, std):
     tensor = middle(CSA)[name].double()
     spread = 4 / tensor.numel() ** 0.5
@@ -81,10 +92,16 @@ def test_deviations(name, std):
     assert abs(tensor.mean() / std) < spread
 
 
-@pytest.mark.parametrize(("name", "mean", "std"), [
-    ("compressor.norm", 0.967, 0.193), ("indexer.compressor.norm", 0.685, 0.261),
-    ("q_norm", 1.0, 0.1), ("kv_norm", 1.0, 0.1), ("attn_sink", 0.0, 1.0),
-])
+@pytest.mark.parametrize(
+    ("name", "mean", "std"),
+    [
+        ("compressor.norm", 0.967, 0.193),
+        ("indexer.compressor.norm", 0.685, 0.261),
+        ("q_norm", 1.0, 0.1),
+        ("kv_norm", 1.0, 0.1),
+        ("attn_sink", 0.0, 1.0),
+    ],
+)
 def test_norms_and_sinks(name, mean, std):
     shape = (400,) if name == "attn_sink" else (4096,)
     tensor = _random(name, shape, CSA, seed=0).double()
@@ -114,9 +131,14 @@ def prefixed(weights, prefix, suffix):
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
-@pytest.mark.parametrize(("prefix", "given"), [
-    ("", ""), ("layers.3.attn.", "layers.3.attn."), ("layers.3.attn.", "layers.3.attn"),
-])
+@pytest.mark.parametrize(
+    ("prefix", "given"),
+    [
+        ("", ""),
+        ("layers.3.attn.", "layers.3.attn."),
+        ("layers.3.attn.", "layers.3.attn"),
+    ],
+)
 @pytest.mark.parametrize("suffix", ["", ".weight"])
 def test_from_state_dict(layer, prefix, given, suffix):
     weights = AttentionWeights.random(TINY, layer, seed=0)
@@ -145,18 +167,28 @@ def edited(layer, remove=(), **changes):
     return {**tensors, **{name.replace("__", "."): value for name, value in changes.items()}}
 
 
-@pytest.mark.parametrize(("tensors", "prefix", "message"), [
-    (edited(1, remove=("wq_a", "compressor.ape")), "", "lack wq_a, compressor.ape; found q_norm"),
-    (edited(1, remove=("indexer.compressor.norm",)), "", "lack indexer.compressor.norm"),
-    (edited(0, wq_a__scale=torch.zeros(1)), "", "wq_a.scale is not a tensor of an attention layer"),
-    (edited(0, fused_wqa_wkv=torch.zeros(1)), "", "fused_wqa_wkv is not a tensor"),
-    (edited(0, wq_a__weight=torch.zeros(1)), "", "wq_a.weight is there twice"),
-    (edited(0, wq_b=torch.zeros(4, 4).to(torch.float8_e4m3fn)), "", "wq_b is float8_e4m3fn; only bfloat16"),
-    (edited(0, wkv=torch.zeros(4).half()), "", "wkv is float16"),
-    ({"layers.0.attn.wq_a.weight": torch.zeros(1)}, "layers.7.attn",
-     r"begins with 'layers.7.attn.'; prefixes with a wq_a are 'layers.0.attn.'"),
-    ({}, "", "no name holds wq_a"),
-])
+@pytest.mark.parametrize(
+    ("tensors", "prefix", "message"),
+    [
+        (edited(1, remove=("wq_a", "compressor.ape")), "", "lack wq_a, compressor.ape; found q_norm"),
+        (edited(1, remove=("indexer.compressor.norm",)), "", "lack indexer.compressor.norm"),
+        (edited(0, wq_a__scale=torch.zeros(1)), "", "wq_a is bfloat16 but has scales, which belong"),
+        (edited(0, fused_wqa_wkv=torch.zeros(1)), "", "fused_wqa_wkv is not a tensor"),
+        (edited(0, wq_a__weight=torch.zeros(1)), "", "wq_a.weight is there twice"),
+        (
+            edited(0, wq_b=torch.zeros(4, 4).to(torch.float8_e4m3fn)),
+            "",
+            "wq_b is float8_e4m3fn without scales",
+        ),
+        (edited(0, wkv=torch.zeros(4).half()), "", "wkv is float16"),
+        (
+            {"layers.0.attn.wq_a.weight": torch.zeros(1)},
+            "layers.7.attn",
+            r"begins with 'layers.7.attn.'; prefixes with a wq_a are 'layers.0.attn.'",
+        ),
+        ({}, "", "no name holds wq_a"),
+    ],
+)
 def test_broken_state_dicts_are_refused(tensors, prefix, message):
     with pytest.raises(WeightsError, match=message):
         AttentionWeights.from_state_dict(tensors, prefix)

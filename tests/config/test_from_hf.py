@@ -6,7 +6,11 @@ from dsv4core.config import AttentionConfig, YarnConfig
 from dsv4core.errors import ConfigError
 
 YARN = {
-    "type": "yarn", "factor": 16, "original_max_position_embeddings": 65536, "beta_fast": 32, "beta_slow": 1
+    "type": "yarn",
+    "factor": 16,
+    "original_max_position_embeddings": 65536,
+    "beta_fast": 32,
+    "beta_slow": 1,
 }
 
 
@@ -60,8 +64,9 @@ def test_rope_parameters_in_both_forms():
         "main": {"rope_type": "default", "rope_theta": 20000.0},
         "compress": {**flat, "factor": 8, "rope_theta": 150000.0, "partial_rotary_factor": 0.125},
     }
-    c = AttentionConfig.from_hf(flash(rope_scaling=..., rope_parameters=nested, qk_rope_head_dim=...,
-                                      partial_rotary_factor=0.125))
+    c = AttentionConfig.from_hf(
+        flash(rope_scaling=..., rope_parameters=nested, qk_rope_head_dim=..., partial_rotary_factor=0.125)
+    )
     assert (c.rope_theta, c.compress_rope_theta) == (20000.0, 150000.0)
     assert (c.yarn.factor, c.qk_rope_head_dim) == (8.0, 64)
 
@@ -77,27 +82,34 @@ def test_absent_optional_values_take_the_released_ones():
     assert AttentionConfig.from_hf(config) == AttentionConfig.preset("v4-flash")
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"compress_ratios": ...}, "neither compress_ratios nor layer_types"),
-    ({"compress_ratios": None}, "neither compress_ratios nor layer_types"),
-    ({"rope_scaling": ...}, 'compressed layers but no rope_scaling.*add "rope_scaling"'),
-    ({"rope_scaling": None}, "no rope_scaling"),
-    ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope type 'linear' is not known"),
-    ({"rope_scaling": {"type": "yarn", "factor": 16}}, "lack original_max_position_embeddings"),
-    ({"rope_scaling": ..., "rope_parameters": {"main": {}, "compress": {"rope_type": "default"}}},
-     "no rope_scaling"),
-    ({"compress_ratios": ..., "layer_types": ["compressed_sparse_attention"], "num_hidden_layers": 1},
-     "no rate for compressed_sparse_attention"),
-    ({"compress_ratios": ..., "layer_types": ["linear_attention"]}, "layer_types holds linear_attention"),
-    ({"compress_ratios": [0, 4]}, "describes 2 layers but num_hidden_layers is 43"),
-    ({"compress_ratios": 4}, "must be a list of whole numbers"),
-    ({"compress_ratios": [4.5] * 43}, "must be a list of whole numbers"),
-    ({"compress_ratios": []}, "must be a list of whole numbers"),
-    ({"compress_ratios": [0, 0] + [2] * 41}, r"compress_ratios holds \[2\]"),
-    ({"kv_source_layer_ids": [2, 8]}, "this config.json is DeepSeek-V4.1"),
-    ({"hidden_size": ..., "o_groups": None}, "lacks hidden_size, o_groups"),
-    ({"head_dim": 576}, "head_dim is 576"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"compress_ratios": ...}, "neither compress_ratios nor layer_types"),
+        ({"compress_ratios": None}, "neither compress_ratios nor layer_types"),
+        ({"rope_scaling": ...}, 'compressed layers but no rope_scaling.*add "rope_scaling"'),
+        ({"rope_scaling": None}, "no rope_scaling"),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope type 'linear' is not known"),
+        ({"rope_scaling": {"type": "yarn", "factor": 16}}, "lack original_max_position_embeddings"),
+        (
+            {"rope_scaling": ..., "rope_parameters": {"main": {}, "compress": {"rope_type": "default"}}},
+            "no rope_scaling",
+        ),
+        (
+            {"compress_ratios": ..., "layer_types": ["compressed_sparse_attention"], "num_hidden_layers": 1},
+            "no rate for compressed_sparse_attention",
+        ),
+        ({"compress_ratios": ..., "layer_types": ["linear_attention"]}, "layer_types holds linear_attention"),
+        ({"compress_ratios": [0, 4]}, "describes 2 layers but num_hidden_layers is 43"),
+        ({"compress_ratios": 4}, "must be a list of whole numbers"),
+        ({"compress_ratios": [4.5] * 43}, "must be a list of whole numbers"),
+        ({"compress_ratios": []}, "must be a list of whole numbers"),
+        ({"compress_ratios": [0, 0] + [2] * 41}, r"compress_ratios holds \[2\]"),
+        ({"kv_source_layer_ids": [2, 8]}, "this config.json is DeepSeek-V4.1"),
+        ({"hidden_size": ..., "o_groups": None}, "lacks hidden_size, o_groups"),
+        ({"head_dim": 576}, "head_dim is 576"),
+    ],
+)
 def test_traps_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         AttentionConfig.from_hf(flash(**changes))

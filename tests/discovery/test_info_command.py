@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Site
+from fake_plugins import Site, backend_source
 
 from dsv4core import cli
 from dsv4core.cli import info
@@ -94,8 +94,6 @@ def test_info_shows_broken_plugins(site: Site, capsys: pytest.CaptureFixture[str
 
 
 def test_a_plugin_that_fails_to_describe_itself_is_named(site: Site) -> None:
-    from conftest import backend_source
-
     extra = "@hookimpl\ndef dsv4core_info(spec):\n    raise OSError('driver gone')\n"
     site.add("dsv4core-acme", {"acme": "acme_details"}, backend_source("acme", extra=extra))
     details = info.collect()["details"]

@@ -3,7 +3,7 @@
 import logging
 
 import pytest
-from conftest import HEADER, Site, backend_source, probe_source
+from fake_plugins import HEADER, Site, backend_source, probe_source
 
 import dsv4core
 from dsv4core import registry

@@ -4,7 +4,7 @@ import logging
 import threading
 
 import pytest
-from conftest import Site, backend_source, probe_source
+from fake_plugins import Site, backend_source, probe_source
 
 import dsv4core
 from dsv4core import registry, selection

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from harness import ALL_CANDIDATES, Rig, assert_same_bytes, chunks_of, differing_rows, relative, rig
+from harness import (
+    ALL_CANDIDATES,
+    Rig,
+    assert_same_bytes,
+    chunks_of,
+    differing_rows,
+    ops,
+    relative,
+    rig,
+    values,
+)
 
+from dsv4core.layout import get_layout
+from dsv4core.numerics.tables import cos_sin
 from dsv4core_conformance.reference.counter import hashed_words
 
 KINDS = ("swa", "csa", "hca")
@@ -35,6 +47,29 @@ def test_16_padding_tokens(kind: str, profile: str) -> None:
         assert torch.isfinite(got.float()).all()
         for a, b in zip(layer.storage(plain), layer.storage(padded), strict=True):
             assert torch.equal(a, b), "padding writes nothing"
+
+
+def test_16_padding_tokens_in_the_cache_ops() -> None:
+    """Padding has position 0 or any other, a negative slot or none at all; here it sits on window ends."""
+    positions = torch.tensor([3, 7, 3, 7, 11])
+    slots = torch.tensor([3, -1, -5, 7])  # the fifth token lies behind the mapping
+    requests = torch.zeros(5, dtype=torch.int32)
+    table = torch.tensor([[0, 1, 2]], dtype=torch.int32)
+    state = torch.zeros(3, 4, 512)
+    kv, score = values(5, 256, stream=71), values(5, 256, stream=72)
+    ops().save_partial_states(kv, score, values(4, 256, stream=73), positions, state, slots, ratio=4)
+    written = (state.view(12, 512) != 0).any(dim=1).nonzero()[:, 0].tolist()
+    assert written == [3, 7]
+    entry_slots = ops().compressed_slot_mapping(positions, slots, requests, table, ratio=4, rows=64)
+    assert entry_slots.tolist() == [0, -1, -1, 1, -1]
+    page = torch.zeros(1, 64 * 512, dtype=torch.uint8)
+    ops().compress_norm_rope_store(
+        state, positions, requests, slots, table, cos_sin(1.6e5, None, 16), torch.ones(128), page,
+        torch.tensor([0, 10, 11, 1, 12]), ratio=4, head_dim=128, rows=64, layout="index_f32", eps=1e-6,
+        rotate="none",
+    )  # fmt: skip
+    rows = get_layout("index_f32").decode_pages(page, 64)[0]
+    assert rows.any(dim=1).nonzero()[:, 0].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("profile", PROFILES)

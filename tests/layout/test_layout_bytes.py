@@ -1,4 +1,4 @@
-"""`layout show ID --hex` names every byte of a page, `layout guess` finds its layout or says what it cannot tell."""
+"""`layout show ID --hex` names every byte of a page; `layout guess` finds its layout or says it cannot."""
 
 import json
 import os
@@ -54,7 +54,9 @@ def test_every_byte_is_named_once_with_its_value(tmp_path, capsys, layout_id, ro
     layout = sized(layout_id)
     pages = pages_of(layout, rows, count=2)
     path = dump_file(tmp_path, pages)
-    code, text, _ = call(capsys, "show", layout_id, "--hex", path, "--rows", str(rows), "--page", "1", "--json")
+    code, text, _ = call(
+        capsys, "show", layout_id, "--hex", path, "--rows", str(rows), "--page", "1", "--json"
+    )
     assert code == 0
     report = json.loads(text)
     assert report["fingerprint"] == layout.fingerprint and report["file_bytes"] == pages.numel()
@@ -90,11 +92,22 @@ def test_text_of_a_page(tmp_path, capsys):
     assert "note: 1 scale bytes are 0 or 255, which readers disagree on" in notes
     assert "note: 1 pad bytes are not 0" in notes
     assert "note: 1 bytes of the padding are not 0; nobody reads them" in notes
-    assert "       0    0  nope[0..7]       7c7c7c7c7c7c7c7c                  1.5 1.5 1.5 1.5 1.5 1.5 1.5 1.5" in lines
-    assert "    1160    1  scale[0..6]      77777777777777                    " + " ".join(["0.00390625"] * 7) in lines
+    assert (
+        "       0    0  nope[0..7]       7c7c7c7c7c7c7c7c                  1.5 1.5 1.5 1.5 1.5 1.5 1.5 1.5"
+        in lines
+    )
+    assert (
+        "    1160    1  scale[0..6]      77777777777777                    " + " ".join(["0.00390625"] * 7)
+        in lines
+    )
     assert "    1167    1  scale_pad[0]     00                                0" in lines
-    assert any(line.startswith("    1168") and "(padding)" in line and "560 bytes, never written" in line for line in lines)
-    _, one, _ = call(capsys, "show", "fp8_ds_mla", "--hex", dump_file(tmp_path, page), "--rows", "2", "--row", "1")
+    assert any(
+        line.startswith("    1168") and "(padding)" in line and "560 bytes, never written" in line
+        for line in lines
+    )
+    _, one, _ = call(
+        capsys, "show", "fp8_ds_mla", "--hex", dump_file(tmp_path, page), "--rows", "2", "--row", "1"
+    )
     assert "  nope[0..7]" in one and " 576    1  nope" in one and "       0    0" not in one
 
 
@@ -125,12 +138,20 @@ def test_a_page_without_its_padding_is_enough(tmp_path, capsys):
     assert code == 0 and "(padding)" not in out
 
 
-@pytest.mark.parametrize(("argv", "message"), [
-    (["--page", "1"], "page 1 of 64 rows needs 37376 bytes from byte 37440 on"),
-    (["--page", "-1"], "pages count from 0"), (["--row", "64"], "rows are 0 to 63"), (["--row", "-1"], "rows are 0 to 63"),
-    (["--rows", "65"], "needs 37960 bytes"), (["--rows", "0"], "at least 1"), (["--rows", "20000"], "has 11680128 bytes; at most"),
-    (["--rows", "99999999999999"], "at most"), (["--page", "99999999999999999999"], "needs 37376 bytes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--page", "1"], "page 1 of 64 rows needs 37376 bytes from byte 37440 on"),
+        (["--page", "-1"], "pages count from 0"),
+        (["--row", "64"], "rows are 0 to 63"),
+        (["--row", "-1"], "rows are 0 to 63"),
+        (["--rows", "65"], "needs 37960 bytes"),
+        (["--rows", "0"], "at least 1"),
+        (["--rows", "20000"], "has 11680128 bytes; at most"),
+        (["--rows", "99999999999999"], "at most"),
+        (["--page", "99999999999999999999"], "needs 37376 bytes"),
+    ],
+)
 def test_bad_requests(tmp_path, capsys, argv, message):
     path = dump_file(tmp_path, pages_of(get_layout("fp8_ds_mla"), 64))
     code, out, err = call(capsys, "show", "fp8_ds_mla", "--hex", path, *argv)
@@ -148,12 +169,18 @@ def test_hostile_files(tmp_path, capsys):
     (tmp_path / "mixed").write_text("ab cd" * 2000 + "no hex")
     (tmp_path / "empty").write_bytes(b"")
     for name, message in [
-        ("fifo", "no regular file"), ("", "no regular file"), ("missing", "cannot be read"), ("empty", "is empty"),
-        ("odd", "begins like hex text but is none"), ("mixed", "begins like hex text but is none"),
-    ]:  # fmt: skip
+        ("fifo", "no regular file"),
+        ("", "no regular file"),
+        ("missing", "cannot be read"),
+        ("empty", "is empty"),
+        ("odd", "begins like hex text but is none"),
+        ("mixed", "begins like hex text but is none"),
+    ]:
         for argv in (["guess", str(tmp_path / name)], ["show", "bf16_row", "--hex", str(tmp_path / name)]):
             done = []
-            thread = threading.Thread(target=lambda argv=argv, done=done: done.append(call(capsys, *argv)), daemon=True)
+            thread = threading.Thread(
+                target=lambda argv=argv, done=done: done.append(call(capsys, *argv)), daemon=True
+            )
             thread.start()
             thread.join(20)
             assert done and done[0][0] == 2 and message in done[0][2], (name, done)
@@ -195,10 +222,14 @@ def test_every_layout_is_guessed_or_named(layout_id, rows, count, kind):
         found = guess(pages_of(layout, rows, count, seed=seed, kind=kind).flatten())
         verdict = named(found, layout, found[0].rows if not layout.tail_bytes else rows)
         allowed = {"index_mxfp4_hadamard", "fp8_ds_mla_fnuz", "fp8_ds_mla", "f32_row", "index_f32"}
-        assert verdict == "first" or (layout_id in allowed and verdict == "doubt"), [c.layout.id for c in found]
+        assert verdict == "first" or (layout_id in allowed and verdict == "doubt"), [
+            c.layout.id for c in found
+        ]
         for other in found[1:]:
             pair = {found[0].layout.id, other.layout.id}
-            assert other.bits < 0.98 * found[0].bits or any(other.layout.id in d for d in found[0].doubts), pair
+            assert other.bits < 0.98 * found[0].bits or any(other.layout.id in d for d in found[0].doubts), (
+                pair
+            )
 
 
 @pytest.mark.parametrize(("width", "rows"), STATES)
@@ -214,7 +245,10 @@ def test_states(width, rows):
 def test_rows_given_are_used():
     page = pages_of(get_layout("fp8_ds_mla"), 7)
     assert guess(page.flatten()) == [] or guess(page.flatten())[0].rows != 7
-    assert (guess(page.flatten(), rows=7)[0].layout.id, guess(page.flatten(), rows=7)[0].rows) == ("fp8_ds_mla", 7)
+    assert (guess(page.flatten(), rows=7)[0].layout.id, guess(page.flatten(), rows=7)[0].rows) == (
+        "fp8_ds_mla",
+        7,
+    )
 
 
 def test_a_zero_block_tells_the_dialects_apart():
@@ -232,10 +266,15 @@ def test_doubts_are_stated():
     found = guess(pages_of(get_layout("index_mxfp4"), 64).flatten())
     assert [c.layout.id for c in found[:2]] == ["index_mxfp4", "index_mxfp4_hadamard"]
     assert f"index_mxfp4_hadamard: {SAME_BYTES}" in found[0].doubts
-    assert any("cannot be seen" in doubt for doubt in guess(pages_of(get_layout("bf16_row"), 64).flatten())[0].doubts)
+    assert any(
+        "cannot be seen" in doubt for doubt in guess(pages_of(get_layout("bf16_row"), 64).flatten())[0].doubts
+    )
     damaged = pages_of(get_layout("fp8_ds_mla"), 64)
     damaged[0, :5] = 0x7F
-    assert "5 of 28672 do not hold: codes are not 0x7f or 0xff, NaN in e4m3fn" in guess(damaged.flatten())[0].doubts
+    assert (
+        "5 of 28672 do not hold: codes are not 0x7f or 0xff, NaN in e4m3fn"
+        in guess(damaged.flatten())[0].doubts
+    )
 
 
 def test_interleaved_records_are_recognised():
@@ -264,7 +303,9 @@ def test_guess_prints_and_reports(tmp_path, capsys):
     assert code == 2 and "do not fit" in err
 
 
-@pytest.mark.parametrize("data", [torch.zeros(0, dtype=torch.uint8), torch.zeros(4), torch.zeros(2, 3, dtype=torch.uint8)])
+@pytest.mark.parametrize(
+    "data", [torch.zeros(0, dtype=torch.uint8), torch.zeros(4), torch.zeros(2, 3, dtype=torch.uint8)]
+)
 def test_guess_refuses_other_tensors(data):
     with pytest.raises(LayoutError, match="guess takes the bytes of pages"):
         guess(data)

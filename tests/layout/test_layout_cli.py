@@ -70,9 +70,14 @@ def test_state_width(capsys):
     assert json.loads(out)["page_bytes"] == 8640
 
 
-@pytest.mark.parametrize("argv", [
-    ("show", "nothing"), ("show", "bf16_row", "--rows", "0"), ("show", "bf16_row", "--width", "7"),
-])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("show", "nothing"),
+        ("show", "bf16_row", "--rows", "0"),
+        ("show", "bf16_row", "--width", "7"),
+    ],
+)
 def test_errors_exit_2_with_the_reason(capsys, argv):
     code, out, err = call(capsys, *argv)
     assert (code, out) == (2, "")

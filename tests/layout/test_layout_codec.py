@@ -10,10 +10,23 @@ from dsv4core.errors import LayoutError
 from dsv4core.layout import get_layout
 from dsv4core.numerics.hadamard import hadamard128
 
-IDS = ["fp8_ds_mla", "fp8_ds_mla_fnuz", "fp8_row", "index_fp8", "index_fp8_ue8m0x4", "index_fp8_hadamard_f32",
-       "index_mxfp4", "index_mxfp4_hadamard", "bf16_row", "f32_row", "index_f32"]
-E4M3 = np.array([f / 8 * 2.0**-6 for f in range(8)]
-                + [(1 + f / 8) * 2.0 ** (e - 7) for e in range(1, 16) for f in range(8)])[:127]
+IDS = [
+    "fp8_ds_mla",
+    "fp8_ds_mla_fnuz",
+    "fp8_row",
+    "index_fp8",
+    "index_fp8_ue8m0x4",
+    "index_fp8_hadamard_f32",
+    "index_mxfp4",
+    "index_mxfp4_hadamard",
+    "bf16_row",
+    "f32_row",
+    "index_f32",
+]
+E4M3 = np.array(
+    [f / 8 * 2.0**-6 for f in range(8)]
+    + [(1 + f / 8) * 2.0 ** (e - 7) for e in range(1, 16) for f in range(8)]
+)[:127]
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 
 
@@ -109,11 +122,21 @@ def test_decode_then_encode_keeps_values(layout_id):
     assert torch.equal(layout.decode(layout.encode(once)), once)
 
 
-@pytest.mark.parametrize(("layout_id", "bound"), [
-    ("fp8_ds_mla", 0.035), ("fp8_ds_mla_fnuz", 0.035), ("index_fp8_ue8m0x4", 0.035),
-    ("index_fp8_hadamard_f32", 0.035), ("index_fp8", 0.035), ("index_mxfp4", 0.16), ("bf16_row", 0.0), ("f32_row", 0.0),
-    ("index_f32", 0.0), ("state_f32", 0.0),
-])
+@pytest.mark.parametrize(
+    ("layout_id", "bound"),
+    [
+        ("fp8_ds_mla", 0.035),
+        ("fp8_ds_mla_fnuz", 0.035),
+        ("index_fp8_ue8m0x4", 0.035),
+        ("index_fp8_hadamard_f32", 0.035),
+        ("index_fp8", 0.035),
+        ("index_mxfp4", 0.16),
+        ("bf16_row", 0.0),
+        ("f32_row", 0.0),
+        ("index_f32", 0.0),
+        ("state_f32", 0.0),
+    ],
+)
 def test_error_of_a_round_trip(layout_id, bound):
     layout = layout_of(layout_id)
     x = rows_of(layout)
@@ -203,12 +226,15 @@ def test_the_eighth_scale_byte_is_zero():
     assert record[:, 576:583].all()
 
 
-@pytest.mark.parametrize(("values", "message"), [
-    (torch.zeros(3, 511), r"encodes bf16 or f32 \[\.\.\., 512\], got float32 \[3, 511\]"),
-    (torch.zeros(3, 512).double(), "got float64"),
-    (torch.zeros(3, 512).half(), "got float16"),
-    (torch.tensor(1.0), r"got float32 \[\]"),
-])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (torch.zeros(3, 511), r"encodes bf16 or f32 \[\.\.\., 512\], got float32 \[3, 511\]"),
+        (torch.zeros(3, 512).double(), "got float64"),
+        (torch.zeros(3, 512).half(), "got float16"),
+        (torch.tensor(1.0), r"got float32 \[\]"),
+    ],
+)
 def test_wrong_values_are_refused(values, message):
     with pytest.raises(LayoutError, match=message):
         get_layout("fp8_ds_mla").encode(values)

@@ -56,11 +56,14 @@ def test_page_sizes(layout_id, rows, payload, page):
     assert layout.page_bytes(rows) == page
 
 
-@pytest.mark.parametrize(("width", "rows", "payload", "page"), [
-    (1024, 4, 32768, 32832),
-    (256, 4, 8192, 8640),
-    (512, 8, 32768, 32832),
-])
+@pytest.mark.parametrize(
+    ("width", "rows", "payload", "page"),
+    [
+        (1024, 4, 32768, 32832),
+        (256, 4, 8192, 8640),
+        (512, 8, 32768, 32832),
+    ],
+)
 def test_state_page_sizes(width, rows, payload, page):
     state = get_layout("state_f32").sized(width)
     assert (state.record_bytes, rows * state.record_bytes) == (8 * width, payload)
@@ -130,19 +133,27 @@ def field(name, offset, dtype="ue8m0", count=1):
     return CacheField(name=name, offset=offset, dtype=dtype, count=count)
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"row_fields": (field("a", 0, count=448), field("rope", 512))},
-     r"layout 'bad': field 'rope' starts at byte 512, expected 448 \(a gap before it\)"),
-    ({"row_fields": (field("a", 0, count=448), field("b", 440))}, r"byte 440, expected 448 \(an overlap\)"),
-    ({"row_fields": (field("a", 1),)}, r"'a' starts at byte 1, expected 0 \(a gap"),
-    ({"tail_fields": (field("s", 0), field("t", 2))}, r"'t' starts at byte 2, expected 1"),
-    ({"tail_fields": (field("nope", 0),)}, "'nope' is there twice"),
-    ({"row_fields": ()}, "no row fields"),
-    ({"alignment": 0}, "'alignment' is 0"),
-    ({"colour": 3}, "'colour' is not a field; the fields are id, version"),
-    ({"family": "other"}, "'family' is 'other'"),
-    ({"id": "Bad Name"}, "'id' is 'Bad Name'"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"row_fields": (field("a", 0, count=448), field("rope", 512))},
+            r"layout 'bad': field 'rope' starts at byte 512, expected 448 \(a gap before it\)",
+        ),
+        (
+            {"row_fields": (field("a", 0, count=448), field("b", 440))},
+            r"byte 440, expected 448 \(an overlap\)",
+        ),
+        ({"row_fields": (field("a", 1),)}, r"'a' starts at byte 1, expected 0 \(a gap"),
+        ({"tail_fields": (field("s", 0), field("t", 2))}, r"'t' starts at byte 2, expected 1"),
+        ({"tail_fields": (field("nope", 0),)}, "'nope' is there twice"),
+        ({"row_fields": ()}, "no row fields"),
+        ({"alignment": 0}, "'alignment' is 0"),
+        ({"colour": 3}, "'colour' is not a field; the fields are id, version"),
+        ({"family": "other"}, "'family' is 'other'"),
+        ({"id": "Bad Name"}, "'id' is 'Bad Name'"),
+    ],
+)
 def test_contradictions_are_refused(changes, message):
     with pytest.raises(LayoutError, match=message):
         described(**changes)
@@ -155,12 +166,15 @@ def test_a_sound_description_is_accepted_and_frozen():
         layout.version = 3
 
 
-@pytest.mark.parametrize("values", [
-    {"name": "a", "offset": -1, "dtype": "bf16", "count": 1},
-    {"name": "a", "offset": 0, "dtype": "fp8", "count": 1},
-    {"name": "a", "offset": 0, "dtype": "bf16", "count": 0},
-    {"name": "a", "offset": 0, "dtype": "bf16"},
-])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"name": "a", "offset": -1, "dtype": "bf16", "count": 1},
+        {"name": "a", "offset": 0, "dtype": "fp8", "count": 1},
+        {"name": "a", "offset": 0, "dtype": "bf16", "count": 0},
+        {"name": "a", "offset": 0, "dtype": "bf16"},
+    ],
+)
 def test_impossible_fields_are_refused(values):
     with pytest.raises(LayoutError, match="cache field"):
         CacheField(**values)

@@ -6,8 +6,19 @@ import torch
 from dsv4core.errors import LayoutError
 from dsv4core.layout import get_layout
 
-IDS = ["fp8_ds_mla", "fp8_ds_mla_fnuz", "fp8_row", "index_fp8", "index_fp8_ue8m0x4", "index_fp8_hadamard_f32",
-       "index_mxfp4", "bf16_row", "f32_row", "index_f32", "state_f32"]
+IDS = [
+    "fp8_ds_mla",
+    "fp8_ds_mla_fnuz",
+    "fp8_row",
+    "index_fp8",
+    "index_fp8_ue8m0x4",
+    "index_fp8_hadamard_f32",
+    "index_mxfp4",
+    "bf16_row",
+    "f32_row",
+    "index_f32",
+    "state_f32",
+]
 
 
 def layout_of(layout_id):
@@ -118,12 +129,15 @@ def test_addresses_beyond_32_bits():
     assert torch.equal(storage[2 * stride + 576 : 2 * stride + 1152], record[0, :576])
 
 
-@pytest.mark.parametrize(("pages", "message"), [
-    (torch.zeros(2, 37375, dtype=torch.uint8), r"needs pages u8 \[N, 37440\].*got uint8 \[2, 37375\]"),
-    (torch.zeros(2, 64, 584, dtype=torch.uint8), r"got uint8 \[2, 64, 584\]"),
-    (torch.zeros(2, 37440, dtype=torch.int8), "got int8"),
-    (torch.zeros(2, 2 * 37440, dtype=torch.uint8)[:, ::2], r"adjacent \(stride\(1\) = 1\)"),
-])
+@pytest.mark.parametrize(
+    ("pages", "message"),
+    [
+        (torch.zeros(2, 37375, dtype=torch.uint8), r"needs pages u8 \[N, 37440\].*got uint8 \[2, 37375\]"),
+        (torch.zeros(2, 64, 584, dtype=torch.uint8), r"got uint8 \[2, 64, 584\]"),
+        (torch.zeros(2, 37440, dtype=torch.int8), "got int8"),
+        (torch.zeros(2, 2 * 37440, dtype=torch.uint8)[:, ::2], r"adjacent \(stride\(1\) = 1\)"),
+    ],
+)
 def test_wrong_pages_are_refused(pages, message):
     with pytest.raises(LayoutError, match=message):
         get_layout("fp8_ds_mla").read(pages, torch.zeros(1, dtype=torch.int64), 64)

@@ -26,7 +26,7 @@ def stepwise(x: np.ndarray) -> np.ndarray:
 
 
 def dense() -> np.ndarray:
-    """Every magnitude of float: an even grid, an even grid of bit patterns, and the neighbours of the seams."""
+    """Every magnitude of float: even in value, even in bit patterns, and around the seams."""
     patterns = np.linspace(0, int(F32(87).view(np.int32)), 1_000_000).astype(np.int32).view(F32)
     seams = (np.arange(-126, 1, dtype=np.float64)[:, None] * np.log(2) / 2).astype(F32).view(np.int32)
     near = (seams + np.arange(-8, 9, dtype=np.int32)).view(F32).ravel()

@@ -116,8 +116,10 @@ def test_strided_and_empty_inputs():
 
 def fnuz_table() -> np.ndarray:
     """The magnitudes of codes 0x00..0x7f of e4m3 FNUZ, bias 8, from the format's definition."""
-    return np.array([f / 8 * 2.0**-7 for f in range(8)]
-                    + [(1 + f / 8) * 2.0 ** (e - 8) for e in range(1, 16) for f in range(8)])
+    return np.array(
+        [f / 8 * 2.0**-7 for f in range(8)]
+        + [(1 + f / 8) * 2.0 ** (e - 8) for e in range(1, 16) for f in range(8)]
+    )
 
 
 @pytest.mark.parametrize("inputs", ["bf16", "fp32"])

@@ -15,7 +15,9 @@ LAYOUTS = INDEX
 class IndexWorld:
     """`lens` entries are visible to token t, which belongs to request t mod 3."""
 
-    def __init__(self, rng: np.random.Generator, layout: str, lens: list[int], *, heads: int = 4, **place: int) -> None:
+    def __init__(
+        self, rng: np.random.Generator, layout: str, lens: list[int], *, heads: int = 4, **place: int
+    ) -> None:
         self.layout, self.lens = layout, lens
         tokens, requests = len(lens), 3
         width = -(-max(*lens, 1) // 64) + 1
@@ -62,7 +64,12 @@ class IndexWorld:
         """The same world with one token."""
         other = copy.copy(self)
         part = slice(t, t + 1)
-        other.lens, other.requests, other.q, other.weights = self.lens[part], self.requests[part], self.q[part], self.weights[part]
+        other.lens, other.requests, other.q, other.weights = (
+            self.lens[part],
+            self.requests[part],
+            self.q[part],
+            self.weights[part],
+        )
         other.scales = None if self.scales is None else self.scales[part]
         return other
 

@@ -11,7 +11,14 @@ import torch
 F32 = np.float32
 POISON = 0xA5
 MAIN = ("fp8_ds_mla", "bf16_row", "f32_row", "fp8_ds_mla_fnuz", "fp8_row")
-INDEX = ("index_fp8", "index_fp8_ue8m0x4", "index_fp8_hadamard_f32", "index_mxfp4", "index_mxfp4_hadamard", "index_f32")
+INDEX = (
+    "index_fp8",
+    "index_fp8_ue8m0x4",
+    "index_fp8_hadamard_f32",
+    "index_mxfp4",
+    "index_mxfp4_hadamard",
+    "index_f32",
+)
 
 
 def array(x: torch.Tensor) -> np.ndarray:
@@ -48,8 +55,9 @@ def same(got: torch.Tensor, expected: np.ndarray) -> None:
     assert wrong == 0, f"{wrong} of {a.size} bytes differ"
 
 
-MAGNITUDES_E4M3 = np.array([0.0, *(k * 2.0**-9 for k in range(1, 8)),
-                            *((8 + m) * 2.0 ** (e - 10) for e in range(1, 16) for m in range(8))][:127])  # fmt: skip
+SUBNORMAL_E4M3 = [k * 2.0**-9 for k in range(8)]
+NORMAL_E4M3 = [(8 + m) * 2.0 ** (e - 10) for e in range(1, 16) for m in range(8)]
+MAGNITUDES_E4M3 = np.array([*SUBNORMAL_E4M3, *NORMAL_E4M3[:-1]])  # the last code is NaN
 MAGNITUDES_E2M1 = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 
 
@@ -182,7 +190,7 @@ def exp(x: np.ndarray) -> np.ndarray:
 
 
 def pool(kv: np.ndarray, score: np.ndarray) -> np.ndarray:
-    """One entry from its valid rows and the number of rows before the start: [w, D], score -inf where masked."""
+    """One entry from kv and score [w, D]; rows whose score is -inf throughout add nothing."""
     w = len(kv)
     with np.errstate(invalid="ignore"):
         e = exp(score - score.max(0))
@@ -283,7 +291,9 @@ class Pages:
 
     def spans(self, slot: int) -> tuple[slice, slice]:
         """Where a row's front and tail lie in the allocation."""
-        front, tail = (len(part) for part in record(self.layout, np.zeros(512 if self.layout in MAIN else 128, F32)))
+        front, tail = (
+            len(part) for part in record(self.layout, np.zeros(512 if self.layout in MAIN else 128, F32))
+        )
         page = self.lead + slot // self.rows * self.stride
         start, behind = page + slot % self.rows * front, page + self.rows * front + slot % self.rows * tail
         return slice(start, start + front), slice(behind, behind + tail)

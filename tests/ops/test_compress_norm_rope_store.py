@@ -18,7 +18,9 @@ ENTRY_ROWS = {4: 64, 128: 2}
 class World:
     """Requests whose states lie in shuffled pages, some with padding between pages."""
 
-    def __init__(self, rng, ratio: int, head_dim: int, layout: str, *, lengths=(9, 300), lead=0, gap=0) -> None:
+    def __init__(
+        self, rng, ratio: int, head_dim: int, layout: str, *, lengths=(9, 300), lead=0, gap=0
+    ) -> None:
         self.ratio, self.head_dim, self.layout = ratio, head_dim, layout
         self.width = head_dim * (2 if ratio == 4 else 1)
         self.rows = STATE_ROWS[ratio]
@@ -62,7 +64,8 @@ class World:
 
     def call(self, ops, positions, requests, slots, kv_slots, **change) -> None:
         keywords = {
-            "ratio": self.ratio, "head_dim": self.head_dim, "rows": self.pages.rows, "layout": self.layout, "eps": 1e-6,
+            "ratio": self.ratio, "head_dim": self.head_dim, "rows": self.pages.rows,
+            "layout": self.layout, "eps": 1e-6,
             "rotate": "hadamard" if "hadamard" in self.layout else "none", **change,
         }  # fmt: skip
         ops.compress_norm_rope_store(
@@ -105,7 +108,10 @@ def test_short_first_window_of_overlap(ops, rng) -> None:
     world.call(ops, [3], [0], [0], [0])
     world.pages.check()
     kv, score = world.history[0]
-    four = pool(np.vstack((np.zeros((4, 512), F32), kv[:, 512:])), np.vstack((np.full((4, 512), -np.inf, F32), score[:, 512:])))
+    four = pool(
+        np.vstack((np.zeros((4, 512), F32), kv[:, 512:])),
+        np.vstack((np.full((4, 512), -np.inf, F32), score[:, 512:])),
+    )
     soft = np.exp(score[:, 512:].astype(np.float64))
     assert np.allclose(four, (soft * kv[:, 512:]).sum(0) / soft.sum(0), rtol=1e-5, atol=1e-6)
 
@@ -134,9 +140,10 @@ def test_refusals(ops, rng) -> None:
     good = {"positions": [7], "requests": [0], "slots": [0], "kv_slots": [0]}
     for argument, change in [
         ("rotate", {"rotate": "hadamard"}), ("head_dim", {"head_dim": 512}), ("ratio", {"ratio": 8}),
-        ("state_cache", {"ratio": 128}), ("layout", {"layout": "state_f32"}), ("kv_slot_mapping", {"kv_slots": [40 * 64]}),
-        ("token_to_req", {"requests": [1]}), ("positions", {"positions": [1303]}), ("block_table", {"positions": [23]}),
-        ("slot_mapping", {"slots": [0, 1]}),
+        ("state_cache", {"ratio": 128}), ("layout", {"layout": "state_f32"}),
+        ("kv_slot_mapping", {"kv_slots": [40 * 64]}),
+        ("token_to_req", {"requests": [1]}), ("positions", {"positions": [1303]}),
+        ("block_table", {"positions": [23]}), ("slot_mapping", {"slots": [0, 1]}),
     ]:  # fmt: skip
         with pytest.raises(OpArgumentError) as caught:
             world.call(ops, **{**good, **change})

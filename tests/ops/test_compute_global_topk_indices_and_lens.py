@@ -24,7 +24,11 @@ def naive(topk, requests, table, valid, rows: int) -> tuple[list[list[int]], lis
 
 def call(ops, topk, requests, table, valid, rows: int = 64):
     slots, lens = ops.compute_global_topk_indices_and_lens(
-        topk, torch.tensor(requests, dtype=torch.int32), table, torch.tensor(valid, dtype=torch.bool), rows=rows
+        topk,
+        torch.tensor(requests, dtype=torch.int32),
+        table,
+        torch.tensor(valid, dtype=torch.bool),
+        rows=rows,
     )
     assert slots.dtype == lens.dtype == torch.int32 and slots.shape == topk.shape
     return slots.tolist(), lens.tolist()
@@ -50,7 +54,10 @@ def test_against_a_loop(ops, rng, rows: int) -> None:
 def test_order_duplicates_and_leading_holes(ops) -> None:
     table = i32([[7, 3], [0, 1]])
     topk = i32([[-1, 64, -5, 2, 2, -1, 0], [-1] * 7])
-    assert call(ops, topk, [0, 1], table, [True, True]) == ([[192, 450, 450, 448, -1, -1, -1], [-1] * 7], [4, 0])
+    assert call(ops, topk, [0, 1], table, [True, True]) == (
+        [[192, 450, 450, 448, -1, -1, -1], [-1] * 7],
+        [4, 0],
+    )
 
 
 def test_padding_rows_hold_nothing(ops) -> None:
@@ -70,7 +77,9 @@ def test_entries_without_a_page(ops, monkeypatch) -> None:
         call(ops, i32([[1]]), [2], table, [True])
     monkeypatch.setenv("DSV4CORE_CHECK", "0")
     for listed, request in cases:
-        assert call(ops, i32(listed), request, table, [True]) == naive(np.array(listed), request, table.numpy(), [True], 64)
+        assert call(ops, i32(listed), request, table, [True]) == naive(
+            np.array(listed), request, table.numpy(), [True], 64
+        )
 
 
 def test_no_tokens_no_columns(ops) -> None:

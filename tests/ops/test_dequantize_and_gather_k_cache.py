@@ -71,7 +71,14 @@ def test_unmapped_and_unread_columns_are_never_followed(ops, rng) -> None:
     table[1:, :] = 2**30  # of requests with nothing to gather
     out = torch.zeros(5, 4, 512, dtype=torch.bfloat16)
     ops.dequantize_and_gather_k_cache(
-        out, pages.tensor, i32([66, 0, 0, 0, 0]), i32([2, 0, 0, 0, 0]), table, rows=64, offset=1, layout="bf16_row"
+        out,
+        pages.tensor,
+        i32([66, 0, 0, 0, 0]),
+        i32([2, 0, 0, 0, 0]),
+        table,
+        rows=64,
+        offset=1,
+        layout="bf16_row",
     )
     same(out[0, 1:3], np.stack([pages.get(int(table[0, 1]) * 64 + i) for i in range(2)]))
     assert not out[0, ::3].any() and not out[1:].any()
@@ -81,8 +88,8 @@ def test_refusals_and_no_requests(ops, rng) -> None:
     pages, table = world(rng, "fp8_ds_mla", 2)
     out = torch.zeros(1, 4, 512, dtype=torch.bfloat16)
     for seq, gather, entry, argument in [
-        (3, 4, 0, "gather_lens"), (3, -1, 0, "gather_lens"), (8, 5, 0, "gather_lens"), (2, 2, -1, "block_table"),
-        (11, 1, 0, "block_table"), (2, 2, 20, "block_table"),
+        (3, 4, 0, "gather_lens"), (3, -1, 0, "gather_lens"), (8, 5, 0, "gather_lens"),
+        (2, 2, -1, "block_table"), (11, 1, 0, "block_table"), (2, 2, 20, "block_table"),
     ]:  # fmt: skip
         with pytest.raises(OpArgumentError) as caught:
             ops.dequantize_and_gather_k_cache(

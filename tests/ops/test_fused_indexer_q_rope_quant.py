@@ -5,7 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from op_reference import F32, angles, array, bf16, blocks_e2m1, blocks_e4m3, hadamard, plain_e4m3, rope, same, tensor_bf16
+from op_reference import (
+    F32,
+    angles,
+    array,
+    bf16,
+    blocks_e2m1,
+    blocks_e4m3,
+    hadamard,
+    plain_e4m3,
+    rope,
+    same,
+    tensor_bf16,
+)
 
 from dsv4core.errors import OpArgumentError
 
@@ -15,12 +27,21 @@ SOFTMAX, HEAD = 128**-0.5, 11**-0.5  # not a power of two, so that the order of 
 
 def call(ops, positions, q, weights, format: str, rotate: str):
     return ops.fused_indexer_q_rope_quant(
-        positions, q, torch.from_numpy(TABLE), weights, softmax_scale=SOFTMAX, head_scale=HEAD, format=format, rotate=rotate
+        positions,
+        q,
+        torch.from_numpy(TABLE),
+        weights,
+        softmax_scale=SOFTMAX,
+        head_scale=HEAD,
+        format=format,
+        rotate=rotate,
     )
 
 
 def queries(rng, tokens: int, heads: int) -> torch.Tensor:
-    q = tensor_bf16(rng.standard_normal((tokens, heads, 128)) * np.exp2(rng.integers(-25, 12, (tokens, heads, 1))))
+    q = tensor_bf16(
+        rng.standard_normal((tokens, heads, 128)) * np.exp2(rng.integers(-25, 12, (tokens, heads, 1)))
+    )
     if tokens:
         q[0, 0] = 0
         q[0, 1, :32] = 0
@@ -71,8 +92,8 @@ def test_mxfp4_vectors(ops) -> None:
         q[0, 0, 3::32] = amax
         identity = torch.cat((torch.ones(1, 32), torch.zeros(1, 32)), 1)
         _, scales, _ = ops.fused_indexer_q_rope_quant(
-            torch.zeros(1, dtype=torch.int64), q, identity, torch.ones(1, 1), softmax_scale=1.0, head_scale=1.0,
-            format="mxfp4", rotate="none",
+            torch.zeros(1, dtype=torch.int64), q, identity, torch.ones(1, 1),
+            softmax_scale=1.0, head_scale=1.0, format="mxfp4", rotate="none",
         )  # fmt: skip
         assert scales[0, 0].tolist() == [byte] * 4
     y = [6.0, 0.25, 0.26, 0.75, 1.25, 1.26, 1.75, 2.5, 2.51, 3.5, 5.0, 5.03, -0.25, -0.0, -0.26, 0.0]

@@ -13,7 +13,9 @@ TABLE = angles(50)
 
 
 def call(ops, o, positions, groups: int, scale_format: str):
-    return ops.fused_inv_rope_fp8_quant(o, positions, torch.from_numpy(TABLE), groups=groups, scale_format=scale_format)
+    return ops.fused_inv_rope_fp8_quant(
+        o, positions, torch.from_numpy(TABLE), groups=groups, scale_format=scale_format
+    )
 
 
 @pytest.mark.parametrize(("heads", "groups"), [(4, 2), (8, 1), (6, 6)])
@@ -46,10 +48,14 @@ def test_unrounded_amax_just_above_a_power(ops) -> None:
     o = torch.zeros(1, 1, 512, dtype=torch.bfloat16)
     o[0, 0, 448] = 448.0
     table = torch.cat((torch.full((1, 32), float(np.nextafter(F32(1), F32(2)))), torch.zeros(1, 32)), 1)
-    codes, scales = ops.fused_inv_rope_fp8_quant(o, torch.zeros(1, dtype=torch.int64), table, groups=1, scale_format="f32")
+    codes, scales = ops.fused_inv_rope_fp8_quant(
+        o, torch.zeros(1, dtype=torch.int64), table, groups=1, scale_format="f32"
+    )
     assert scales[0, 0, 3] == 2.0 and codes.view(torch.uint8)[0, 0, 448] == 0x76
     table[:] = torch.cat((torch.ones(32), torch.zeros(32)))
-    codes, scales = ops.fused_inv_rope_fp8_quant(o, torch.zeros(1, dtype=torch.int64), table, groups=1, scale_format="f32")
+    codes, scales = ops.fused_inv_rope_fp8_quant(
+        o, torch.zeros(1, dtype=torch.int64), table, groups=1, scale_format="f32"
+    )
     assert scales[0, 0, 3] == 1.0 and codes.view(torch.uint8)[0, 0, 448] == 0x7E
 
 
@@ -57,11 +63,15 @@ def test_slices_no_tokens_refusals(ops, rng) -> None:
     wide = tensor_bf16(rng.standard_normal((3, 6, 600)))
     view, positions = wide[:, 1:5, 44:556], torch.arange(6)[::2]
     for scale_format, shape in (("f32", (0, 2, 8)), ("ue8m0x4", (0, 2, 2))):
-        a, b = call(ops, view, positions, 2, scale_format), call(ops, view.clone(), positions.clone(), 2, scale_format)
+        a, b = (
+            call(ops, view, positions, 2, scale_format),
+            call(ops, view.clone(), positions.clone(), 2, scale_format),
+        )
         assert (array(a[0]) == array(b[0])).all() and torch.equal(a[1], b[1])
         assert call(ops, view[:0], positions[:0], 2, scale_format)[1].shape == shape
     for groups, scale_format, p, argument in [
-        (3, "f32", 0, "groups"), (0, "f32", 0, "groups"), (2, "bf16", 0, "scale_format"), (2, "f32", 50, "positions"),
+        (3, "f32", 0, "groups"), (0, "f32", 0, "groups"), (2, "bf16", 0, "scale_format"),
+        (2, "f32", 50, "positions"),
     ]:  # fmt: skip
         with pytest.raises(OpArgumentError) as caught:
             call(ops, view[:1], torch.tensor([p]), groups, scale_format)

@@ -55,4 +55,6 @@ def test_no_tokens_and_wrong_shapes(ops) -> None:
         ops.fused_q_kv_rmsnorm(x[:, :88], x[:, 88:], torch.ones(87), torch.ones(512), eps=1e-6)
     with pytest.raises(OpArgumentError, match=r"stride\(-1\) = 1"):
         wide = torch.zeros(2, 176, dtype=torch.bfloat16)[:, ::2]
-        ops.fused_q_kv_rmsnorm(wide, torch.zeros(2, 512, dtype=torch.bfloat16), torch.ones(88), torch.ones(512), eps=1e-6)
+        ops.fused_q_kv_rmsnorm(
+            wide, torch.zeros(2, 512, dtype=torch.bfloat16), torch.ones(88), torch.ones(512), eps=1e-6
+        )

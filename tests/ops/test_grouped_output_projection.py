@@ -26,7 +26,9 @@ def off(got: torch.Tensor, x: np.ndarray, weight: np.ndarray, groups: int) -> fl
     return max(errors)
 
 
-def operands(rng, tokens: int, heads: int, groups: int, rank: int, dtype=BF16) -> tuple[torch.Tensor, torch.Tensor]:
+def operands(
+    rng, tokens: int, heads: int, groups: int, rank: int, dtype=BF16
+) -> tuple[torch.Tensor, torch.Tensor]:
     o = torch.from_numpy(rng.standard_normal((tokens, heads, 512), F32)).to(dtype)
     width = heads * 512 // groups
     return o, torch.from_numpy(rng.standard_normal((groups * rank, width), F32) * F32(width**-0.5)).to(dtype)
@@ -62,14 +64,21 @@ def test_quantised_operands(ops, rng, scale_format: str, quantised_weight: bool)
     codes, scales = ops.fused_inv_rope_fp8_quant(
         o, torch.arange(5), torch.from_numpy(angles(5)), groups=groups, scale_format=scale_format
     )
-    scale = scales.numpy() if scale_format == "f32" else np.ldexp(F32(1), scales.numpy().view(np.uint8).astype(np.int32) - 127)
+    scale = (
+        scales.numpy()
+        if scale_format == "f32"
+        else np.ldexp(F32(1), scales.numpy().view(np.uint8).astype(np.int32) - 127)
+    )
     x = e4m3_values(array(codes)) * scale.repeat(128, -1)
     if quantised_weight:
         byte = rng.integers(0, 127, (groups * rank, 2048)).astype(np.uint8)
         block = rng.integers(110, 118, (groups * rank // 128, 16)).astype(np.uint8)
         weight, dense = torch.from_numpy(byte).view(torch.float8_e4m3fn), e4m3_values(byte)
         dense = dense * np.ldexp(F32(1), block.astype(np.int32) - 127).repeat(128, 0).repeat(128, 1)
-        for wo_a_scales in (torch.from_numpy(block), torch.from_numpy(np.ldexp(F32(1), block.astype(np.int32) - 127))):
+        for wo_a_scales in (
+            torch.from_numpy(block),
+            torch.from_numpy(np.ldexp(F32(1), block.astype(np.int32) - 127)),
+        ):
             got = call(ops, codes, weight, groups, scales, wo_a_scales)
             assert got.dtype == BF16 and off(got, x, bf16(dense), groups) <= 4e-3
     else:
@@ -86,14 +95,18 @@ def test_strides_and_no_tokens(ops, rng) -> None:
     wide[:, 1:5, 4:516] = o
     assert torch.equal(call(ops, wide[:, 1:5, 4:516], wo_a, 2), call(ops, o, wo_a, 2))
     assert call(ops, o[:0], wo_a, 2).shape == (0, 2, 16)
+    codes = torch.zeros(0, 2, 1024, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    for scales in (torch.zeros(0, 2, 8), torch.zeros(0, 2, 2, dtype=torch.int32)):
+        assert call(ops, codes, wo_a, 2, scales).shape == (0, 2, 16)
 
 
 def test_refusals(ops, rng) -> None:
     o, wo_a = operands(rng, 2, 4, 2, 16)
     codes = torch.zeros(2, 2, 1024, dtype=torch.uint8).view(torch.float8_e4m3fn)
     for arguments, argument in [
-        ((o, wo_a, 3), "groups"), ((o, wo_a, 0), "groups"), ((o, wo_a[:, :512], 2), "wo_a"), ((codes, wo_a, 2), "o_scales"),
-        ((o, wo_a, 2, torch.ones(2, 2, 8)), "o_scales"), ((codes, wo_a, 2, torch.ones(2, 2, 7)), "o_scales"),
+        ((o, wo_a, 3), "groups"), ((o, wo_a, 0), "groups"), ((o, wo_a[:, :512], 2), "wo_a"),
+        ((codes, wo_a, 2), "o_scales"), ((o, wo_a, 2, torch.ones(2, 2, 8)), "o_scales"),
+        ((codes, wo_a, 2, torch.ones(2, 2, 7)), "o_scales"),
         ((o, wo_a, 2, None, torch.ones(1, 8)), "wo_a_scales"),
     ]:  # fmt: skip
         with pytest.raises(OpArgumentError) as caught:

@@ -65,7 +65,8 @@ def test_no_tokens_and_no_visible_entry(ops, rng) -> None:
 def test_refusals(ops, rng, monkeypatch) -> None:
     world = IndexWorld(rng, "index_fp8", lens=[3, 60])
     for change, argument in [
-        ({"rotate": "hadamard"}, "rotate"), ({"layout": "index_mxfp4"}, "q"), ({"layout": "bf16_row"}, "layout"),
+        ({"rotate": "hadamard"}, "rotate"), ({"layout": "index_mxfp4"}, "q"),
+        ({"layout": "bf16_row"}, "layout"),
         ({"requests": [0, 99]}, "token_to_req"), ({"lens": [3, 10**6]}, "context_lens"),
         ({"lens": [-1, 3]}, "context_lens"),
     ]:  # fmt: skip

@@ -13,7 +13,9 @@ BF16 = torch.bfloat16
 SHAPES = [(64, 24), (24, 2048), (1024, 512), (4096, 1024), (4096, 1536), (4096, 64), (7168, 256), (300, 130)]
 
 
-def call(ops, x, weight, scales=None, global_scale=None, *, format: str = "bf16", out_dtype=BF16) -> torch.Tensor:
+def call(
+    ops, x, weight, scales=None, global_scale=None, *, format: str = "bf16", out_dtype=BF16
+) -> torch.Tensor:
     return ops.linear(x, weight, scales, global_scale, format=format, out_dtype=out_dtype)
 
 
@@ -29,7 +31,10 @@ def operands(rng, tokens: int, inputs: int, outputs: int, dtype=BF16) -> tuple[t
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(64, 24), (4096, 96), (300, 130)])
-@pytest.mark.parametrize(("x_type", "out_type", "bound"), [(BF16, BF16, 4e-3), (BF16, torch.float32, 2e-6), (torch.float32, torch.float32, 2e-6)])
+@pytest.mark.parametrize(
+    ("x_type", "out_type", "bound"),
+    [(BF16, BF16, 4e-3), (BF16, torch.float32, 2e-6), (torch.float32, torch.float32, 2e-6)],
+)
 def test_plain_weights(ops, rng, inputs: int, outputs: int, x_type, out_type, bound: float) -> None:
     x, weight = operands(rng, 9, inputs, outputs, x_type)
     got = call(ops, x, weight, out_dtype=out_type)
@@ -39,7 +44,9 @@ def test_plain_weights(ops, rng, inputs: int, outputs: int, x_type, out_type, bo
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("kind", ["bf16", "f32", "bf16 to f32"])
 @pytest.mark.parametrize(("inputs", "outputs"), SHAPES)
-def test_a_row_alone_equals_the_row_in_a_batch(ops, rng, inputs: int, outputs: int, kind: str, threads: int) -> None:
+def test_a_row_alone_equals_the_row_in_a_batch(
+    ops, rng, inputs: int, outputs: int, kind: str, threads: int
+) -> None:
     torch.set_num_threads(threads)
     x, weight = operands(rng, 33, inputs, outputs, torch.float32 if kind == "f32" else BF16)
     out_dtype = BF16 if kind == "bf16" else torch.float32
@@ -77,20 +84,27 @@ def test_fp8_block(ops, rng, inputs: int, outputs: int, ue8m0: str) -> None:
     else:
         byte = rng.integers(110, 120, shape).astype(np.uint8)
         scale = np.ldexp(F32(1), byte.astype(np.int32) - 127)
-        scales = torch.from_numpy(byte) if ue8m0 == "bytes" else torch.from_numpy(byte).view(torch.float8_e8m0fnu)
+        scales = (
+            torch.from_numpy(byte) if ue8m0 == "bytes" else torch.from_numpy(byte).view(torch.float8_e8m0fnu)
+        )
     dense = e4m3_values(code) * scale.repeat(128, 0)[:outputs].repeat(128, 1)[:, :inputs]
     weight = torch.from_numpy(code.astype(np.uint8)).view(torch.float8_e4m3fn)
     x = tensor_bf16(rng.standard_normal((5, inputs)))
     assert off(call(ops, x, weight, scales, format="fp8_block"), array(x), bf16(dense)) <= 4e-3
     assert off(call(ops, x, weight, scales, format="fp8_block"), array(x), dense) <= 4e-3
-    assert off(call(ops, x, weight, scales, format="fp8_block", out_dtype=torch.float32), array(x), dense) <= 2e-6
+    assert (
+        off(call(ops, x, weight, scales, format="fp8_block", out_dtype=torch.float32), array(x), dense)
+        <= 2e-6
+    )
 
 
 def test_every_code_of_a_block_weight(ops) -> None:
     codes = torch.arange(256, dtype=torch.uint8)
     codes[[0x7F, 0xFF]] = 0
     eye = torch.eye(256, dtype=BF16)
-    got = call(ops, eye, codes.repeat(3, 1).view(torch.float8_e4m3fn), torch.tensor([[0.5, 4.0]]), format="fp8_block")
+    got = call(
+        ops, eye, codes.repeat(3, 1).view(torch.float8_e4m3fn), torch.tensor([[0.5, 4.0]]), format="fp8_block"
+    )
     expected = e4m3_values(codes.numpy()) * np.repeat([0.5, 4.0], 128)
     assert (array(got) == expected[:, None].repeat(3, 1)).all()
 
@@ -114,8 +128,12 @@ def test_four_bits(ops, rng, format: str) -> None:
     assert off(call(ops, x, weight, scales, global_scale, format=format), array(x), dense) <= 4e-3
     got = call(ops, x, weight, scales, global_scale, format=format, out_dtype=torch.float32)
     assert off(got, array(x), dense) <= 2e-6
-    assert torch.equal(call(ops, x[2:3], weight, scales, global_scale, format=format, out_dtype=torch.float32)[0], got[2])
-    eye = call(ops, torch.eye(320, dtype=BF16), weight, scales, global_scale, format=format, out_dtype=torch.float32)
+    assert torch.equal(
+        call(ops, x[2:3], weight, scales, global_scale, format=format, out_dtype=torch.float32)[0], got[2]
+    )
+    eye = call(
+        ops, torch.eye(320, dtype=BF16), weight, scales, global_scale, format=format, out_dtype=torch.float32
+    )
     assert np.allclose(eye.numpy(), dense.T, rtol=1e-6, atol=0)
 
 
@@ -129,12 +147,16 @@ def test_strides_and_no_tokens(ops, rng) -> None:
 
 
 def test_refusals(ops) -> None:
-    x, e4m3 = torch.zeros(2, 256, dtype=BF16), torch.zeros(130, 256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    x, e4m3 = (
+        torch.zeros(2, 256, dtype=BF16),
+        torch.zeros(130, 256, dtype=torch.uint8).view(torch.float8_e4m3fn),
+    )
     u8, one = torch.zeros(130, 128, dtype=torch.uint8), torch.ones(1)
     for weight, scales, global_scale, format, argument in [
-        (e4m3, None, None, "bf16", "weight"), (e4m3, None, None, "fp8_block", "scales"), (u8, None, None, "int4", "format"),
-        (e4m3, torch.ones(1, 2), None, "fp8_block", "scales"), (u8, torch.ones(130, 8), None, "nvfp4", "scales"),
-        (u8, torch.zeros(130, 8, dtype=torch.uint8), one, "mxfp4", "scales"),
+        (e4m3, None, None, "bf16", "weight"), (e4m3, None, None, "fp8_block", "scales"),
+        (u8, None, None, "int4", "format"), (e4m3, torch.ones(1, 2), None, "fp8_block", "scales"),
+        (u8, torch.ones(130, 8), None, "nvfp4", "global_scale"),
+        (u8, torch.zeros(130, 8, dtype=torch.uint8), one, "mxfp4", "global_scale"),
         (torch.zeros(3, 255, dtype=BF16), None, None, "bf16", "weight"),
     ]:  # fmt: skip
         with pytest.raises(OpArgumentError) as caught:

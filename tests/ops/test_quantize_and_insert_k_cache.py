@@ -20,7 +20,9 @@ def call(ops, k: torch.Tensor, pages: Pages, slots: list[int]) -> None:
 
 
 @pytest.mark.parametrize("layout", MAIN)
-@pytest.mark.parametrize(("rows", "lead", "gap"), [(64, 0, 0), (64, 1, 3), (2, 576, 1000), (1, 0, 1), (7, 3, 0)])
+@pytest.mark.parametrize(
+    ("rows", "lead", "gap"), [(64, 0, 0), (64, 1, 3), (2, 576, 1000), (1, 0, 1), (7, 3, 0)]
+)
 def test_bits(ops, rng, layout: str, rows: int, lead: int, gap: int) -> None:
     k = tensor_bf16(rng.standard_normal((40, 512)) * np.exp2(rng.integers(-30, 20, (40, 1))))
     k[2, :64] = 0
@@ -63,8 +65,11 @@ def test_every_bf16_amax_in_one_go(ops) -> None:
 
 
 def test_ties_subnormals_and_saturation(ops) -> None:
-    # The block's largest value fixes the exponent at 0, so the others are e4m3 ties and subnormals as they stand.
-    ladder = [448.0, 432.0, 440.0, 17.0, 19.0, -17.0, 2**-9, 2**-10, 1.5 * 2**-9, 2.5 * 2**-9, -(2.0**-11), 0.0, -0.0]
+    # The largest value of the block fixes the exponent at 0: the others are ties and subnormals.
+    ladder = [
+        448.0, 432.0, 440.0, 17.0, 19.0, -17.0, 2**-9, 2**-10, 1.5 * 2**-9, 2.5 * 2**-9,
+        -(2.0**-11), 0.0, -0.0,
+    ]  # fmt: skip
     k = torch.zeros(1, 512, dtype=torch.bfloat16)
     k[0, : len(ladder)] = torch.tensor(ladder)
     pages = Pages("fp8_ds_mla", 1, 2)

@@ -17,7 +17,15 @@ SCALE = 512**-0.5
 class Decode:
     """Tokens, two caches with every row filled, and lists that are edited before `call`."""
 
-    def __init__(self, rng, tokens: int, heads: int, layout: str = "fp8_ds_mla", extra: str | None = "fp8_ds_mla", **place) -> None:
+    def __init__(
+        self,
+        rng,
+        tokens: int,
+        heads: int,
+        layout: str = "fp8_ds_mla",
+        extra: str | None = "fp8_ds_mla",
+        **place,
+    ) -> None:
         self.caches = [Pages(layout, 3, 64, **place)] + ([Pages(extra, 30, 2, **place)] if extra else [])
         for pages in self.caches:
             for slot in range(pages.tensor.shape[0] * pages.rows):
@@ -25,13 +33,20 @@ class Decode:
         self.q = tensor_bf16(rng.standard_normal((tokens, heads, 512)) * 2)
         if layout == "f32_row":
             self.q = self.q.float() * 1.0001
-        self.slots = [torch.from_numpy(rng.integers(0, n, (tokens, k)).astype(np.int32)) for n, k in ((192, 40), (60, 24))]
+        self.slots = [
+            torch.from_numpy(rng.integers(0, n, (tokens, k)).astype(np.int32))
+            for n, k in ((192, 40), (60, 24))
+        ]
         self.lens = [torch.from_numpy(rng.integers(1, k + 1, tokens).astype(np.int32)) for k in (40, 24)]
         self.sink = torch.from_numpy(rng.standard_normal(heads).astype(F32))
 
     def call(self, ops) -> tuple[torch.Tensor, torch.Tensor]:
         out = torch.full(self.q.shape, 9.0, dtype=self.q.dtype)
-        second = (self.caches[1].tensor, self.slots[1], self.lens[1]) if len(self.caches) > 1 else (None, None, None)
+        second = (
+            (self.caches[1].tensor, self.slots[1], self.lens[1])
+            if len(self.caches) > 1
+            else (None, None, None)
+        )
         lse = ops.sparse_decode(
             self.q, self.caches[0].tensor, self.slots[0], self.lens[0], *second, self.sink, out, scale=SCALE,
             swa_rows=64, extra_rows=2, layout=self.caches[0].layout, extra_layout=self.caches[-1].layout,
@@ -43,15 +58,21 @@ class Decode:
         result = []
         for t in range(self.q.shape[0]):
             keys = [
-                pages.get(int(s)) for pages, slots, lens in zip(self.caches, self.slots, self.lens, strict=False)
+                pages.get(int(s))
+                for pages, slots, lens in zip(self.caches, self.slots, self.lens, strict=False)
                 for s in slots[t, : int(lens[t])] if s >= 0
             ]  # fmt: skip
-            result.append(attention(array(self.q[t]), np.array(keys).reshape(-1, 512), self.sink.numpy(), SCALE))
+            result.append(
+                attention(array(self.q[t]), np.array(keys).reshape(-1, 512), self.sink.numpy(), SCALE)
+            )
         return result
 
 
 @pytest.mark.parametrize("place", [{}, {"lead": 33, "gap": 5}])
-@pytest.mark.parametrize(("layout", "extra"), [*itertools.product(MAIN[:2], MAIN[:2]), ("f32_row", "f32_row"), ("fp8_ds_mla", None)])
+@pytest.mark.parametrize(
+    ("layout", "extra"),
+    [*itertools.product(MAIN[:2], MAIN[:2]), ("f32_row", "f32_row"), ("fp8_ds_mla", None)],
+)
 def test_bound(ops, rng, layout: str, extra: str | None, place: dict[str, int]) -> None:
     world = Decode(rng, 6, 5, layout, extra, **place)
     world.slots[0][1, :7] = -1  # leading holes
@@ -71,7 +92,9 @@ def test_f32_is_far_below_the_bf16_bound(ops, rng) -> None:
 
 def test_flash_shape(ops, rng) -> None:
     world = Decode(rng, 2, 64)
-    world.slots = [torch.from_numpy(rng.integers(0, n, (2, k)).astype(np.int32)) for n, k in ((192, 128), (60, 512))]
+    world.slots = [
+        torch.from_numpy(rng.integers(0, n, (2, k)).astype(np.int32)) for n, k in ((192, 128), (60, 512))
+    ]
     world.lens = [torch.tensor([128, 77], dtype=torch.int32), torch.tensor([512, 300], dtype=torch.int32)]
     check_attention(*world.call(ops), world.expected())
 
@@ -116,7 +139,11 @@ def test_garbage_outside_the_list(ops, rng) -> None:
     world = Decode(rng, 5, 3)
     for pages, slots in zip(world.caches, world.slots, strict=True):
         slots[:] = torch.where(slots % 2 == 0, slots, slots - 1)  # even rows only
-        odd = torch.from_numpy(np.concatenate([np.arange(s.start, s.stop) for slot in range(1, 60, 2) for s in pages.spans(slot)]))
+        odd = torch.from_numpy(
+            np.concatenate(
+                [np.arange(s.start, s.stop) for slot in range(1, 60, 2) for s in pages.spans(slot)]
+            )
+        )
         clean = pages.store.clone()
         pages.store[odd] = 0xFF  # NaN in e4m3, bf16 and as a scale
         pages.expected = clean.numpy()

@@ -15,9 +15,13 @@ SCALE = 512**-0.5
 class Prefill:
     """Queries over a workspace; lists are edited before `call`."""
 
-    def __init__(self, rng, tokens: int, heads: int, keys: int = 90, width: int = 50, dtype=torch.bfloat16) -> None:
+    def __init__(
+        self, rng, tokens: int, heads: int, keys: int = 90, width: int = 50, dtype=torch.bfloat16
+    ) -> None:
         self.q = tensor_bf16(rng.standard_normal((tokens, heads, 512)) * 2).to(dtype)
-        self.kv = tensor_bf16(rng.standard_normal((keys, 512)) * np.exp2(rng.integers(-2, 2, (keys, 1)))).to(dtype)
+        self.kv = tensor_bf16(rng.standard_normal((keys, 512)) * np.exp2(rng.integers(-2, 2, (keys, 1)))).to(
+            dtype
+        )
         self.indices = torch.from_numpy(rng.integers(0, keys, (tokens, width)).astype(np.int32))
         self.lens = torch.from_numpy(rng.integers(1, width + 1, tokens).astype(np.int32))
         self.sink = torch.from_numpy(rng.standard_normal(heads).astype(F32))
@@ -28,7 +32,10 @@ class Prefill:
 
     def expected(self):
         kv = array(self.kv)
-        lists = [[int(i) for i in row[: int(n)] if 0 <= i < len(kv)] for row, n in zip(self.indices, self.lens, strict=True)]
+        lists = [
+            [int(i) for i in row[: int(n)] if 0 <= i < len(kv)]
+            for row, n in zip(self.indices, self.lens, strict=True)
+        ]
         return [attention(array(self.q[t]), kv[i], self.sink.numpy(), SCALE) for t, i in enumerate(lists)]
 
 

@@ -1,0 +1,144 @@
+"""Whether a backend's op computes what the contract says; no time is shown for one that does not.
+
+Exact ops are compared bit for bit with the portable body. Bounded ones are measured against a result of
+higher precision, because that is what their bounds are stated for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsv4core.layout import get_layout
+from dsv4core.ops import Op, _scores
+from dsv4core.samples import Size, sample
+
+LSE_ABSOLUTE, LSE_RELATIVE = 1e-5, 1e-6  # arithmetic.md section 2
+Outputs = list[Tensor | None]
+Arguments = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether an op holds its contract on a sample, and the figure or the reason."""
+
+    ok: bool
+    text: str
+
+
+def check(op: Op, call: Callable[..., Any], size: Size, device: str) -> Verdict:
+    """Compare `call` on `device` with the portable body of `op` on the CPU, on the same sample."""
+    try:
+        mine = outputs(op, call, sample(op.name, size, device))
+    except Exception as error:  # a backend may fail in any way; that is a result too
+        return Verdict(False, f"raised {type(error).__name__}: {error}")
+    wanted = outputs(op, op.body, sample(op.name, size))
+    problem = _form(mine, wanted)
+    if problem:
+        return Verdict(False, problem)
+    if op.tolerance.kind == "exact":
+        return _same(mine, wanted)
+    present = [part for part in mine if part is not None]
+    if any(bool(part.isnan().any()) for part in present):
+        return Verdict(False, "NaN in a result")
+    error = _MEASURES[op.tolerance.kind](op, sample(op.name, size), present)
+    holds = error <= op.tolerance.bound
+    return Verdict(holds, f"{error:.1e} {'<=' if holds else '>'} {op.tolerance.bound:.0e}")
+
+
+def outputs(op: Op, call: Callable[..., Any], arguments: Arguments) -> Outputs:
+    """Everything a call gives on the host: its results, then the arguments it writes."""
+    result = call(**arguments)
+    found: list[Any] = []
+    if result is not None:
+        found += result if isinstance(result, tuple) else (result,)
+    found += [arguments[name] for name in op.mutates]
+    return [part.cpu() if isinstance(part, Tensor) else None for part in found]
+
+
+def _form(mine: Outputs, wanted: Outputs) -> str:
+    """What is wrong with number, shape or dtype of the results; empty if nothing is."""
+    forms = [[None if p is None else (list(p.shape), p.dtype) for p in parts] for parts in (mine, wanted)]
+    return "" if forms[0] == forms[1] else f"gave {forms[0]} instead of {forms[1]}"
+
+
+def _same(mine: Outputs, wanted: Outputs) -> Verdict:
+    for place, (a, b) in enumerate(zip(mine, wanted, strict=True)):
+        if a is not None and b is not None:
+            bad = int((_bytes(a) != _bytes(b)).sum())
+            if bad:
+                return Verdict(False, f"result {place}: {bad} of {_bytes(b).numel()} bytes differ")
+    return Verdict(True, "bit-identical")
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().flatten().view(torch.uint8)
+
+
+def _matmul(op: Op, arguments: Arguments, mine: list[Tensor]) -> float:
+    """Relative L2 against the same operands widened to f32."""
+    wide = {k: v.float() if _is_bf16(v) else v for k, v in arguments.items()}
+    if "out_dtype" in wide:
+        wide["out_dtype"] = torch.float32
+    wanted = op.body(**wide).double()
+    return float(((mine[0].double() - wanted).square().sum() / wanted.square().sum()).sqrt())
+
+
+def _is_bf16(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.bfloat16
+
+
+def _logits(op: Op, arguments: Arguments, mine: list[Tensor]) -> float:
+    """Largest error relative to sum_h |w_h| sum_d |q_hd k_d|; cells that nobody sees must be -inf."""
+    a, wanted = arguments, op.body(**arguments)
+    if not torch.equal(mine[0].isneginf(), wanted.isneginf()):
+        return torch.inf
+    layout, worst = get_layout(a["layout"]), 0.0
+    q = _scores.query_values(a["q"], a["q_scales"], torch.arange(a["q"].shape[0])).abs()
+    for t, length in enumerate(int(n) for n in a["context_lens"]):
+        request, span = int(a["token_to_req"][t]), slice(0, length)
+        pages = (a["k_cache"], a["block_table"], request, span, layout, a["rows"], op.name)
+        keys, factor = _scores.entry_values(*pages)
+        scale = _scores.scores(q[t : t + 1], a["weights"][t : t + 1].abs(), keys.abs(), factor, False)[0]
+        gap = (mine[0][t, :length].double() - wanted[t, :length].double()).abs()
+        worst = max(worst, float((gap / scale).max())) if length else worst
+    return worst
+
+
+def _attention(op: Op, arguments: Arguments, mine: list[Tensor]) -> float:
+    """Largest L2 error per (token, head) relative to |sum_j p_j |k_j||, in float64; inf if lse is off."""
+    a, worst = arguments, 0.0
+    lse, out = mine[0].double(), mine[1].double()
+    for t in range(a["q"].shape[0]):
+        keys = torch.cat([part.double() for part in _keys(a, t)])
+        score = a["q"][t].double() @ keys.T * a["scale"]
+        wanted = score.logsumexp(1)
+        p = (score - torch.logaddexp(wanted, a["attn_sink"].double()).unsqueeze(1)).exp()
+        if bool(((lse[t] - wanted).abs() > LSE_ABSOLUTE + LSE_RELATIVE * wanted.abs()).any()):
+            return torch.inf
+        gap = (out[t] - p @ keys).square().sum(1) / (p @ keys.abs()).square().sum(1)
+        worst = max(worst, float(gap.max().sqrt()))
+    return worst
+
+
+def _keys(a: Arguments, t: int) -> list[Tensor]:
+    """The rows that token t lists, cache by cache."""
+    if "kv" in a:
+        return [a["kv"][a["indices"][t, : int(a["lens"][t])].long()]]
+    parts: list[Tensor] = []
+    for name, layout in (("swa", a["layout"]), ("extra", a["extra_layout"])):
+        slots = a[f"{name}_slots"][t, : int(a[f"{name}_lens"][t])].long()
+        found = get_layout(layout)
+        parts.append(found.decode(found.read(a[f"{name}_cache"], slots, a[f"{name}_rows"])))
+    return parts
+
+
+_MEASURES: dict[str, Callable[[Op, Arguments, list[Tensor]], float]] = {
+    "matmul": _matmul,
+    "logits": _logits,
+    "attention": _attention,
+}

@@ -1,0 +1,64 @@
+"""Sorting the tensors of a state dict into the weights of a layer, with every complaint at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from dsv4core.errors import WeightsError
+from dsv4core.quantised import QuantisedWeight, Weight
+from dsv4core.tensor_names import ALL_NAMES, QUANTISABLE, SCALE, canonical
+
+FLOATS = (torch.bfloat16, torch.float32)
+
+
+def named_weights(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Weight]:
+    """Weights behind the prefix by bare name; raises for names and types that are not understood."""
+    start = prefix if not prefix or prefix.endswith(".") else prefix + "."
+    found: dict[str, Tensor] = {}
+    spelling: dict[str, str] = {}
+    problems: list[str] = []
+    for full, tensor in tensors.items():
+        if not full.startswith(start):
+            continue
+        name = canonical(full.removeprefix(start))
+        if name.removesuffix(SCALE) not in ALL_NAMES:
+            problems.append(f"{full} is not a tensor of an attention layer")
+        elif name in found:
+            problems.append(f"{full} is there twice, the other time as {spelling[name]}")
+        found[name], spelling[name] = tensor, full
+    if not found:
+        near = sorted({full.split("wq_a")[0] for full in tensors if "wq_a" in full})
+        there = f"prefixes with a wq_a are {', '.join(map(repr, near[:4]))}" if near else "no name holds wq_a"
+        raise WeightsError(f"no tensor name begins with {start!r}; {there}")
+    weights: dict[str, Weight] = {}
+    for name, tensor in found.items():
+        if name.endswith(SCALE):
+            continue
+        scales = found.get(name + SCALE)
+        problem = type_problem(name, tensor, scales)
+        if problem:
+            problems.append(f"{spelling[name]}{problem}")
+        else:
+            weights[name] = tensor if scales is None else QuantisedWeight(tensor, scales)
+    alone = [n for n in found if n.endswith(SCALE) and n.removesuffix(SCALE) not in found]
+    problems += [f"{spelling[name]} has no {name.removesuffix(SCALE)} to scale" for name in alone]
+    if problems:
+        raise WeightsError(f"tensors behind {start!r}: {'; '.join(problems)}")
+    return weights
+
+
+def type_problem(name: str, tensor: Tensor, scales: Tensor | None) -> str:
+    """What speaks against the types of one tensor and its scales, after its name; empty when nothing does."""
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if tensor.dtype in FLOATS:
+        return f" is {kind} but has scales, which belong to float8_e4m3fn" if scales is not None else ""
+    if tensor.dtype != torch.float8_e4m3fn or name not in QUANTISABLE:
+        quantised = ", or float8_e4m3fn with scales" if name in QUANTISABLE else ""
+        return f" is {kind}; only bfloat16 and float32 are read{quantised}"
+    if scales is None:
+        return f" is {kind} without scales ({name}.scale or {name}.weight_scale_inv)"
+    found = QuantisedWeight.problem(tensor, scales)
+    return f": {found}" if found else ""

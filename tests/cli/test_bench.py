@@ -1,0 +1,156 @@
+"""`dsv4core bench`: what it prints, and what it refuses to time."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dsv4core import AttentionConfig, get_backend
+from dsv4core.bench.gate import check
+from dsv4core.cli import main
+from dsv4core.ops import OPS, OpImpl, OpTable
+from dsv4core.samples import Size
+
+SMALL = ["bench", "--preset", "tiny", "--tokens", "3", "--context", "70", "--runs", "2"]
+SIZE = Size(3, 70, AttentionConfig.preset("tiny"))
+
+
+@pytest.fixture
+def replace(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Swap ops of the CPU backend for this test."""
+
+    def swap(**functions: Callable[..., Any]) -> None:
+        table: dict[str, Any] = {name: OpImpl(op.body, "torch") for name, op in OPS.items()}
+        table.update({name: OpImpl(function, "broken") for name, function in functions.items()})
+        monkeypatch.setattr(get_backend("cpu"), "ops", OpTable("bench_under_test", table, "error"))
+
+    return swap
+
+
+def report(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
+    code = main([*SMALL, "--json", *words])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_every_op_of_the_cpu_backend_is_checked_and_timed(capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = report(capsys, "--backend", "cpu")
+    assert code == 0 and found["ok"] is True
+    assert [row["op"] for row in found["rows"]] == list(OPS)
+    for row in found["rows"]:
+        assert row["ok"] and row["provider"] == "torch" and row["runs"] == 2 and row["calls"] >= 1
+        assert 0 < row["q1_us"] <= row["median_us"] <= row["q3_us"]
+        exact = OPS[row["op"]].tolerance.kind == "exact"
+        assert row["check"] == "bit-identical" if exact else "<=" in row["check"]
+    machine = found["machine"]
+    assert machine["cpu"] and machine["threads"] == torch.get_num_threads()
+    assert machine["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
+
+
+def test_table_and_csv(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "times.csv"
+    assert main([*SMALL, "--op", "inverse_rope,linear", "--backend", "cpu,cpu", "--csv", str(file)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "threads" in lines[0] and "torch" in lines[0] and "tiny dimensions, 3 tokens" in lines[1]
+    assert [line.split()[0] for line in lines[2:]] == ["op", "inverse_rope", "linear"]
+    rows = list(csv.DictReader(file.open()))
+    assert [row["op"] for row in rows] == ["inverse_rope", "linear"]
+    assert float(rows[0]["median_us"]) > 0 and json.loads(rows[0]["about"])["machine"]["threads"] >= 1
+
+
+def test_a_wrong_op_gets_no_time_and_exit_1(
+    capsys: pytest.CaptureFixture[str], replace: Callable[..., None]
+) -> None:
+    replace(inverse_rope=lambda o, positions, cos_sin: -OPS["inverse_rope"].body(o, positions, cos_sin))
+    code, found = report(capsys, "--op", "inverse_rope,indexer_topk")
+    wrong, right = found["rows"]
+    assert code == 1 and found["ok"] is False
+    assert wrong["ok"] is False and wrong["median_us"] is None and "bytes differ" in wrong["check"]
+    assert right["ok"] is True and right["median_us"] > 0
+    assert main([*SMALL, "--op", "inverse_rope"]) == 1
+    printed = capsys.readouterr().out
+    assert "no time" in printed and "WRONG" in printed and "FAILED: inverse_rope on cpu" in printed
+
+
+def _flip_last_byte(**arguments: Any) -> None:
+    OPS["quantize_and_insert_k_cache"].body(**arguments)
+    arguments["k_cache"][-1, -1] ^= 1  # a byte behind the last row, which nobody may write
+
+
+def _sloppy_linear(**arguments: Any) -> torch.Tensor:
+    return OPS["linear"].body(**arguments) * 1.01
+
+
+def _sloppy_logits(**arguments: Any) -> torch.Tensor:
+    return OPS["indexer_logits"].body(**arguments) * 1.0001
+
+
+def _hides_one(**arguments: Any) -> torch.Tensor:
+    result = OPS["indexer_logits"].body(**arguments)
+    result[0, 3] = -torch.inf
+    return result
+
+
+def _sloppy_decode(**arguments: Any) -> torch.Tensor:
+    lse = OPS["sparse_decode"].body(**arguments)
+    arguments["out"] *= 1.2
+    return lse
+
+
+def _lse_with_sink(**arguments: Any) -> torch.Tensor:
+    return OPS["sparse_prefill"].body(**arguments) + 1e-3
+
+
+def _wrong_type(**arguments: Any) -> torch.Tensor:
+    return OPS["linear"].body(**arguments).float()
+
+
+def _not_a_number(**arguments: Any) -> torch.Tensor:
+    return OPS["linear"].body(**arguments) * float("nan")
+
+
+def _raises(**arguments: Any) -> torch.Tensor:
+    raise RuntimeError("no such kernel")
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "reason"),
+    [
+        ("quantize_and_insert_k_cache", _flip_last_byte, "1 of "),
+        ("linear", _sloppy_linear, "> 4e-03"),
+        ("linear", _wrong_type, "instead of"),
+        ("linear", _not_a_number, "NaN"),
+        ("linear", _raises, "RuntimeError: no such kernel"),
+        ("indexer_logits", _sloppy_logits, "> 1e-05"),
+        ("indexer_logits", _hides_one, "inf > 1e-05"),
+        ("sparse_decode", _sloppy_decode, "> 4e-03"),
+        ("sparse_prefill", _lse_with_sink, "inf > 4e-03"),
+    ],
+)
+def test_the_gate_finds(name: str, function: Callable[..., Any], reason: str) -> None:
+    verdict = check(OPS[name], function, SIZE, "cpu")
+    assert not verdict.ok and reason in verdict.text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--op", "linar"], "did you mean linear?"),
+        (["--op", ","], "--op is empty"),
+        (["--tokens", "0"], "--tokens 0"),
+        (["--runs", "-1"], "--runs -1"),
+        (["--preset", "v5"], "preset 'v5'"),
+        (["--backend", "cpx"], "cpx"),
+        (["--op", "inverse_rope", "--csv", "/nonexistent/x.csv"], "cannot be written"),
+    ],
+)
+def test_wrong_options_are_usage_errors(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*SMALL, *words]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,124 @@
+"""What the layer accepts, what it reserves, and which formats it runs in."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from layer_world import KINDS, World
+
+from dsv4core import AttentionConfig, AttentionWeights, Limits, OpArgumentError, PagedCache, get_backend
+from dsv4core.runtime import Workspace
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_decode_step_equals_eager(kind: str) -> None:
+    torch._dynamo.reset()
+    compiled, eager = World(kind), World(kind)
+    outputs = []
+    for world, wrap in ((compiled, True), (eager, False)):
+        world.step({"a": 203, "b": 129})
+        call = world.attention.forward
+        if wrap:
+            call = torch.compile(call, fullgraph=True, backend="aot_eager")
+        rows = world.rows({"a": 1, "b": 1})
+        outputs.append(call(rows, world.cache, world.cache.plan({"a": 1, "b": 1})))
+    assert torch.equal(*outputs)
+    assert compiled.same_pages(eager, "a") and compiled.same_pages(eager, "b")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_workspace_bound_and_profile(kind: str) -> None:
+    config = AttentionConfig.preset("tiny", prefill_chunk_requests=2)
+    attention = get_backend("cpu").attention(
+        config, KINDS[kind], AttentionWeights.random(config, KINDS[kind], seed=1)
+    )
+    attention.workspace = Workspace()  # the backend's is shared and may be large already
+    limits = Limits(max_tokens=300, max_seq_len=400, max_requests=3)
+    cache = PagedCache.allocate(config, [KINDS[kind]], 2048, max_requests=4)
+    before = {
+        name: part.clone() for name, part in vars(cache.layer(KINDS[kind])).items() if torch.is_tensor(part)
+    }
+    attention.profile(limits)
+    reserved = attention.workspace.reserved(attention.device)
+    assert 0 < reserved <= attention.workspace_bytes(limits)
+    assert all(torch.equal(getattr(cache.layer(KINDS[kind]), name), part) for name, part in before.items())
+    # Up to the limits: two long requests in a chunk, a long prefill alone. None of them makes it grow.
+    for new in ({"a": 300}, {"b": 300}, {"a": 100, "b": 100, "c": 100}, {"d": 300}):
+        rows = torch.ones(sum(new.values()), 64, dtype=torch.bfloat16)
+        attention(rows, cache, cache.plan(new))
+        assert attention.workspace.reserved(attention.device) == reserved
+    larger = Limits(max_tokens=600, max_seq_len=800, max_requests=3)
+    assert attention.workspace_bytes(larger) > attention.workspace_bytes(limits)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        torch.zeros(4, 64, dtype=torch.bfloat16),
+        torch.zeros(3, 63, dtype=torch.bfloat16),
+        torch.zeros(3, 64),
+        torch.zeros(1, 3, 64, dtype=torch.bfloat16),
+        torch.zeros(3, 64, dtype=torch.bfloat16, device="meta"),
+    ],
+    ids=["rows", "width", "dtype", "rank", "device"],
+)
+def test_wrong_hidden_is_named(wrong: torch.Tensor) -> None:
+    world = World("csa")
+    plan = world.cache.plan({"a": 3})
+    with pytest.raises(OpArgumentError, match=r"layer 1.*hidden.*\[3, 64\]"):
+        world.attention(wrong, world.cache, plan)
+    world.attention(torch.zeros(3, 64, dtype=torch.bfloat16), world.cache, plan)
+
+
+def test_a_layer_without_cache_is_named() -> None:
+    world, other = World("csa"), World("hca")
+    plan = other.cache.plan({"a": 3})
+    with pytest.raises(Exception, match="layer 1 has no cache here"):
+        world.attention(torch.zeros(3, 64, dtype=torch.bfloat16), other.cache, plan)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_scale_formats_of_the_quantised_output_agree(kind: str) -> None:
+    worlds = [World(kind, output_quant=quant) for quant in ("f32", "ue8m0x4", None)]
+    for new in ({"a": 180, "b": 20}, {"a": 1, "b": 1}):
+        f32, packed, plain = (torch.cat(list(world.step(new).values())) for world in worlds)
+        assert torch.equal(f32, packed)
+        error = float((f32.double() - plain.double()).norm() / plain.double().norm())
+        assert 0 < error < 0.05  # e4m3 has four bits of precision
+
+
+@pytest.mark.parametrize("main", ["fp8_ds_mla", "bf16_row"])
+@pytest.mark.parametrize("index", ["index_fp8", "index_mxfp4", "index_mxfp4_hadamard"])
+def test_layouts_run_and_decode_equals_prefill(main: str, index: str) -> None:
+    steps, whole = (World("csa", main_layout=main, index_layout=index) for _ in range(2))
+    parts = [steps.step({"a": n})["a"] for n in (150, 33, 1, 1)]
+    once = whole.step({"a": 185})["a"]
+    assert steps.same_pages(whole, "a")
+    chunked = torch.cat(parts).double()
+    assert float((chunked - once.double()).norm() / once.double().norm()) <= 2e-3
+
+
+def test_index_layouts_choose_and_bytes_differ() -> None:
+    digests = set()
+    for index in ("index_fp8", "index_mxfp4", "index_mxfp4_hadamard"):
+        world = World("csa", index_layout=index)
+        world.step({"a": 150})
+        digests.add(world.cache.digest("a")["indexer.1"])
+    assert len(digests) == 3
+
+
+def test_layers_of_one_cache_share_the_plan_and_nothing_else() -> None:
+    config = AttentionConfig.preset("tiny", compress_ratios=(0, 4, 128, 4))
+    backend = get_backend("cpu")
+    layers = [backend.attention(config, i, AttentionWeights.random(config, i, seed=i)) for i in range(4)]
+    shared = PagedCache.allocate(config, range(4), 1024, max_requests=3)
+    own = [PagedCache.allocate(config, [i], 1024, max_requests=3) for i in range(4)]
+    for new in ({"a": 270, "b": 3}, {"b": 1, "a": 1}, {"c": 140, "b": 1}):
+        rows = torch.randn(
+            sum(new.values()), 64, generator=torch.Generator().manual_seed(len(new))
+        ).bfloat16()
+        plan = shared.plan(new)
+        for layer, cache in zip(layers, own, strict=True):
+            assert torch.equal(layer(rows, shared, plan), layer(rows, cache, cache.plan(new)))
+    for name in "abc":
+        assert shared.digest(name) == {k: v for cache in own for k, v in cache.digest(name).items()}
