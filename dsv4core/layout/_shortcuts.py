@@ -12,13 +12,19 @@ import torch
 from torch import Tensor
 
 from dsv4core.layout.rounding import in_blocks, packed
+from dsv4core.numerics import e2m1
+from dsv4core.numerics.e4m3 import look_up
 
 Views = tuple[Tensor, ...]
 Shortcut = Callable[[Views, Views], bool]
 
 NOPE, BLOCK, SCALES = 448, 64, 7
+MXFP4_BLOCK, HIGHEST_MXFP4 = 32, 250  # a scale above that may overflow
+BF16_RECORD, MLA_RECORD = (1024,), (576, 8)
 NAN, NEGATIVE_ZERO, SIGN = 0x7F, 0x80, 0x80
 LIFT = 2.0**120  # e4m3 bits moved into a bf16 are the value times 2^-120
+SIGN_AND_CODE = 0x87F0 - 0x10000
+ONE_PRODUCT = 2.0**7  # scales up to here times LIFT are bf16 numbers
 INFINITY = 0x7F80
 FLOOR_BITS = 0x38D1  # the floor 1e-4 cut to bf16; every amax near it has the same E
 
@@ -56,7 +62,7 @@ def row_to_plain(source: Views, sink: Views) -> bool:
 def index_to_f32(source: Views, sink: Views) -> bool:
     """`index_fp8` to `index_f32`; a scale that is a power of two is a bf16 in its upper half."""
     bits = packed(source[1]).view(torch.int32)
-    if not bool((_is_power(bits) | _fresh(source)).all()):
+    if not _legal(_is_power(bits), bits == 0, source[0]):
         return False
     scale = (bits >> 16).to(torch.int16).view(torch.bfloat16)
     return _put(_values(source[0], LIFT, scale), _typed(sink[0], 4))
@@ -66,6 +72,18 @@ def packed_to_f32(source: Views, sink: Views) -> bool:
     """`index_fp8_ue8m0x4` to `index_f32`."""
     scale = _power(source[1][..., 0].to(torch.int16).clamp(1, 254) - 127)
     return _put(_values(source[0], LIFT, scale), _typed(sink[0], 4))
+
+
+def mxfp4_to_f32(source: Views, sink: Views) -> bool:
+    """`index_mxfp4` to `index_f32`: a byte is a pair of values, looked up together."""
+    byte, target = packed(source[1]), _typed(sink[0], 4)
+    if byte.numel() and int(byte.max()) > HIGHEST_MXFP4:
+        return False
+    every = torch.arange(256, dtype=torch.int32, device=byte.device).to(torch.uint8).unsqueeze(-1)
+    pairs = e2m1.decode(e2m1.unpack(every)).to(torch.bfloat16).view(torch.int32).squeeze(-1)
+    values = look_up(pairs, packed(source[0])).view(torch.bfloat16)
+    scale = _power(byte.to(torch.int16).clamp(min=1) - 127)
+    return _put(in_blocks(values, MXFP4_BLOCK).mul_(scale).flatten(-2), target)
 
 
 def bf16_to_f32(source: Views, sink: Views) -> bool:
@@ -128,7 +146,7 @@ def _relabel(source: Views, sink: Views, step: int) -> bool:
 def index_to_packed(source: Views, sink: Views) -> bool:
     """`index_fp8` to `index_fp8_ue8m0x4`: the exponent of the f32 scale, four times."""
     bits = packed(source[1]).view(torch.int32)
-    if not bool((_is_power(bits) | _fresh(source)).all()):
+    if not _legal(_is_power(bits), bits == 0, source[0]):
         return False
     sink[0].copy_(source[0])
     sink[1].copy_(((bits >> 23) * 0x01010101).view(torch.uint8))
@@ -138,16 +156,46 @@ def index_to_packed(source: Views, sink: Views) -> bool:
 def packed_to_index(source: Views, sink: Views) -> bool:
     """`index_fp8_ue8m0x4` to `index_fp8`."""
     first = source[1][..., :1].to(torch.int32)
-    if not bool((((first > 0) & (first < 255)) | _fresh(source)).all()):
+    if not _legal((first > 0) & (first < 255), first == 0, source[0]):
         return False
     sink[0].copy_(source[0])
     sink[1].copy_((first << 23).view(torch.uint8))
     return True
 
 
-def _fresh(source: Views) -> Tensor:
-    """Rows that are all zero bytes. Shapes: -> bool [n, rows, 1]."""
-    return ((source[0] == 0).all(dim=-1, keepdim=True)) & (source[1] == 0).all(dim=-1, keepdim=True)
+def f32_to_bf16(source: Views, sink: Views) -> bool:
+    """`f32_row` to `bf16_row`."""
+    values = packed(source[0]).view(torch.float32).to(torch.bfloat16)
+    return _finite(values) and _put(values, _typed(sink[0], 2))
+
+
+def plain_to_row(source: Views, sink: Views) -> bool:
+    """Rows of bf16 or f32 to `fp8_row`, saturating."""
+    values = packed(source[0]).view(torch.bfloat16 if source[0].shape[-1] == 1024 else torch.float32)
+    if not bool(values.isfinite().all()):
+        return False
+    sink[0].copy_(values.clamp(-448, 448).to(torch.float8_e4m3fn).view(torch.uint8))
+    return True
+
+
+def _via(first: Shortcut, sizes: tuple[int, ...], second: Shortcut) -> Shortcut:
+    """Two conversions, with records of these sizes between them."""
+
+    def both(source: Views, sink: Views) -> bool:
+        between = tuple(source[0].new_zeros((*source[0].shape[:-1], size)) for size in sizes)
+        return first(source, between) and second(between, sink)
+
+    return both
+
+
+def _legal(usual: Tensor, zero: Tensor, codes: Tensor) -> bool:
+    """Whether scales are usual, or zero beside codes that are all zero.
+
+    Shapes: bool [..., 1] twice, u8 [..., n].
+    """
+    if not bool(zero.any()):
+        return bool(usual.all())
+    return bool((usual | zero).all()) and not bool((codes[zero.squeeze(-1)] != 0).any())
 
 
 def _power(exponent: Tensor) -> Tensor:
@@ -183,11 +231,14 @@ def _values(codes: Tensor, lift: float, scale: Tensor | None = None) -> Tensor |
     """
     if _has(codes, NAN) or _has(codes, NAN | SIGN):
         return None
-    wide = codes.to(torch.int16)
-    sign = (wide & SIGN).bitwise_left_shift_(8)
-    values = wide.bitwise_and_(0x7F).bitwise_left_shift_(4).bitwise_or_(sign).view(torch.bfloat16)
-    values.mul_(lift)
-    return values if scale is None else values.mul_(scale)
+    # Widening a signed byte fills the upper half with its sign: the mask keeps one bit of it.
+    wide = codes.view(torch.int8).to(torch.int16).bitwise_left_shift_(4).bitwise_and_(SIGN_AND_CODE)
+    values = wide.view(torch.bfloat16)
+    if scale is None:
+        return values.mul_(lift)
+    if scale.numel() and float(scale.max()) <= ONE_PRODUCT:
+        return values.mul_(scale * lift)
+    return values.mul_(lift).mul_(scale)
 
 
 def _typed(view: Tensor, size: int) -> Tensor | None:
@@ -214,7 +265,20 @@ SHORTCUTS: dict[tuple[str, str], Shortcut] = {
     ("bf16_row", "f32_row"): bf16_to_f32,
     ("index_fp8", "index_f32"): index_to_f32,
     ("index_fp8_ue8m0x4", "index_f32"): packed_to_f32,
+    ("index_mxfp4", "index_f32"): mxfp4_to_f32,
     ("bf16_row", "fp8_ds_mla"): bf16_to_mla,
+    ("f32_row", "bf16_row"): f32_to_bf16,
+    ("f32_row", "fp8_row"): plain_to_row,
+    ("bf16_row", "fp8_row"): plain_to_row,
+    ("f32_row", "fp8_ds_mla"): _via(f32_to_bf16, BF16_RECORD, bf16_to_mla),
+    ("f32_row", "fp8_ds_mla_fnuz"): _via(
+        _via(f32_to_bf16, BF16_RECORD, bf16_to_mla), MLA_RECORD, mla_to_fnuz
+    ),
+    ("bf16_row", "fp8_ds_mla_fnuz"): _via(bf16_to_mla, MLA_RECORD, mla_to_fnuz),
+    ("fp8_row", "fp8_ds_mla"): _via(row_to_plain, BF16_RECORD, bf16_to_mla),
+    ("fp8_row", "fp8_ds_mla_fnuz"): _via(
+        _via(row_to_plain, BF16_RECORD, bf16_to_mla), MLA_RECORD, mla_to_fnuz
+    ),
     ("fp8_ds_mla", "fp8_ds_mla_fnuz"): mla_to_fnuz,
     ("fp8_ds_mla_fnuz", "fp8_ds_mla"): fnuz_to_mla,
     ("index_fp8", "index_fp8_ue8m0x4"): index_to_packed,
