@@ -1,9 +1,10 @@
 """Matrix products whose rows do not depend on how many rows came with them.
 
-A library picks its kernel by the number of rows, and kernels differ in the order of their sums. So rows go in
-blocks of one fixed size, the last one filled up with zeros: every call has the same shape. Padding T to a multiple
-of 8 or 32 in one call is not enough: no call differed on an AMD EPYC (torch 2.13), most did on an Intel Xeon (torch
-2.11). Blocks of these sizes gave equal rows on both, with 1, 2 and 16 threads; f32 blocks of 32 did not with 16.
+A library picks its kernel by the number of rows, and kernels differ in the order of their sums. So rows go
+in blocks of one fixed size, the last one filled up with zeros: every call has the same shape. Padding T to
+a multiple of 8 or 32 in one call is not enough: no call differed on an AMD EPYC (torch 2.13), most did on
+an Intel Xeon (torch 2.11). Blocks of these sizes gave equal rows on both, with 1, 2 and 16 threads; f32
+blocks of 32 did not with 16.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ MATMUL = Tolerance("matmul", 4e-3, "relative L2 in bf16 against f64 of the same 
 
 
 def row_invariant_linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x @ weight^T in blocks of rows of one size. Shapes: x bf16 or f32 [T, in], weight [out, in] -> [T, out]."""
+    """x @ weight^T in blocks of rows of one size.
+
+    Shapes: x bf16 or f32 [T, in], weight [out, in] -> [T, out].
+    """
     tokens, size = x.shape[0], ROW_BLOCK[x.dtype]
     short = -tokens % size
     padded = F.pad(x, (0, 0, 0, short)) if short else x.contiguous()
