@@ -29,7 +29,8 @@ def inverse_rms(y: Tensor, eps: float) -> Tensor:
     else:
         total = grid.to(torch.int64).square_().sum(dim=-1, keepdim=True).float()
     back = power_of_two(-k)
-    mean = ((total * back) * back) / n
+    # By a tensor: a device may turn division by a number into a product with its reciprocal.
+    mean = ((total * back) * back) / torch.full_like(total, n)
     shifted = mean + torch.tensor(eps, dtype=torch.float32, device=y.device)
     # torch.sqrt of f32 is not correctly rounded on CPUs; through a double it is.
     return 1.0 / shifted.double().sqrt().float()
