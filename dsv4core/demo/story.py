@@ -51,7 +51,7 @@ class Story:
 
 def tell(path: Path | None) -> Story:
     """The story of a text file, or of the text that the package carries; repeated until it is long enough."""
-    source = path.read_bytes() if path else files("dsv4core.demo").joinpath("text.md").read_bytes()
+    source = path.read_bytes() if path else files("dsv4core.demo").joinpath("text.txt").read_bytes()
     if not source:
         raise ValueError(f"{path} is empty; any text of at least one byte will do")
     long, short = sum(LONG_CHUNKS) + DECODED, sum(SHORT_CHUNKS) + DECODED

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from safetensors.torch import save_file
 
 from dsv4core import AttentionConfig, AttentionWeights
 from dsv4core.cli import main
+
+TEXT_SHA256 = "788af2bdb1ff3a1ad5f1cd52b7aef2a31d05f11820c3252497fe5a54d11e567a"
 
 
 def checkpoint(path: Path, layer: int) -> Path:
@@ -72,3 +76,9 @@ def test_a_corrupted_page_fails(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     assert main(["demo", "--preset", "tiny", "--weights", str(file), "--layer", "0", "--corrupt"]) == 1
     printed = capsys.readouterr().out
     assert "FAILED layer 0 (swa): cache swa.0/long differs between chunks and one prefill" in printed
+
+
+def test_the_default_text_is_the_one_the_pins_belong_to() -> None:
+    """Another text means other hashes: restore it, or pin again (CONTRIBUTING.md)."""
+    text = files("dsv4core.demo").joinpath("text.txt").read_bytes()
+    assert hashlib.sha256(text).hexdigest() == TEXT_SHA256
