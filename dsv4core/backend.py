@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsv4core import env
 from dsv4core.errors import PluginError
-from dsv4core.ops import OpTable
+from dsv4core.ops import ABSENT, PORTABLE, OpTable
 from dsv4core.runtime import Workspace
 
 if TYPE_CHECKING:
@@ -39,14 +39,19 @@ class Backend:
     def attention(
         self, config: AttentionConfig, layer: int, weights: AttentionWeights
     ) -> DeepseekV4Attention:
-        """The attention of one layer. Raises ConfigError and WeightsError for what does not fit together."""
+        """The attention of one layer.
+
+        Raises ConfigError and WeightsError for what does not fit together, FallbackError where the backend
+        lacks ops and fallbacks are forbidden.
+        """
         from dsv4core.ops_attention import OpsAttention
 
+        self.ops.require_all()
         layer_class = getattr(self.provider, "attention_class", None) or OpsAttention
         return layer_class(config, layer, weights, self)
 
     def __repr__(self) -> str:
-        own = sum(1 for source in self.ops.provenance.values() if source != "portable")
+        own = sum(1 for source in self.ops.provenance.values() if source not in (PORTABLE, ABSENT))
         return (
             f"<Backend {self.name} on {self.device_type}: {own} of {len(self.ops.provenance)} ops of its own>"
         )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from dsv4core.ops._bind import PORTABLE, BoundOp, OpImpl, OpTable
+from dsv4core.ops._bind import ABSENT, PORTABLE, BoundOp, OpImpl, OpTable
 from dsv4core.ops._op import EXACT, OPS, Op, Tolerance
 
-__all__ = ["EXACT", "OPS", "PORTABLE", "BoundOp", "Op", "OpImpl", "OpTable", "Tolerance"]
+__all__ = ["ABSENT", "EXACT", "OPS", "PORTABLE", "BoundOp", "Op", "OpImpl", "OpTable", "Tolerance"]
 
 for _name in (
     "fused_q_kv_rmsnorm",

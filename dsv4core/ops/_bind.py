@@ -17,6 +17,7 @@ from dsv4core.ops._op import OPS, Op
 log = logging.getLogger("dsv4core")
 
 PORTABLE = "portable"
+ABSENT = "absent"
 _library = torch.library.Library("dsv4core", "FRAGMENT")
 # Defining an overload twice raises, so there is one per process and it looks its implementation up here.
 _overloads: dict[tuple[str, str], BoundOp] = {}
@@ -106,10 +107,24 @@ def _overload(bound: BoundOp) -> Callable[..., Any]:
     return getattr(getattr(torch.ops.dsv4core, op.name), bound.backend)
 
 
+def _refusal(backend: str, *names: str) -> Callable[..., Any]:
+    """What stands in for an op that a backend lacks where portable bodies are forbidden."""
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise FallbackError(
+            f"backend {backend!r} has no implementation of {', '.join(names)} and"
+            " DSV4CORE_FALLBACK=error forbids the portable ones;"
+            " implement them or set DSV4CORE_FALLBACK=warn"
+        )
+
+    return refuse
+
+
 class OpTable:
     """Ops of one backend, bound once; `table.sparse_decode(...)` calls it.
 
-    `provenance` says for every op where it comes from; "portable" is a visible fallback.
+    `provenance` says for every op where it comes from; "portable" is a visible fallback. Where fallbacks are
+    forbidden the op is "absent" instead: calling it raises FallbackError, the other ops work.
     """
 
     def __init__(self, backend: str, implementations: Mapping[str, Any], fallback: str) -> None:
@@ -119,13 +134,7 @@ class OpTable:
                 f"backend {backend!r} provides unknown ops {unknown}; the contract has: {', '.join(OPS)}"
             )
         missing = [name for name in OPS if name not in implementations]
-        if missing and fallback == "error":
-            raise FallbackError(
-                f"backend {backend!r} has no implementation of {', '.join(missing)} and"
-                " DSV4CORE_FALLBACK=error forbids the portable ones;"
-                " implement them or set DSV4CORE_FALLBACK=warn"
-            )
-        if missing:
+        if missing and fallback != "error":
             log.log(
                 logging.WARNING if fallback == "warn" else logging.DEBUG,
                 "%s: %d ops of its own, %d portable (%s)",
@@ -136,13 +145,21 @@ class OpTable:
         provenance: dict[str, str] = {}
         for name, op in OPS.items():
             own = implementations.get(name)
-            if own is None:
+            if own is None and fallback == "error":
+                self._ops[name], provenance[name] = BoundOp(op, ABSENT, _refusal(backend, name)), ABSENT
+            elif own is None:
                 self._ops[name], provenance[name] = BoundOp(op, PORTABLE, op.body), PORTABLE
             else:
                 implementation = own if isinstance(own, OpImpl) else OpImpl(own, backend)
                 self._ops[name] = BoundOp(op, backend, implementation.function)
                 provenance[name] = implementation.provider
         self.provenance: Mapping[str, str] = provenance
+
+    def require_all(self) -> None:
+        """Raise FallbackError if an op is absent: a layer refuses when it is built, not at its first step."""
+        absent = [name for name, source in self.provenance.items() if source == ABSENT]
+        if absent:
+            _refusal(self.backend, *absent)()
 
     def __getattr__(self, name: str) -> BoundOp:
         try:

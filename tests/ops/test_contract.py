@@ -85,8 +85,13 @@ def test_fallback_is_visible_or_an_error(caplog: pytest.LogCaptureFixture) -> No
         table = OpTable("half", own, "warn")
     assert table.provenance["linear"] == "half" and table.provenance["inverse_rope"] == "portable"
     assert "1 ops of its own, 18 portable" in caplog.text
-    with pytest.raises(FallbackError, match="DSV4CORE_FALLBACK"):
-        OpTable("half", own, "error")
+    strict = OpTable("half", own, "error")
+    assert strict.provenance["inverse_rope"] == "absent"
+    with pytest.raises(FallbackError, match=r"inverse_rope.*DSV4CORE_FALLBACK"):
+        strict.inverse_rope(**sample("inverse_rope"))
+    with pytest.raises(FallbackError, match="sparse_decode"):
+        strict.require_all()
+    strict.linear(**sample("linear"))
     with pytest.raises(FallbackError, match="unknown ops"):
         OpTable("half", {"lineer": OPS["linear"].body}, "warn")
     with pytest.raises(AttributeError, match="sparse_decode"):

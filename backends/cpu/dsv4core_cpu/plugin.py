@@ -10,6 +10,7 @@ SPEC = BackendSpec(
     factory="dsv4core_cpu.backend:CpuBackend",
     requires=(Requirement("torch", version=">=2.8", hint='python -m pip install "torch>=2.8"'),),
     extra="cpu",
+    features=frozenset({"batch_invariant_linear", "portable_bodies"}),
     layouts=(
         "fp8_ds_mla",
         "fp8_ds_mla_fnuz",

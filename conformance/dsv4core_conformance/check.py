@@ -1,0 +1,132 @@
+"""One call of an op, judged: the backend's results against the independent reference, by the op's contract."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from dsv4core_conformance.compare import Mismatch, require, same_attention, same_storage, same_values, within
+from dsv4core_conformance.contracts import CONTRACTS, OpContract
+from dsv4core_conformance.hosts import Arguments, cloned, dtype_name, storage_bytes, to_numpy
+from dsv4core_conformance.reference.ops import REFERENCE
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a checked call gave: its results on the host, and its worst error in units of the contract."""
+
+    results: list[Tensor | None]
+    error: float
+
+
+def judge(op: str, before: Mapping[str, Any], after: Mapping[str, Any], results: list[Tensor | None]) -> float:
+    """Compare a call with the reference; returns the worst error (0 where exact).
+
+    `before` holds the arguments as they were, `after` the same objects as the backend left them: what the
+    contract writes must be as the reference says, everything else unchanged to the last byte of its storage.
+    """
+    contract = CONTRACTS[op]
+    own = cloned(before)
+    dtypes = {name: dtype_name(value) for name, value in before.items()}
+    plain = {name: to_numpy(value) for name, value in own.items()}
+    expected = REFERENCE[op](plain, dtypes)
+    _unwritten(op, own, after, contract, plain)
+    if contract.kind == "exact":
+        require(
+            len(results) == len(expected), f"{op}: {len(expected)} results expected, {len(results)} returned"
+        )
+        for i, (mine, wanted) in enumerate(zip(results, expected, strict=True)):
+            same_values(f"{op}: result {i}", mine, wanted)
+        return 0.0
+    if contract.kind == "attention":
+        o, lse, size = expected
+        got = to_numpy(after["out"])
+        return same_attention(got, to_numpy(results[0]), (o, lse, size), contract.bound)
+    if contract.kind == "logits":
+        return _logits(op, to_numpy(results[0]), *expected)
+    if contract.kind == "list":
+        return _list(op, to_numpy(results[0]), *expected)
+    return _matmul(op, to_numpy(results[0]), expected[0], contract.bound)
+
+
+def _unwritten(
+    op: str, own: Arguments, after: Mapping[str, Any], contract: OpContract, plain: Mapping[str, Any]
+) -> None:
+    """Storages: those the op writes as the reference left them, all others as they were."""
+    for name, value in own.items():
+        if not isinstance(value, Tensor):
+            continue
+        if contract.kind == "attention" and name == "out":
+            continue  # bounded, compared by value
+        if name in contract.writes and dtype_name(value) == "bf16":
+            same_values(f"{op}: {name}", after[name], plain[name])
+            continue
+        layout, rows = _page_words(name, own)
+        same_storage(
+            f"{op}: {name}", after[name], storage_bytes(value).numpy(), layout=layout, rows=rows
+        )
+
+
+def _page_words(name: str, own: Arguments) -> tuple[str, int]:
+    """Layout id and rows per page of a page argument, or ("", 0)."""
+    if name == "extra_cache":
+        return own["extra_layout"], own["extra_rows"]
+    if name == "swa_cache":
+        return own["layout"], own["swa_rows"]
+    return (own["layout"], own["rows"]) if name == "k_cache" else ("", 0)
+
+
+def _logits(op: str, got: np.ndarray, exact: np.ndarray, bound: np.ndarray) -> float:
+    """Visible cells within the bound, hidden ones -inf. Shapes: all [T, max_len]; exact is -inf where hidden"""
+    require(got.shape == exact.shape, f"{op}: expected shape {exact.shape}, got {got.shape}")
+    hidden = np.isneginf(exact)
+    wrong = np.argwhere(np.isneginf(got) != hidden)
+    if len(wrong):
+        t, s = (int(i) for i in wrong[0])
+        word = "hidden (-inf)" if hidden[t, s] else "a score"
+        raise Mismatch(f"{op}: token {t}, entry {s}: expected {word}, got {got[t, s]!r}; {len(wrong)} such cells")
+    gap = np.abs(np.where(hidden, 0.0, got) - np.where(hidden, 0.0, exact))
+    with np.errstate(invalid="ignore"):
+        return within(f"{op}: logits", gap, np.where(hidden, 1.0, bound), ("token", "entry")) * 1e-5
+
+
+def _list(op: str, got: np.ndarray, exact: np.ndarray, bound: np.ndarray, k: int) -> float:
+    """A list of the k best by scores that may be off by `bound`: ascending, unique, complete, -1 behind.
+
+    Shapes: got i32 [T, k]; exact f64 [T, n] with -inf where hidden, bound f64 [T, n]
+    """
+    require(got.shape == (len(exact), k), f"{op}: expected shape {(len(exact), k)}, got {got.shape}")
+    for t in range(len(exact)):
+        visible = int((~np.isneginf(exact[t])).sum())
+        row, count = got[t], min(k, visible)
+        require((row[count:] == -1).all(), f"{op}: token {t}: expected -1 behind {count} entries, got {row[count:][:8]}")
+        chosen = row[:count].astype(np.int64)
+        require(
+            ((chosen >= 0) & (chosen < visible)).all() and (np.diff(chosen) > 0).all(),
+            f"{op}: token {t}: entries must ascend inside [0, {visible}), got {chosen[:8]}",
+        )
+        if count == visible:
+            continue
+        rest = np.setdiff1d(np.arange(visible), chosen)
+        low = int(chosen[np.argmin(exact[t, chosen])])
+        high = int(rest[np.argmax(exact[t, rest])])
+        if exact[t, low] + bound[t, low] < exact[t, high] - bound[t, high]:
+            raise Mismatch(
+                f"{op}: token {t}: entry {high} (score {exact[t, high]:.6g}) was left out for entry {low} "
+                f"(score {exact[t, low]:.6g})"
+            )
+    return 0.0
+
+
+def _matmul(op: str, got: np.ndarray, exact: np.ndarray, bound: float) -> float:
+    """Relative L2 of the whole result. Shapes: alike"""
+    require(got.shape == exact.shape, f"{op}: expected shape {exact.shape}, got {got.shape}")
+    require(np.isfinite(got).all(), f"{op}: NaN or Inf in a result")
+    size = float(np.linalg.norm(exact))
+    error = float(np.linalg.norm(got.astype(np.float64) - exact)) / size if size else float(np.abs(got).max(initial=0))
+    require(error <= bound, f"{op}: relative L2 error {error:.3e} > bound {bound:.0e}")
+    return error

@@ -1,0 +1,46 @@
+"""How exact every op must be: section 2 of the canonical arithmetic, stated here on its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["exact", "attention", "logits", "list", "matmul"]
+
+
+@dataclass(frozen=True)
+class OpContract:
+    """One op's contract: how results compare, which arguments it writes, the bound where there is one."""
+
+    kind: Kind
+    writes: tuple[str, ...] = ()
+    bound: float = 0.0
+
+
+ATTENTION_BOUND = 4e-3  # L2 per (token, head), of the L2 norm of sum_j p_j |k_j|
+LOGITS_BOUND = 1e-5  # of kscale * sum_h |w_h| sum_d |q_hd k_d|
+MATMUL_BOUND = 4e-3  # relative L2 against float64 of the same operands
+LSE_ABSOLUTE, LSE_RELATIVE = 1e-5, 1e-6
+DECODE_PREFILL_CPU, DECODE_PREFILL = 2e-3, 4e-3
+
+CONTRACTS: dict[str, OpContract] = {
+    "fused_q_kv_rmsnorm": OpContract("exact"),
+    "fused_qnorm_rope_kv_insert": OpContract("exact", ("k_cache",)),
+    "quantize_and_insert_k_cache": OpContract("exact", ("k_cache",)),
+    "dequantize_and_gather_k_cache": OpContract("exact", ("out",)),
+    "save_partial_states": OpContract("exact", ("state_cache",)),
+    "compressed_slot_mapping": OpContract("exact"),
+    "compress_norm_rope_store": OpContract("exact", ("k_cache",)),
+    "fused_indexer_q_rope_quant": OpContract("exact"),
+    "indexer_logits": OpContract("logits", bound=LOGITS_BOUND),
+    "indexer_topk": OpContract("exact"),
+    "sparse_indexer": OpContract("list", bound=LOGITS_BOUND),
+    "compute_global_topk_indices_and_lens": OpContract("exact"),
+    "combine_topk_swa_indices": OpContract("exact"),
+    "sparse_decode": OpContract("attention", ("out",), ATTENTION_BOUND),
+    "sparse_prefill": OpContract("attention", ("out",), ATTENTION_BOUND),
+    "inverse_rope": OpContract("exact"),
+    "fused_inv_rope_fp8_quant": OpContract("exact"),
+    "grouped_output_projection": OpContract("matmul", bound=MATMUL_BOUND),
+    "linear": OpContract("matmul", bound=MATMUL_BOUND),
+}

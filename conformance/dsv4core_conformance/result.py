@@ -1,0 +1,46 @@
+"""What became of a case, and of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Outcome = Literal["pass", "fail", "declared", "portable", "unclaimed", "not run"]
+"""`declared`: fails as the backend says it does. `portable`: judges an op that is not the backend's own.
+`unclaimed`: needs a layout or a feature that the backend does not claim. `not run`: needs what is not here."""
+
+Verdict = Literal["pass", "partial", "fail", "not run"]
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """One case's outcome; `errors` are worst errors by op in the contract's units, `detail` the failure's text."""
+
+    id: str
+    family: str
+    level: str
+    outcome: Outcome
+    seconds: float
+    detail: str = ""
+    errors: dict[str, float] = field(default_factory=dict)
+    ops: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"ops": list(self.ops)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> CaseResult:
+        """The inverse of `as_dict`."""
+        return cls(**{**values, "ops": tuple(values["ops"])})
+
+
+def verdict(results: Iterable[CaseResult]) -> Verdict:
+    """`fail` if a case failed, `not run` if none passed, `partial` if one is declared, else `pass`."""
+    found = {result.outcome for result in results}
+    if "fail" in found:
+        return "fail"
+    if "pass" not in found:
+        return "not run"
+    return "partial" if "declared" in found else "pass"
