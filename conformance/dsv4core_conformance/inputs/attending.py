@@ -1,0 +1,5 @@
+"""Inputs of the ops that score, select, attend and project."""
+
+from __future__ import annotations
+
+MAKERS: dict = {}
