@@ -97,7 +97,7 @@ def _no_tail(encode: Callable[[F64], U8]) -> Callable[[F64], tuple[U8, U8]]:
     return lambda values: (encode(values), np.zeros((*values.shape[:-1], 0), dtype=np.uint8))
 
 
-_ENCODERS: dict[str, Callable[[F64], tuple[U8, U8]]] = {
+ENCODERS: dict[str, Callable[[F64], tuple[U8, U8]]] = {
     "fp8_ds_mla": _fp8_ds_mla,
     "fp8_ds_mla_fnuz": lambda values: _fp8_ds_mla(values, fnuz=True),
     "fp8_row": _no_tail(e4m3_codes),
@@ -111,6 +111,7 @@ _ENCODERS: dict[str, Callable[[F64], tuple[U8, U8]]] = {
     "index_f32": _no_tail(_bytes_of_f32),
     "state_f32": _no_tail(_bytes_of_f32),
 }
+"""Front bytes of rows and the bytes behind all rows, by layout, from float64 [..., width]."""
 
 
 def encode_pages(layout: str, values: NDArray[np.floating]) -> U8:
@@ -118,7 +119,7 @@ def encode_pages(layout: str, values: NDArray[np.floating]) -> U8:
 
     Shapes: values [pages, rows, width] (state_f32: width 2W) -> u8 [pages, page bytes]
     """
-    rows, tails = _ENCODERS[layout](np.asarray(values, dtype=np.float64))
+    rows, tails = ENCODERS[layout](np.asarray(values, dtype=np.float64))
     count = len(values)
     payload = np.concatenate([rows.reshape(count, -1), tails.reshape(count, -1)], axis=1)
     padding = -payload.shape[1] % ALIGNMENT[layout]

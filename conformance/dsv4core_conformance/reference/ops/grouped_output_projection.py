@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..quant import F64
-from .linear import by_blocks, e4m3_values, powers, scale_values
+from ..rows import E4M3
+from .linear import by_blocks, powers, scale_values
 
 
 def _inputs(a: dict[str, Any], dtypes: dict[str, str]) -> F64:
@@ -21,7 +22,7 @@ def _inputs(a: dict[str, Any], dtypes: dict[str, str]) -> F64:
         factor = powers(words.view(np.uint8).reshape(*scales.shape[:-1], -1))
     else:
         factor = scales.astype(np.float64)
-    return e4m3_values(o) * np.repeat(factor, 128, axis=-1)
+    return E4M3[o] * np.repeat(factor, 128, axis=-1)
 
 
 def expected(a: dict[str, Any], dtypes: dict[str, str]) -> list[Any]:

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..quant import F64
-from .keys import keys_at
-from .linear import e2m1_values, e4m3_values, powers
+from ..rows import E4M3, read
+from .linear import e2m1_values, powers
 
 BOUND = 1e-5  # of kscale * sum_h |w_h| sum_d |q_hd k_d|
 CELLS = 1 << 22
@@ -19,7 +19,7 @@ def queries(a: dict[str, Any], dtypes: dict[str, str]) -> F64:
     """The index queries as numbers. Shapes: -> f64 [T, H, 128]"""
     if a["q_scales"] is not None:
         return e2m1_values(a["q"]) * np.repeat(powers(a["q_scales"]), 32, axis=-1)
-    return a["q"].astype(np.float64) if dtypes["q"] == "f32" else e4m3_values(a["q"])
+    return a["q"].astype(np.float64) if dtypes["q"] == "f32" else E4M3[a["q"]]
 
 
 def entry_slots(a: dict[str, Any], request: int, entries: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -41,7 +41,7 @@ def scores(a: dict[str, Any], dtypes: dict[str, str], width: int) -> tuple[F64, 
         step = max(CELLS // (len(tokens) * q.shape[1]), 1)
         for start in range(0, longest, step):
             span = np.arange(start, min(start + step, longest))
-            keys = keys_at(a["k_cache"], entry_slots(a, int(request), span), a["layout"], a["rows"])
+            keys = read(a["layout"], a["k_cache"], entry_slots(a, int(request), span), a["rows"])
             magnitude = np.abs(keys)
             for t in tokens:
                 dots = q[t] @ keys.T

@@ -8,23 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..quant import F64, U8
+from ..rows import E2M1, E4M3
 
-E2M1 = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 BLOCK = 128
-
-
-def e4m3_values(codes: U8) -> F64:
-    """Values of e4m3fn codes. Shapes: u8 [...] -> f64 [...]"""
-    field, fraction = (codes >> 3 & 15).astype(np.int64), (codes & 7).astype(np.float64)
-    value = np.where(field == 0, fraction * 2.0**-9, np.ldexp(1 + fraction / 8, field - 7))
-    value = np.where((codes & 0x7F) == 0x7F, np.nan, value)
-    return np.where(codes & 0x80, -value, value)
 
 
 def e2m1_values(packed: U8) -> F64:
     """Values of packed e2m1 pairs, the even element in the low nibble. Shapes: u8 [..., n] -> f64 [..., 2n]"""
-    code = np.stack((packed & 15, packed >> 4), axis=-1).reshape(*packed.shape[:-1], -1)
-    return np.where(code & 8, -1.0, 1.0) * E2M1[code & 7]
+    return E2M1[np.stack((packed & 15, packed >> 4), axis=-1).reshape(*packed.shape[:-1], -1)]
 
 
 def powers(scale_bytes: U8) -> F64:
@@ -36,7 +27,7 @@ def scale_values(scales: NDArray[Any], dtype: str) -> F64:
     """Scales as numbers: f32 themselves, e4m3 codes, or UE8M0 bytes. Shapes: [...] -> f64 [...]"""
     if dtype == "f32":
         return scales.astype(np.float64)
-    return e4m3_values(scales) if dtype == "float8_e4m3fn" else powers(scales)
+    return E4M3[scales] if dtype == "float8_e4m3fn" else powers(scales)
 
 
 def by_blocks(codes: U8, scales: F64) -> F64:
@@ -45,7 +36,7 @@ def by_blocks(codes: U8, scales: F64) -> F64:
     Shapes: u8 [out, in], f64 [ceil(out / 128), ceil(in / 128)] -> f64 [out, in]
     """
     down = np.repeat(scales, BLOCK, axis=0)[: codes.shape[0]]
-    return e4m3_values(codes) * np.repeat(down, BLOCK, axis=1)[:, : codes.shape[1]]
+    return E4M3[codes] * np.repeat(down, BLOCK, axis=1)[:, : codes.shape[1]]
 
 
 def matrix(a: dict[str, Any], dtypes: dict[str, str]) -> F64:

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..quant import F64
+from ..rows import read
 from .attention import attend_lists
-from .keys import keys_at
 
 
 def _listed(slots: NDArray[np.int32], lens: NDArray[np.int32], count: int) -> list[NDArray[np.int64]]:
@@ -24,7 +24,7 @@ def _listed(slots: NDArray[np.int32], lens: NDArray[np.int32], count: int) -> li
 def _keys(pages: NDArray[np.uint8], slots: list[NDArray[np.int64]], layout: str, rows: int) -> list[F64]:
     """Values of the listed rows, each row decoded once. Shapes: -> T of f64 [n, 512]"""
     every = np.unique(np.concatenate([*slots, np.zeros(0, dtype=np.int64)]))
-    values = keys_at(pages, every, layout, rows)
+    values = read(layout, pages, every, rows)
     return [values[np.searchsorted(every, listed)] for listed in slots]
 
 
