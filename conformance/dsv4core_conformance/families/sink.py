@@ -39,9 +39,9 @@ def sink_extremes(s: Subject, op: str) -> None:
 @case("op/{op}/sink/closed_form/{value}", op=ATTENTION, value=VALUES[1:], catches=("C4", "C1"))
 def sink_closed_form(s: Subject, op: str, value: str) -> None:
     """A sink scales the output by 1 / (1 + exp(sink - lse)) and leaves lse as it is, bit for bit."""
-    plain = make(op, heads=HEADS, sink="none")
+    plain = make(op, heads=HEADS, window=5, spread=0.5, sink="none")
     lse = s.check(op, plain).results[0]
-    with_sink = make(op, heads=HEADS, sink=value)
+    with_sink = make(op, heads=HEADS, window=5, spread=0.5, sink=value)
     again = s.check(op, with_sink).results
     same_bytes(f"{op}: lse must not hold the sink", again, [lse])
     o, e = to_numpy(plain["out"]).astype(np.float64), to_numpy(lse).astype(np.float64)
@@ -52,7 +52,9 @@ def sink_closed_form(s: Subject, op: str, value: str) -> None:
     size = 4 * np.linalg.norm(expected, axis=-1)
     same_attention(to_numpy(with_sink["out"]), e, (expected, e, size), ATTENTION_BOUND)
     moved = np.linalg.norm(to_numpy(with_sink["out"]) - o, axis=-1) / np.linalg.norm(o, axis=-1)
-    require((moved > 0.25 * (1 - share)).all(), f"{op}: a sink of {value} does not change the output")
+    felt = 1 - share > 0.02
+    require(felt.any(), "no sink of this case is felt")
+    require((moved > 0.5 * (1 - share))[felt].all(), f"{op}: a sink of {value} does not change the output")
 
 
 @case("op/{op}/sink/half", op=ATTENTION, catches=("C4",))
