@@ -17,7 +17,7 @@ def hard_scores(kind: str, shape: tuple[int, int], rng: np.random.Generator) -> 
     """Scores of a kind.
 
     "normal", "negative"; "ties" (steps of 0.5), "equal" (all the same), "zeros" (-0 and +0); "near" (equal in
-    the top 22 bits), "bin" (equal in the top 12 bits, so that a coarse histogram sees one bin), "negative bin";
+    the top 22 bits), "bin" (equal in the top 12 bits, so that a coarse histogram sees one bin), "negative_bin";
     "ascending", "descending"; "huge" (up to the largest float32 and the smallest subnormals); "infinite" (some
     -inf and +inf). Shapes: -> f32 [T, L]
     """
@@ -32,10 +32,10 @@ def hard_scores(kind: str, shape: tuple[int, int], rng: np.random.Generator) -> 
         return np.full(shape, -3.25, dtype=np.float32)
     if kind == "zeros":
         return np.where(rng.random(shape) < 0.5, np.float32(-0.0), np.float32(0.0))
-    if kind in ("near", "bin", "negative bin"):
+    if kind in ("near", "bin", "negative_bin"):
         low = rng.integers(0, 1 << (10 if kind == "near" else 20), shape)
         words = (np.int64(BASE if kind == "near" else 0x3F900000) + low).astype(np.uint32).view(np.float32)
-        return -words if kind == "negative bin" else words
+        return -words if kind == "negative_bin" else words
     if kind in ("ascending", "descending"):
         steps = np.broadcast_to(np.arange(shape[1], dtype=np.float32), shape)
         return np.array(steps if kind == "ascending" else -steps)
