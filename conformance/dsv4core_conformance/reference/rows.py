@@ -122,7 +122,9 @@ def write(layout: str, pages: U8, slots: I64, rows: int, values: NDArray[np.floa
     """
     live = np.asarray(slots) >= 0
     page, front, tail = places(layout, np.asarray(slots)[live], rows)
-    for i, (one, other) in enumerate(zip(*encode(layout, values[live]), strict=True)):  # in order: the last one stays
+    for i, (one, other) in enumerate(
+        zip(*encode(layout, values[live]), strict=True)
+    ):  # in order: the last one stays
         pages[page[i], front[i]] = one
         pages[page[i], tail[i]] = other
 
@@ -144,7 +146,9 @@ def table_slots(table: NDArray[np.int32], request: I64, index: I64, rows: int) -
 
     Shapes: table [R, W], broadcastable -> i64
     """
-    request, index = np.broadcast_arrays(np.asarray(request, dtype=np.int64), np.asarray(index, dtype=np.int64))
+    request, index = np.broadcast_arrays(
+        np.asarray(request, dtype=np.int64), np.asarray(index, dtype=np.int64)
+    )
     column = index // rows
     inside = (index >= 0) & (column < table.shape[1])
     if not table.size:

@@ -7,6 +7,6 @@ from typing import Any
 from ..ca1 import rope, rounded
 
 
-def expected(a: dict[str, Any], dtypes: dict[str, str]) -> list:
+def expected(a: dict[str, Any], dtypes: dict[str, str]) -> list[Any]:
     """The output, rounded once. Shapes: -> f32 [T, H, 512]."""
     return [rounded(rope(a["o"], a["cos_sin"][a["positions"]][:, None], inverse=True), dtypes["o"])]
