@@ -53,9 +53,9 @@ def fused_q_kv_rmsnorm(
 
 
 def fused_qnorm_rope_kv_insert(
-    *, tokens: int = 9, heads: int = 2, padded_heads: int | None = None, layout: str = "fp8_ds_mla", rows: int = 64,
-    pages: int = 3, place: Place | None = None, act: str | None = None, slots: Slots = "permuted",
-    values: Kind | np.ndarray = "normal", q_values: Kind | np.ndarray = "normal",
+    *, tokens: int = 9, heads: int = 2, padded_heads: int | None = None, layout: str = "fp8_ds_mla",
+    rows: int = 64, pages: int = 3, place: Place | None = None, act: str | None = None,
+    slots: Slots = "permuted", values: Kind | np.ndarray = "normal", q_values: Kind | np.ndarray = "normal",
     positions: Sequence[int] | int | None = None, table: str = "main", seed: int = 1,
 ) -> Arguments:  # fmt: skip
     """Queries and key rows of tokens at positions, and pages of poison to write the rows into."""
@@ -78,8 +78,9 @@ def fused_qnorm_rope_kv_insert(
 
 
 def quantize_and_insert_k_cache(
-    *, tokens: int = 9, layout: str = "fp8_ds_mla", rows: int = 64, pages: int = 3, place: Place | None = None,
-    act: str | None = None, slots: Slots = "permuted", values: Kind | np.ndarray = "normal", seed: int = 1,
+    *, tokens: int = 9, layout: str = "fp8_ds_mla", rows: int = 64, pages: int = 3,
+    place: Place | None = None, act: str | None = None, slots: Slots = "permuted",
+    values: Kind | np.ndarray = "normal", seed: int = 1,
 ) -> Arguments:  # fmt: skip
     """Key rows and pages of poison to write them into."""
     source = Numbers(seed)
@@ -97,8 +98,8 @@ def quantize_and_insert_k_cache(
 
 def dequantize_and_gather_k_cache(
     *, lengths: Sequence[int] = (7, 130, 0), gather: Sequence[int] | None = None, layout: str = "fp8_ds_mla",
-    rows: int = 64, pages: int | None = None, place: Place | None = None, act: str | None = None, offset: int = 3,
-    spare: int = 2, values: Kind = "spread", seed: int = 1,
+    rows: int = 64, pages: int | None = None, place: Place | None = None, act: str | None = None,
+    offset: int = 3, spare: int = 2, values: Kind = "spread", seed: int = 1,
 ) -> Arguments:  # fmt: skip
     """Requests whose rows lie in hashed pages, and a workspace of NaN; rows no request owns stay poison."""
     source = Numbers(seed)
@@ -125,8 +126,9 @@ def dequantize_and_gather_k_cache(
 
 
 def save_partial_states(
-    *, tokens: int = 9, width: int = 1024, ratio: int = 4, rows: int = 4, pages: int = 4, place: Place | None = None,
-    slots: Slots = "permuted", values: Kind = "normal", positions: Sequence[int] | int | None = None, seed: int = 1,
+    *, tokens: int = 9, width: int = 1024, ratio: int = 4, rows: int = 4, pages: int = 4,
+    place: Place | None = None, slots: Slots = "permuted", values: Kind = "normal",
+    positions: Sequence[int] | int | None = None, seed: int = 1,
 ) -> Arguments:  # fmt: skip
     """The two halves of a compressor's projection, which are column slices of one tensor."""
     source = Numbers(seed)
@@ -143,10 +145,10 @@ def save_partial_states(
 
 
 def compressed_slot_mapping(
-    *, lengths: Sequence[int] = (21, 9, 300), starts: Sequence[int] | None = None, ratio: int = 4, rows: int = 64,
-    short: int = 0, holes: bool = False, unmapped: bool = False, seed: int = 1,
+    *, lengths: Sequence[int] = (21, 9, 300), starts: Sequence[int] | None = None, ratio: int = 4,
+    rows: int = 64, short: int = 0, holes: bool = False, unmapped: bool = False, seed: int = 1,
 ) -> Arguments:  # fmt: skip
-    """Tokens `start` .. `length - 1` of every request; `short` tokens at the end have no slot of their own."""
+    """Tokens `start` .. `length - 1` of every request; the last `short` tokens have no slot."""
     source = Numbers(seed)
     position, request = _tokens(lengths, starts)
     table = memory.block_table(
@@ -169,15 +171,16 @@ def compressed_slot_mapping(
 
 
 def compress_norm_rope_store(
-    *, lengths: Sequence[int] = (13, 8), starts: Sequence[int] | None = None, ratio: int = 4, head_dim: int = 512,
-    layout: str | None = None, rows: int | None = None, pages: int | None = None, place: Place | None = None,
+    *, lengths: Sequence[int] = (13, 8), starts: Sequence[int] | None = None, ratio: int = 4,
+    head_dim: int = 512, layout: str | None = None, rows: int | None = None, pages: int | None = None, place: Place | None = None,
     state_rows: int | None = None, state_place: Place | None = None, state_fill: float | None = None,
     holes: bool = False, short: int = 0, values: Kind = "normal", weights: str = "bf16", seed: int = 1,
     score_scale: float = 1.0, outlier: float = 0.0,
 ) -> Arguments:  # fmt: skip
     """Requests whose tokens `start` .. `length - 1` are in this step, with states of all earlier tokens.
 
-    `holes` takes away the state slot or the entry's slot of every other window. `outlier` scales two channels.
+    `holes` takes away the state slot or the entry's slot of two windows in three. `outlier` scales two
+    channels.
     """
     source = Numbers(seed)
     layout = layout or ("fp8_ds_mla" if head_dim == 512 else "index_fp8")
@@ -239,8 +242,8 @@ def inverse_rope(
 
 def fused_inv_rope_fp8_quant(
     *, tokens: int = 7, heads: int = 4, groups: int = 2, scale_format: str = "f32", act: str = "bf16",
-    values: Kind | np.ndarray = "normal", positions: Sequence[int] | int | None = None, table: str = "compress",
-    seed: int = 1,
+    values: Kind | np.ndarray = "normal", positions: Sequence[int] | int | None = None,
+    table: str = "compress", seed: int = 1,
 ) -> Arguments:  # fmt: skip
     """The same, and how many groups of heads share a projection."""
     made = inverse_rope(

@@ -1,4 +1,4 @@
-"""Numbers of inputs: hashed, so the same on every machine and torch version, with corners where codes step."""
+"""Numbers of inputs: hashed, the same on every machine and torch version, with corners where codes step."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ E2M1_TIES = np.array([6, 0.25, -0.25, 0.75, 1.25, -1.75, 2.5, 3.5, -5, 5.03125],
 
 
 class Numbers:
-    """A source of hashed numbers: every draw is a stream of its own, so draws do not move each other's values."""
+    """A source of hashed numbers: every draw is a stream of its own."""
 
     def __init__(self, seed: int = 1) -> None:
         self._stream = seed * 256
@@ -46,14 +46,14 @@ class Numbers:
         return hashed_values(shape, self._next())
 
     def spread(self, *shape: int, low: int = -30, high: int = 33) -> F32:
-        """The same with every 32 neighbours scaled by a power of two from 2^low to 2^high. Shapes: -> f32 [shape]"""
+        """The same with every 32 neighbours scaled by a power of two in 2^low .. 2^high. Shapes: -> f32 [shape]"""
         plain = self.normal(*shape)
         groups = -(-shape[-1] // 32)
         powers = self.integers(plain.size // shape[-1] * groups, low, high + 1).reshape(*shape[:-1], groups)
         return np.ldexp(plain, np.repeat(powers, 32, axis=-1)[..., : shape[-1]]).astype(np.float32)
 
     def of(self, kind: Kind, *shape: int) -> F32:
-        """Numbers of a kind: normal, spread over magnitudes, or rows of corner cases. Shapes: -> f32 [shape]"""
+        """Numbers: normal, spread over magnitudes, or rows of corner cases. Shapes: -> f32 [shape]"""
         if kind == "corners":
             plain = self.normal(*shape)
             return corner_rows(plain.reshape(-1, shape[-1])).reshape(shape)
@@ -91,7 +91,7 @@ def corner_rows(plain: F32) -> F32:
 
 
 def tensor(values: NDArray[np.floating], dtype: str = "f32") -> Tensor:
-    """A host tensor of its own: "bf16" (rounded to nearest, ties to even) or "f32". Shapes: any -> the same"""
+    """A host tensor of its own, "bf16" (rounded to nearest even) or "f32". Shapes: any -> the same"""
     if dtype == "bf16":
         return torch.from_numpy(bf16(values)).to(torch.bfloat16)
     return torch.from_numpy(np.array(values, dtype=np.float32))

@@ -1,4 +1,4 @@
-"""Memory of inputs: pages inside poisoned storages, slots, block tables, and other views of the same numbers."""
+"""Memory of inputs: pages inside poisoned storages, slots, block tables, other views of the same numbers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def raw_pages(count: int, size: int, place: Place | None = None, fill: int = POI
 def states(
     count: int, rows: int, width: int, place: Place | None = None, fill: float | None = None
 ) -> Tensor:
-    """State pages f32 inside poison; `lead` and `gap` count floats here. Shapes: -> f32 [count, rows, 2 width]"""
+    """State pages inside poison; `lead` and `gap` count floats here. Shapes: -> f32 [count, rows, 2 width]"""
     lead, gap = (place or {}).get("lead", 0), (place or {}).get("gap", 0)
     stride = 2 * rows * width + gap
     storage = torch.full((4 * (lead + count * stride),), POISON, dtype=torch.uint8).view(torch.float32)
@@ -109,5 +109,5 @@ def row_slice(tensor: Tensor, step: int = 2) -> Tensor:
 
 
 def transposed(tensor: Tensor) -> Tensor:
-    """The same numbers with the last two strides exchanged, so that stride(-1) is not 1. Shapes: any -> the same"""
+    """The same numbers with the last two strides exchanged: stride(-1) is not 1. Shapes: any -> the same"""
     return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)

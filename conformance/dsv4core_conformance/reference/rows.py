@@ -19,7 +19,8 @@ I64 = NDArray[np.int64]
 
 MAIN = ("fp8_ds_mla", "fp8_ds_mla_fnuz", "bf16_row", "fp8_row", "f32_row")
 INDEX = (
-    "index_fp8", "index_fp8_ue8m0x4", "index_mxfp4", "index_mxfp4_hadamard", "index_fp8_hadamard_f32", "index_f32",
+    "index_fp8", "index_fp8_ue8m0x4", "index_mxfp4", "index_mxfp4_hadamard", "index_fp8_hadamard_f32",
+    "index_f32",
 )  # fmt: skip
 ROTATED = ("index_mxfp4_hadamard", "index_fp8_hadamard_f32")
 """Layouts whose values are Hadamard-rotated before they are encoded."""

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import rows
-from ..ca1 import rounded
+from dsv4core_conformance.reference import rows
+from dsv4core_conformance.reference.ca1 import rounded
 
 
 def expected(a: dict[str, Any], dtypes: dict[str, str]) -> list[Any]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..ca1 import blocks_e4m3, rope
-from ..quant import FLOOR_OUTPUT
+from dsv4core_conformance.reference.ca1 import blocks_e4m3, rope
+from dsv4core_conformance.reference.quant import FLOOR_OUTPUT
 
 BLOCK = 128
 

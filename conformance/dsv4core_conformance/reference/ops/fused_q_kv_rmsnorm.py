@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..ca1 import rms_norm, rounded
+from dsv4core_conformance.reference.ca1 import rms_norm, rounded
 
 
 def expected(a: dict[str, Any], dtypes: dict[str, str]) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import rows
+from dsv4core_conformance.reference import rows
 
 
 def expected(a: dict[str, Any], dtypes: dict[str, str]) -> list[Any]:
