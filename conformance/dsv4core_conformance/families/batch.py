@@ -32,7 +32,7 @@ FORMATS = (
     {"name": "linear/batch/nvfp4", "op": "linear", "more": {"format": "nvfp4"}},
     {"name": "linear/batch/mxfp4", "op": "linear", "more": {"format": "mxfp4"}},
     {"name": "linear/batch/to_f32", "op": "linear", "more": {"out": "f32"}},
-    {"name": "grouped_output_projection/batch/fp8", "op": "grouped_output_projection", "more": {"o": "e4m3 ue8m0x4", "weight": "e8m0"}},
+    {"name": "grouped_output_projection/batch/fp8", "op": "grouped_output_projection", "more": {"o": "e4m3_ue8m0x4", "weight": "e8m0"}},
     {"name": "sparse_indexer/batch/index_mxfp4", "op": "sparse_indexer", "more": {"layout": "index_mxfp4"}},
     {"name": "sparse_decode/batch/bf16_row", "op": "sparse_decode", "more": {"layout": "bf16_row"}},
 )
