@@ -185,11 +185,17 @@ def many_combined(s: Subject, tokens: int) -> None:
     s.check(op, make(op, queries=(tokens, 3), prefixes=(0, 5), window=2, top_k=1, spare=0))
 
 
-@case("op/{op}/shapes/tokens/{tokens}", op=(*ATTENTION, "fused_indexer_q_rope_quant"), tokens=CEILING, level="extended",
-      catches=("E14",))  # fmt: skip
+@case("op/{op}/shapes/tokens/{tokens}", op=("sparse_prefill", "fused_indexer_q_rope_quant"), tokens=CEILING[::2],
+      level="extended", limit=180.0, catches=("E14",))  # fmt: skip
 def many_queries(s: Subject, op: str, tokens: int) -> None:
     """Around 65,536 queries nothing is cut off."""
-    s.check(op, make(op, tokens=tokens, heads=1, **({"window": 2} if op in ATTENTION else {})))
+    s.check(op, make(op, tokens=tokens, heads=1, **({"window": 2} if op == PREFILL else {})))
+
+
+@case("op/sparse_decode/shapes/tokens/65537", ops=(DECODE,), level="extended", limit=180.0, catches=("E14",))
+def many_decodes(s: Subject) -> None:
+    """More than 65,536 tokens of decode at once."""
+    s.check(DECODE, make(DECODE, tokens=65_537, heads=1, window=2, extra=None))
 
 
 @case("op/{op}/shapes/refused", op=tuple(CONTRACTS), catches=("D15", "C2", "M9"))
