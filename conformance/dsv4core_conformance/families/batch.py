@@ -32,7 +32,11 @@ FORMATS = (
     {"name": "linear/batch/nvfp4", "op": "linear", "more": {"format": "nvfp4"}},
     {"name": "linear/batch/mxfp4", "op": "linear", "more": {"format": "mxfp4"}},
     {"name": "linear/batch/to_f32", "op": "linear", "more": {"out": "f32"}},
-    {"name": "grouped_output_projection/batch/fp8", "op": "grouped_output_projection", "more": {"o": "e4m3_ue8m0x4", "weight": "e8m0"}},
+    {
+        "name": "grouped_output_projection/batch/fp8",
+        "op": "grouped_output_projection",
+        "more": {"o": "e4m3_ue8m0x4", "weight": "e8m0"},
+    },
     {"name": "sparse_indexer/batch/index_mxfp4", "op": "sparse_indexer", "more": {"layout": "index_mxfp4"}},
     {"name": "sparse_decode/batch/bf16_row", "op": "sparse_decode", "more": {"layout": "bf16_row"}},
 )
@@ -60,7 +64,12 @@ def sizes(s: Subject, op: str) -> None:
         same_bytes(f"{op}: the first {size} of {COUNT} tokens", got, at_tokens(results, first))
 
 
-@case("op/{op}/batch/order/{order}", op=tuple(BATCHES), order=("reversed", "shuffled", "twice"), catches=("E12", "L5", "H3"))
+@case(
+    "op/{op}/batch/order/{order}",
+    op=tuple(BATCHES),
+    order=("reversed", "shuffled", "twice"),
+    catches=("E12", "L5", "H3"),
+)
 def order(s: Subject, op: str, order: str) -> None:
     """Tokens in another order, or twice in a batch, give their bytes."""
     whole, results = _whole(s, op, BATCHES[op])
@@ -70,8 +79,11 @@ def order(s: Subject, op: str, order: str) -> None:
     same_bytes(f"{op}: tokens {order}", got, at_tokens(results, tokens))
 
 
-@case("op/{op}/batch/requests", op=("indexer_logits", "sparse_indexer", "compute_global_topk_indices_and_lens"),
-      catches=("E12", "L6"))  # fmt: skip
+@case(
+    "op/{op}/batch/requests",
+    op=("indexer_logits", "sparse_indexer", "compute_global_topk_indices_and_lens"),
+    catches=("E12", "L6"),
+)
 def request_order(s: Subject, op: str) -> None:
     """Requests in other rows of the tables, as after a reordering of the batch, change nothing."""
     whole, results = _whole(s, op, BATCHES[op])
@@ -84,7 +96,7 @@ def request_order(s: Subject, op: str) -> None:
 
 @case("op/{op}/batch/padded/{bucket}", op=tuple(BATCHES), bucket=(72, 128), catches=("C5", "H1", "M2"))
 def padded_to_a_bucket(s: Subject, op: str, bucket: int) -> None:
-    """Padding tokens behind the live ones change no bit of them, and the padding itself is as the contract says."""
+    """Padding tokens behind the live ones change no bit of them, and are themselves as the contract says."""
     whole, results = _whole(s, op, BATCHES[op])
     padded = with_tokens(op, whole, torch.arange(bucket).clamp(max=COUNT - 1))
     for name in TOKENS[op]:

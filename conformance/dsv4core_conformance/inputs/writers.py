@@ -30,8 +30,21 @@ MAIN_WRITERS = (INSERT, WRITE, COMPRESS4, COMPRESS128)
 INDEX_WRITERS = (INDEX4,)
 """Writers of the indexer's rows of 128 values."""
 
-PACKED: Place = {"lead": 33, "gap": 7}
-"""A place at odd distances: nothing may depend on how pages are aligned, nor touch what is between them."""
+PACKED: Place = {"lead": 48, "gap": 112}
+"""Pages that lie in a larger storage; 16-byte aligned, as the cache's own rule has it."""
+UNALIGNED: Place = {"lead": 33, "gap": 7}
+"""A place at odd distances: the op contract asks for no alignment."""
+PAGES = {
+    "fused_qnorm_rope_kv_insert": ("k_cache",),
+    "quantize_and_insert_k_cache": ("k_cache",),
+    "dequantize_and_gather_k_cache": ("k_cache",),
+    "save_partial_states": ("state_cache",),
+    "compress_norm_rope_store": ("k_cache", "state_cache"),
+    "indexer_logits": ("k_cache",),
+    "sparse_indexer": ("k_cache",),
+    "sparse_decode": ("swa_cache", "extra_cache"),
+}
+"""Arguments that are pages, by op."""
 
 
 def written_slots(op: str, arguments: Mapping[str, Any]) -> np.ndarray:
