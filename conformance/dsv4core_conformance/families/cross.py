@@ -23,7 +23,7 @@ from dsv4core_conformance.reference import rows as reference
 from dsv4core_conformance.reference.rows import INDEX, MAIN
 from dsv4core_conformance.refusal import refused
 from dsv4core_conformance.subject import Subject, others
-from dsv4core_conformance.vectors import pinned, pinned_arguments
+from dsv4core_conformance.vectors import load, page_set, pinned, pinned_arguments
 
 GATHER, COMPRESS = "dequantize_and_gather_k_cache", "compress_norm_rope_store"
 
@@ -43,7 +43,10 @@ def pinned_bytes(s: Subject, layout: str, op: str, options: dict[str, Any]) -> N
     s.call(op, a)
     found = hashlib.sha256(bits(a["k_cache"])).hexdigest()
     wanted = pinned(op, layout, options)
-    require(found == wanted, f"{op}: pages in {layout} have sha256 {found[:16]}.., the pinned one is {wanted[:16]}..")
+    require(
+        found == wanted,
+        f"{op}: pages in {layout} have sha256 {found[:16]}.., the pinned one is {wanted[:16]}..",
+    )
     for other, arguments in theirs:
         other.call(op, arguments)
         differ = int((arguments["k_cache"] != a["k_cache"]).sum())
@@ -84,6 +87,34 @@ def index_reader(s: Subject, layout: str) -> None:
         subject.call(COMPRESS, a)
         scores = make("indexer_logits", layout=layout, requests=1, lens=(70, 64, 65))
         s.check("indexer_logits", {**scores, "k_cache": a["k_cache"], "block_table": table})
+
+
+@case(
+    "layout/{pages}/golden_pages",
+    level="layout", ops=[GATHER], catches=("A1", "A6", "B1", "B8"),
+    pages=tuple(
+        {"name": f"{layout}/gather/rows_{rows}", "layout": layout, "rows": rows}
+        for layout, rows, width in page_set.CASES
+        if width == 512 and layout != "state_f32"
+    ),
+)  # fmt: skip
+def golden_pages(s: Subject, layout: str, rows: int) -> None:
+    """The frozen pages of a main layout read as the values they were made from, rounded."""
+    pages = torch.from_numpy(load(f"{page_set.name(layout, rows, 512)}.bin"))
+    a = make(GATHER, layout=layout, lengths=(3 * rows,), rows=rows, offset=0, spare=0)
+    s.check(GATHER, {**a, "k_cache": pages, "block_table": integers([[0, 1, 2]], torch.int32)})
+
+
+@case(
+    "layout/{layout}/indexer_logits/golden_pages",
+    level="layout", layout=INDEX, ops=["indexer_logits"], catches=("A1", "A2", "A3", "A10", "B1"),
+)  # fmt: skip
+def golden_index_pages(s: Subject, layout: str) -> None:
+    """Scores of the keys in the frozen pages of an index layout."""
+    rows = 12 if layout == "index_f32" else 64
+    pages = torch.from_numpy(load(f"{page_set.name(layout, rows, 128)}.bin"))
+    a = make("indexer_logits", layout=layout, requests=1, lens=(2 * rows, rows, rows + 1), rows=rows)
+    s.check("indexer_logits", {**a, "k_cache": pages, "block_table": integers([[0, 1]], torch.int32)})
 
 
 _WRONG_LAYOUTS = tuple(

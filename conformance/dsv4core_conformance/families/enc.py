@@ -21,7 +21,11 @@ from dsv4core_conformance.vectors import load, manifest, row_set, score_set
 from dsv4core_conformance.vectors.flags import FLAGS
 
 F32 = NDArray[np.float32]
-WRITE, INSERT, GATHER = "quantize_and_insert_k_cache", "fused_qnorm_rope_kv_insert", "dequantize_and_gather_k_cache"
+WRITE, INSERT, GATHER = (
+    "quantize_and_insert_k_cache",
+    "fused_qnorm_rope_kv_insert",
+    "dequantize_and_gather_k_cache",
+)
 COMPRESS, QUERY, OUTPUT = "compress_norm_rope_store", "fused_indexer_q_rope_quant", "fused_inv_rope_fp8_quant"
 SCALED = {"fp8_ds_mla": 448.0, "fp8_ds_mla_fnuz": 224.0}
 INDEX = {
@@ -29,7 +33,9 @@ INDEX = {
     "index_mxfp4_hadamard": 6.0,
 }  # fmt: skip
 WHERE = ({"name": "at", "steps": 0}, {"name": "above", "steps": 1}, {"name": "below", "steps": -1})
-FLOORS = np.array([0.0, 1e-40, 1e-10, 9.9e-5, 1e-4, 1.001e-4, 2e-4, 0.0273, 0.02734375, 0.0275], dtype=np.float32)
+FLOORS = np.array(
+    [0.0, 1e-40, 1e-10, 9.9e-5, 1e-4, 1.001e-4, 2e-4, 0.0273, 0.02734375, 0.0275], dtype=np.float32
+)
 MAGNITUDES = reference.E4M3[:127]
 MIDDLES = (MAGNITUDES[:-1] + MAGNITUDES[1:]) / 2
 
@@ -113,7 +119,13 @@ def index_amax(s: Subject, layout: str, steps: int) -> None:
         s.check(COMPRESS, _entry(layout, _blocks(_steps(INDEX[layout], steps, low, low + 4), 32, low + 30)))
 
 
-@case("layout/{layout}/enc/floor_and_subnormals", level="layout", layout=tuple(INDEX), ops=[COMPRESS], catches=("B3",))
+@case(
+    "layout/{layout}/enc/floor_and_subnormals",
+    level="layout",
+    layout=tuple(INDEX),
+    ops=[COMPRESS],
+    catches=("B3",),
+)
 def index_floors(s: Subject, layout: str) -> None:
     """Floors of entries: 1e-4 on the magnitude for e4m3, 6 * 2^-126 for e2m1."""
     for floor in bf16(np.append(FLOORS, np.float32([6 * 2.0**-126, 2.0**-125, 2.0**-130]))):
@@ -138,7 +150,9 @@ def query_amax(s: Subject, op: str, format: str, steps: int) -> None:
     s.check(op, _queries(rows, format))
 
 
-@case("op/{op}/enc/{format}_every_bf16", op=(QUERY,), format=("fp8", "mxfp4", "fp8_f32"), catches=("B4", "B8"))
+@case(
+    "op/{op}/enc/{format}_every_bf16", op=(QUERY,), format=("fp8", "mxfp4", "fp8_f32"), catches=("B4", "B8")
+)
 def query_every_bf16(s: Subject, op: str, format: str) -> None:
     """Queries through all finite bf16 numbers."""
     values = _all_bf16()
@@ -162,7 +176,12 @@ def _outputs(values: F32, around: float) -> dict[str, Any]:
     o[:, 1, 448::2] = 1.0
     table = np.concatenate((values, np.zeros_like(values)), axis=1)
     a = make(OUTPUT, tokens=len(values), heads=2, groups=2)
-    return {**a, "o": tensor(o, "bf16"), "positions": integers(np.arange(len(values))), "cos_sin": tensor(table)}
+    return {
+        **a,
+        "o": tensor(o, "bf16"),
+        "positions": integers(np.arange(len(values))),
+        "cos_sin": tensor(table),
+    }
 
 
 @case("op/{op}/enc/float32_amax_{where}_a_step", op=(OUTPUT,), where=WHERE, catches=("B3", "B10"))
@@ -189,7 +208,13 @@ def output_middles(s: Subject, op: str) -> None:
     s.check(op, _outputs(values, 448.0))
 
 
-@case("layout/{layout}/enc/float32_middles", layout=("fp8_row",), level="layout", ops=[INSERT], catches=("B4", "B7"))
+@case(
+    "layout/{layout}/enc/float32_middles",
+    layout=("fp8_row",),
+    level="layout",
+    ops=[INSERT],
+    catches=("B4", "B7"),
+)
 def row_middles(s: Subject, layout: str) -> None:
     """Rows without scales are encoded from float32 in one rounding."""
     near = np.concatenate([_stepped(MIDDLES[1:], k, "f32") for k in (-1, 0, 1)])
@@ -199,7 +224,12 @@ def row_middles(s: Subject, layout: str) -> None:
     s.check(INSERT, {**a, "cos_sin": tensor(np.concatenate((table, np.zeros_like(table)), axis=1))})
 
 
-@case("layout/{layout}/enc/round_trip_bound", layout=tuple(SCALED), ops=[WRITE, GATHER], catches=("B1", "B3", "B4"))
+@case(
+    "layout/{layout}/enc/round_trip_bound",
+    layout=tuple(SCALED),
+    ops=[WRITE, GATHER],
+    catches=("B1", "B3", "B4"),
+)
 def round_trip(s: Subject, layout: str) -> None:
     """A value comes back within half a step of its code: 1/16 of itself or 2^-10 of its block's scale."""
     values = bf16(Numbers(6).spread(64, 512, low=-20, high=20))
@@ -215,7 +245,9 @@ def round_trip(s: Subject, layout: str) -> None:
     bound = np.maximum(np.abs(nope) / 16, scale * (2.0**-10 if layout == "fp8_ds_mla" else 2.0**-11))
     worst = float((np.abs(back - nope) / bound).max())
     require(worst <= 1, f"{layout}: a value is {worst:.2f} half steps off after writing and reading")
-    require((got[:, 448:] == values[:, 448:]).all(), f"{layout}: rotated channels must come back as they were")
+    require(
+        (got[:, 448:] == values[:, 448:]).all(), f"{layout}: rotated channels must come back as they were"
+    )
 
 
 @case(
@@ -232,13 +264,20 @@ def mixed_encodings(s: Subject, op: str, first: str, second: str) -> None:
     s.check(op, make(op, layout=first, extra_layout=second))
 
 
-@case("op/{op}/enc/budget_against_bf16_rows", op=("sparse_decode",), layouts=("fp8_ds_mla", "bf16_row"), catches=("B9",))
+@case(
+    "op/{op}/enc/budget_against_bf16_rows",
+    op=("sparse_decode",),
+    layouts=("fp8_ds_mla", "bf16_row"),
+    catches=("B9",),
+)
 def error_budget(s: Subject, op: str) -> None:
     """The same rows in fp8 and in bf16 give outputs within 4 % of each other."""
     found: list[NDArray[np.float32]] = []
     values = Numbers(8).normal(128, 512)
     for layout in ("fp8_ds_mla", "bf16_row"):
-        a = make(op, layout=layout, extra=None, tokens=4, pages=2, window=128, lens="full", sink="none", spread=0.5)
+        a = make(
+            op, layout=layout, extra=None, tokens=4, pages=2, window=128, lens="full", sink="none", spread=0.5
+        )
         cache = pages(layout, 2, 64)
         put(cache, layout, 64, np.arange(128), values)
         a["swa_cache"] = cache
@@ -256,18 +295,30 @@ def error_budget(s: Subject, op: str) -> None:
 def flagged(s: Subject, layout: str, flag: str) -> None:
     """Rows of the frozen vectors that carry this flag are written as the vectors say."""
     slots = load("rows_slot_mapping.bin")
-    a = make(INSERT, layout=layout, rows=row_set.ROWS, pages=row_set.PAGES, tokens=len(slots), positions=range(len(slots)))
+    a = make(
+        INSERT,
+        layout=layout,
+        rows=row_set.ROWS,
+        pages=row_set.PAGES,
+        tokens=len(slots),
+        positions=range(len(slots)),
+    )
     a.update(kv=tensor(load("rows_kv.bin"), "bf16"), cos_sin=tensor(load("rows_cos_sin.bin")))
     s.call(INSERT, {**a, "slot_mapping": integers(slots)})
     got, wanted = a["k_cache"].numpy(), load(f"rows_{layout}.bin")
     if flag in ("PadNotZeroed", "SlotMinusOne"):
         wrong = np.argwhere(got != wanted)
         wrong = wrong[_outside(layout, slots, got.shape)[tuple(wrong.T)]] if len(wrong) else wrong
-        require(not len(wrong), f"{flag}: {len(wrong)} bytes outside of the written values differ, first {wrong[:1]}")
+        require(
+            not len(wrong),
+            f"{flag}: {len(wrong)} bytes outside of the written values differ, first {wrong[:1]}",
+        )
         return
     for row in manifest()["rows"]:
         if flag in row["flags"]:
-            mine, theirs = (reference.records(layout, x, np.array([row["slot"]]), row_set.ROWS) for x in (got, wanted))
+            mine, theirs = (
+                reference.records(layout, x, np.array([row["slot"]]), row_set.ROWS) for x in (got, wanted)
+            )
             for part, m, t in zip(("front", "scale"), mine, theirs, strict=True):
                 bad = np.flatnonzero(m[0] != t[0])
                 if bad.size:
@@ -310,8 +361,13 @@ def index_scores(s: Subject, layout: str) -> None:
     got = to_numpy(s.check("indexer_logits", {**b, "max_len": wanted.shape[1]}).results[0])
     seen = np.isfinite(wanted)
     gap = np.abs(got[seen] - wanted[seen]).max() / np.abs(wanted[seen]).max()
-    require(gap <= 1e-5, f"scores differ from the frozen ones by {gap:.1e} of the largest: is one side unrotated?")
+    require(
+        gap <= 1e-5, f"scores differ from the frozen ones by {gap:.1e} of the largest: is one side unrotated?"
+    )
     s.check("sparse_indexer", {**b, "k": score_set.TOP_K, "workspace_bytes": 1 << 26})
     frozen = {"logits": tensor(wanted), "context_lens": integers(context, torch.int32), "k": score_set.TOP_K}
     chosen = to_numpy(s.call("indexer_topk", frozen)[0])
-    require((chosen == lists).all(), f"lists of frozen scores differ: ties go to the lower index; got {chosen.tolist()}")
+    require(
+        (chosen == lists).all(),
+        f"lists of frozen scores differ: ties go to the lower index; got {chosen.tolist()}",
+    )

@@ -22,7 +22,11 @@ from dsv4core_conformance.reference.ops import REFERENCE
 from dsv4core_conformance.subject import Subject
 
 I64 = NDArray[np.int64]
-INSERT, COMPRESS, QUERY = "fused_qnorm_rope_kv_insert", "compress_norm_rope_store", "fused_indexer_q_rope_quant"
+INSERT, COMPRESS, QUERY = (
+    "fused_qnorm_rope_kv_insert",
+    "compress_norm_rope_store",
+    "fused_indexer_q_rope_quant",
+)
 INVERSE, OUTPUT = "inverse_rope", "fused_inv_rope_fp8_quant"
 MILLION = 1 << 20
 RANGES = {
@@ -116,7 +120,10 @@ def pair_layout(s: Subject, op: str) -> None:
     found = to_numpy(s.call(op, a)[0])[0, 0, 448:]
     # Backwards: even' = even * 0 + odd * 1, odd' = odd * 0 - even * 1.
     require((found[0::2] == o[0, 0, 449::2]).all(), f"even channels must hold the odd ones, got {found[:8]}")
-    require((found[1::2] == -o[0, 0, 448::2]).all(), f"odd channels must hold minus the even ones, got {found[:8]}")
+    require(
+        (found[1::2] == -o[0, 0, 448::2]).all(),
+        f"odd channels must hold minus the even ones, got {found[:8]}",
+    )
 
 
 @case(
@@ -149,7 +156,9 @@ def _table(s: Subject, kind: str, rows: int) -> NDArray[np.float32]:
     config = AttentionConfig.preset("tiny")
     attention = s.attention(config, layer, AttentionWeights.random(config, layer, seed=1))
     found = attention.rope(SimpleNamespace(max_position=rows - 1))  # type: ignore[arg-type]
-    require(found.shape[0] >= rows, f"{kind}: the table has {found.shape[0]} rows, position {rows - 1} is read")
+    require(
+        found.shape[0] >= rows, f"{kind}: the table has {found.shape[0]} rows, position {rows - 1} is read"
+    )
     return found[:rows].cpu().numpy()
 
 
@@ -164,10 +173,14 @@ def table(s: Subject, layer: str) -> None:
         not len(wrong),
         f"{layer}: position {sample[wrong[0][0]] if len(wrong) else 0} differs from the {kind} table",
     )
-    require(hashlib.sha256(found.tobytes()).hexdigest() == SHA256[kind], f"{layer}: table has not the {kind} hash")
+    require(
+        hashlib.sha256(found.tobytes()).hexdigest() == SHA256[kind], f"{layer}: table has not the {kind} hash"
+    )
 
 
-@case("layer/{layer}/rope/table_to_a_million", layer=tuple(KINDS), level="extended", catches=("F3", "F6", "B5"))
+@case(
+    "layer/{layer}/rope/table_to_a_million", layer=tuple(KINDS), level="extended", catches=("F3", "F6", "B5")
+)
 def long_table(s: Subject, layer: str) -> None:
     """Positions up to 2^20 - 1 against float64: the angle is a float32 product, and nothing else is rounded."""
     found = _table(s, layer, MILLION)
@@ -189,7 +202,20 @@ def layers(s: Subject) -> None:
         config = AttentionConfig.preset(preset)
         for index, ratio in enumerate(config.compress_ratios):
             layer = config.layer(index)
-            require(layer.ratio == ratio, f"{preset}: layer {index} has ratio {layer.ratio}, its entry says {ratio}")
+            require(
+                layer.ratio == ratio,
+                f"{preset}: layer {index} has ratio {layer.ratio}, its entry says {ratio}",
+            )
             policy = (layer.theta, layer.yarn is not None)
             wanted = (160_000.0, True) if ratio else (10_000.0, False)
-            require(policy == wanted, f"{preset}: layer {index} (ratio {ratio}) has {policy}, expected {wanted}")
+            require(
+                policy == wanted, f"{preset}: layer {index} (ratio {ratio}) has {policy}, expected {wanted}"
+            )
+
+
+@case("suite/rope/softmax_scale", level="layout", catches=("C11",))
+def softmax_scale(s: Subject) -> None:
+    """Scores are scaled by 512^-0.5 in every layer: YaRN changes frequencies and no magnitude."""
+    for preset in ("v4-flash", "v4-pro", "tiny"):
+        scale = AttentionConfig.preset(preset).softmax_scale
+        require(scale == 512**-0.5, f"{preset}: softmax scale {scale}, expected {512**-0.5}")

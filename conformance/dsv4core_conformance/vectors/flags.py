@@ -40,10 +40,12 @@ FLAGS = {
         ("B1", "B2"),
     ),
     "NegativeZero": Flag(
-        "-0, and negative values that round to it: 0x80 in OCP; 0x00 in FNUZ, where 0x80 is NaN.", ("B1", "B8")
+        "-0, and negative values that round to it: 0x80 in OCP; 0x00 in FNUZ, where 0x80 is NaN.",
+        ("B1", "B8"),
     ),
     "Subnormal": Flag(
-        "Scaled values below 2^-6, where codes are equally spaced: a writer that flushes them gives 0.", ("B8", "B9")
+        "Scaled values below 2^-6, where codes are equally spaced: a writer that flushes them gives 0.",
+        ("B8", "B9"),
     ),
     "CodeTie": Flag(
         "Every middle between two e4m3 codes, and its bf16 neighbours: ties go to the even code. Rounding half away "
@@ -67,7 +69,8 @@ FLAGS = {
         ("A1", "A2", "A6"),
     ),
     "SlotMinusOne": Flag(
-        "A token with a negative slot is skipped: writing it to row 0 or to the last row shows.", ("D11", "D15")
+        "A token with a negative slot is skipped: writing it to row 0 or to the last row shows.",
+        ("D11", "D15"),
     ),
     "PadNotZeroed": Flag(
         "The canvas is 0xA5: the eighth scale byte of a written row becomes 0, all bytes that belong to no written "

@@ -71,7 +71,11 @@ def flagged_rows() -> list[Row]:
     add("SaturatesAt448", "449 to 1e5", np.float32([448, 449, 464, 480, -500, 1e5, -1e5, 240]))
     add("FnuzMax", "224 in every block", np.float32([224, 112, -224, 17]))
     add("FnuzMax ScaleStep", "225 to 240", np.float32([225, 240, -232, 17]))
-    add("NegativeZero Subnormal", "values that round to zero under 448", np.float32([448, -(2.0**-11), -(2.0**-12)]))
+    add(
+        "NegativeZero Subnormal",
+        "values that round to zero under 448",
+        np.float32([448, -(2.0**-11), -(2.0**-12)]),
+    )
     subnormal = np.arange(-17, 18) * 2.0**-10
     add("Subnormal CodeTie", "multiples of half a subnormal step under 448", np.append(subnormal, 448.0))
     near = np.resize(_neighbours(middles, "bf16"), (7, 63))
@@ -81,7 +85,12 @@ def flagged_rows() -> list[Row]:
     add("CodeTie NegativeZero", "the same, negative", -near)
     fine = _neighbours(middles[20:30], "f32")
     head, table = _turned(np.append(fine, np.float32([448, 448])))
-    add("DoubleRounding", "rotated float32 next to middles of codes", np.append(np.resize(plain, 448), head), table)
+    add(
+        "DoubleRounding",
+        "rotated float32 next to middles of codes",
+        np.append(np.resize(plain, 448), head),
+        table,
+    )
     ties = np.float32([1 + 2.0**-8, 1 + 3 * 2.0**-8, -1 - 2.0**-8, 2.0**-130 * (1 + 2.0**-2), 255.5])
     head, table = _turned(np.resize(ties, 32))
     add("RopeTie", "rotated values between two bf16", np.append(np.resize(plain, 448), head), table)
@@ -91,7 +100,10 @@ def flagged_rows() -> list[Row]:
     add("PageBoundary", "ordinary values, last row of a page", plain)
     add("PageBoundary", "ordinary values, first row of a page", -plain)
     order = iter([2, 5, 0, 9, 3, 14, 11, 6, 1, 12, 4, 10, 13, 18, 22, 17, 20, 19])
-    slots = [{"SlotMinusOne": -1}.get(flags[0], 0 if "PageBoundary" in flags else next(order)) for flags, *_ in described]
+    slots = [
+        {"SlotMinusOne": -1}.get(flags[0], 0 if "PageBoundary" in flags else next(order))
+        for flags, *_ in described
+    ]
     slots[-2:] = [7, 8]
     return [Row(*row[:4], slot) for row, slot in zip(described, slots, strict=True)]
 
