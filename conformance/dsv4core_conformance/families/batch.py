@@ -8,13 +8,7 @@ import torch
 
 from dsv4core_conformance.case import case
 from dsv4core_conformance.contracts import CONTRACTS
-from dsv4core_conformance.families._calls import (
-    TOKENS,
-    at_tokens,
-    produced,
-    same_bytes,
-    with_tokens,
-)
+from dsv4core_conformance.families._calls import TOKENS, at_tokens, produced, same_bytes, with_tokens
 from dsv4core_conformance.hosts import cloned
 from dsv4core_conformance.inputs import make
 from dsv4core_conformance.subject import Subject
