@@ -26,34 +26,9 @@ from dsv4core_conformance.subject import Subject
 DECODE, PREFILL = ATTENTION
 TOKENS = (1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129)
 WIDTHS = (
-    1,
-    2,
-    3,
-    8,
-    15,
-    16,
-    17,
-    31,
-    33,
-    63,
-    64,
-    65,
-    100,
-    127,
-    128,
-    129,
-    133,
-    191,
-    192,
-    193,
-    255,
-    256,
-    257,
-    300,
-    512,
-    640,
-    1152,
-)
+    1, 2, 3, 8, 15, 16, 17, 31, 33, 63, 64, 65, 100, 127, 128, 129, 133, 191, 192, 193, 255, 256, 257, 300,
+    512, 640, 1152,
+)  # fmt: skip
 ROWS = (1, 2, 3, 8, 16, 32, 64, 128, 256)
 GRID = ("C6", "C7", "D13", "D14", "J3", "M5")
 PAIRS = ((8, 128), (16, 512), (16, 640), (32, 192), (64, 256), (64, 640), (64, 1152), (128, 128), (128, 1152))
@@ -221,6 +196,18 @@ def linear_sizes(s: Subject, format: str, inputs: int, outputs: int) -> None:
             make("linear", format=format, inputs=inputs, outputs=outputs, tokens=tokens, scale=scale),
         )
     s.check("linear", make("linear", format=format, inputs=inputs, outputs=outputs, out="f32"))
+
+
+@case("op/{op}/shapes/duplicates", op=ATTENTION)
+def duplicates(s: Subject, op: str) -> None:
+    """A row that is listed twice counts twice, in one list and over two."""
+    s.check(op, make(op, duplicates=True, lens="full", sink="zero", spread=0.3))
+    if op == DECODE:
+        both = make(
+            op, duplicates=True, lens="full", extra=40, extra_rows=64, extra_pages=3, extra_lens="full"
+        )
+        both["extra_slots"], both["extra_cache"] = both["swa_slots"].clone(), both["swa_cache"].clone()
+        s.check(op, both)
 
 
 @case("op/{op}/shapes/unrounded", op=ATTENTION, layouts=("f32_row",))
