@@ -154,7 +154,7 @@ def far_pages(s: Subject, op: str, limit: int, stride: int) -> None:
         pages.untouched(op)
     for name in CONTRACTS[op].writes:
         if name not in far:
-            after[name] = big[name]
+            after[name].copy_(big[name])
     s.errors[op] = max(judge(op, before, after, results), s.errors.get(op, 0.0))
 
 

@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dsv4core import AttentionConfig
+from dsv4core.errors import DSV4CoreError
 from dsv4core_conformance.case import case
 from dsv4core_conformance.compare import Mismatch, require
 from dsv4core_conformance.hosts import bits, cloned, to_numpy
@@ -172,7 +174,7 @@ def flagged(s: Subject, layout: str, flag: str) -> None:
 
 
 def _outside(layout: str, slots: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Bytes of the canvas that are no written value: pads, other rows, eighth scale bytes. Shapes: -> [N, B]"""
+    """Bytes of the canvas that hold no written value: pads, other rows, scale byte 7. Shapes: -> [N, B]"""
     outside = np.ones(shape, dtype=bool)
     page, front, tail = reference.places(layout, slots[slots >= 0], row_set.ROWS)
     outside[page[:, None], front] = False
@@ -200,7 +202,8 @@ def index_scores(s: Subject, layout: str) -> None:
         "q": values, "q_scales": scales, "weights": folded,
         "k_cache": torch.from_numpy(load(f"scores_{layout}_page.bin")),
         "context_lens": integers(context, torch.int32),
-        "token_to_req": integers(np.zeros(len(q)), torch.int32), "block_table": integers([[0]], torch.int32), "rows": score_set.ROWS,
+        "token_to_req": integers(np.zeros(len(q)), torch.int32),
+        "block_table": integers([[0]], torch.int32), "rows": score_set.ROWS,
         "layout": layout, "rotate": rotate,
     }  # fmt: skip
     wanted, lists = load(f"scores_{layout}_logits.bin"), load(f"scores_{layout}_lists.bin")
@@ -275,6 +278,21 @@ def interleaved_shape(s: Subject) -> None:
         pages = a["k_cache"]
         shaped = torch.zeros((len(pages), a["rows"], 584), dtype=torch.uint8)
         refused(s, op, {**a, "k_cache": shaped}, "a cache shaped [N, rows, 584]")
+
+
+@case("suite/cross/import_checks_the_layout", level="layout", catches=("A5", "A15", "A16"))
+def foreign_export(s: Subject) -> None:
+    """A request exported with one index layout is not admitted to a cache of another with rows as long."""
+    cache = s.cache(AttentionConfig.preset("tiny", profile="vllm"), 1, 512)
+    cache.plan({"a": 40})
+    export = cache.export("a")
+    for profile in ("sglang", "official"):
+        other = s.cache(AttentionConfig.preset("tiny", profile=profile), 1, 512)
+        try:
+            other.import_(export, "b")
+        except DSV4CoreError:
+            continue
+        raise Mismatch(f"pages of profile vllm were admitted to a cache of profile {profile}")
 
 
 @case("suite/cross/another_id_reads_other_values", level="layout", ops=[GATHER], catches=("A5", "A15", "B1"),
