@@ -1,4 +1,4 @@
-"""Environments with ``vendor_torch = true`` use the torch of the interpreter that runs tox and fetch no other.
+"""Environments with ``vendor_torch = true`` use the torch of the interpreter that runs tox, and no other.
 
 torch for a device comes from its vendor, often from no package index at all; a package that asks for torch
 would make pip put another build in its place.
@@ -48,7 +48,7 @@ def tox_on_install(tox_env: Any, arguments: Any, section: str, of_type: str) -> 
 
 
 def torch_folders() -> list[str]:
-    """The folder that this interpreter imports torch from, then its other site folders; empty without torch."""
+    """Where this interpreter imports torch from, then its other site folders; empty without torch."""
     found = importlib.util.find_spec("torch")
     if found is None or found.origin is None:
         return []
