@@ -5,6 +5,7 @@ import importlib.resources
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,27 @@ def test_extras_resolve(group: str, tmp_path: Path) -> None:
     versions = {item["name"].lower().replace("_", "-"): item["version"] for item in items}
     assert versions["torch"].startswith(torch)
     assert ("sgl-flash-mla" in versions) is (group == "cuda")
+
+
+@pytest.mark.network
+def test_the_wheel_holds_every_file_of_its_packages(tmp_path: Path) -> None:
+    """Golden pages, manifests and pins too: what is not Python is forgotten first."""
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-c", str(ROOT / "constraints.txt")]
+    subprocess.run([*command, "-w", str(tmp_path), str(ROOT)], check=True, timeout=300)
+    (wheel,) = tmp_path.glob("*.whl")
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    folders = [
+        path.parent
+        for where in ("", "backends/*/", "conformance/")
+        for path in ROOT.glob(f"{where}*/py.typed")
+    ]
+    assert {folder.name for folder in folders} == set(PACKAGES)
+    assert packed == {
+        str(path.relative_to(folder.parent))
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
 
 
 def test_a_backend_that_cannot_run_ends_the_suite_with_its_reason(tmp_path: Path) -> None:

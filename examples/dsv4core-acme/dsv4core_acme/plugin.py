@@ -1,4 +1,4 @@
-"""The acme backend as data: discovery reads this file in every process, so it imports neither torch nor ops."""
+"""The acme backend as data: every process reads this file, so it imports neither torch nor ops."""
 
 from dsv4core.hookspecs import hookimpl
 from dsv4core.spec import BackendSpec, Deviation, Requirement
