@@ -11,9 +11,11 @@ from types import ModuleType
 import pytest
 import torch
 
+from dsv4core.backend import Backend
 from dsv4core.errors import OpArgumentError
 from dsv4core.ops import OPS
 from dsv4core.samples import sample
+from dsv4core_conformance.subject import Subject
 
 ACME = Path(__file__).parents[2] / "examples" / "dsv4core-acme"
 
@@ -50,6 +52,19 @@ def test_what_it_declares_is_refused(backend: ModuleType) -> None:
 
 def test_it_may_be_told_its_device(backend: ModuleType) -> None:
     assert backend.AcmeBackend({"device": "cuda:1"}).device_type == "cuda"
+
+
+@pytest.mark.parametrize("fallback", ["error", "allow"])
+def test_exactly_its_two_ops_are_judged(
+    backend: ModuleType, monkeypatch: pytest.MonkeyPatch, fallback: str
+) -> None:
+    from dsv4core_acme.plugin import SPEC
+
+    monkeypatch.setenv("DSV4CORE_FALLBACK", fallback)
+    provider = backend.AcmeBackend({})
+    bound = Backend(SPEC, provider, provider.ops)
+    subject = Subject(bound, torch.device("cpu"), "device", SPEC.features, frozenset(SPEC.layouts))
+    assert subject.own_ops == {"inverse_rope", "save_partial_states"}
 
 
 def test_its_plugin_is_data(tmp_path: Path) -> None:
