@@ -40,7 +40,9 @@ def tox_on_install(tox_env: Any, arguments: Any, section: str, of_type: str) -> 
     if not folders:
         logging.error(NO_TORCH.format(env=tox_env.conf.name, python=sys.executable))
         raise SystemExit(UNAVAILABLE)
-    logging.warning("torch %s of %s", importlib.metadata.version("torch"), folders[0])
+    if of_type == "package":
+        versions = [found.version for found in importlib.metadata.distributions(name="torch")]
+        logging.warning("torch %s of %s", versions[0] if versions else "(no version)", folders[0])
     (tox_env.env_site_package_dir() / "vendor_torch.pth").write_text("\n".join(folders) + "\n")
     for package in arguments if isinstance(arguments, list) else ():
         if hasattr(package, "deps"):
