@@ -9,6 +9,9 @@ from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
 
+REACH = 2**31
+"""Elements that acme's inverse_rope can address; `plugin` declares it."""
+
 
 class AcmeBackend:
     """Two ops, on any device of torch: DSV4CORE_ACME_DEVICE names it."""
@@ -22,8 +25,9 @@ class AcmeBackend:
 
 def inverse_rope(o: Tensor, positions: Tensor, cos_sin: Tensor) -> Tensor:
     """Turn the last 64 channels of every head back: products in f32, one rounding at the end."""
-    if o.dtype != torch.bfloat16:
-        raise OpArgumentError("inverse_rope", "o", "bf16 (acme has no other kernel)", str(o.dtype))
+    span = o.shape[0] * o.stride(0)
+    if span > REACH:
+        raise OpArgumentError("inverse_rope", "o", f"within {REACH} elements, acme's reach", f"over {span}")
     cos, sin = cos_sin[positions].unsqueeze(1).chunk(2, dim=-1)
     even, odd = o[..., 448::2].float(), o[..., 449::2].float()
     out = o.clone(memory_format=torch.contiguous_format)
