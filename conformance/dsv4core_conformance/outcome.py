@@ -97,13 +97,8 @@ def clean(text: str) -> str:
 
 def _text(report: pytest.TestReport, raised: BaseException | None) -> str:
     """A mismatch's own words; for what should not have been raised at all, also where it came from."""
-    return clean(
-        str(raised)
-        if isinstance(raised, Mismatch) and report.when == "call" and _own(report)
-        else report.longreprtext
-    )
-
-
-def _own(report: pytest.TestReport) -> bool:
-    """Whether a report still shows the exception itself, not a sentence about a deviation."""
-    return not isinstance(report.longrepr, str)
+    if raised is None or isinstance(report.longrepr, str):  # a sentence about a deviation
+        return clean(report.longreprtext)
+    if isinstance(raised, Mismatch) and report.when == "call":
+        return clean(str(raised))
+    return clean(f"{type(raised).__name__}: {raised}\n\n{report.longreprtext}")

@@ -12,7 +12,7 @@ import pytest
 from dsv4core_conformance import outcome
 from dsv4core_conformance.case import Case
 from dsv4core_conformance.deviations import Declared
-from dsv4core_conformance.report import record, summary
+from dsv4core_conformance.report import build, record, summary
 from dsv4core_conformance.report.record import Record
 from dsv4core_conformance.result import CaseResult, verdict
 from dsv4core_conformance.subject import Subject
@@ -67,7 +67,7 @@ class Recorder:
             session.exitstatus = 1 if exitstatus == 1 and code == 0 else code
         if self._config.option.collectonly:
             return
-        self._record = record.build(
+        self._record = build.build(
             self._subject,
             results,
             names=self._names,
