@@ -42,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
 
     paths: list[Path] = args.reports
     if args.readme is not None and not paths:
-        paths = [args.readme.parent / REPORTS]
+        kept = args.readme.parent / REPORTS
+        paths = [kept] if kept.is_dir() else []
     columns = matrix.read(paths)
     if args.readme is not None:
         return _readme(args.readme, columns, check=args.check)

@@ -29,7 +29,7 @@ def make(
         "limit": 30.0,
         "summary": "A toy.",
     }
-    return Case(id=name, family=family, ops=tuple(ops), run=run, **{**values, **more})  # type: ignore[arg-type]
+    return Case(id=name, family=family, ops=tuple(ops), run=run, **(values | more))  # type: ignore
 
 
 def passes(subject: Subject) -> None:

@@ -83,9 +83,7 @@ def _columns(found: Sequence[Point]) -> dict[int, list[Point]]:
     """Points by the column of the plot that they fall into, failures first so that they are seen."""
     columns: dict[int, list[Point]] = {}
     for point in sorted(found, key=lambda item: (not item.failed, item.ratio, item.case)):
-        decade = LOW - 0.6 if point.ratio <= 10.0 ** (LOW - 0.5) else min(log10(point.ratio), HIGH)
-        place = LEFT if point.ratio == 0 else _x(max(decade, LOW - 0.5))
-        columns.setdefault(floor(place / CELL), []).append(point)
+        columns.setdefault(floor(_place(point.ratio) / CELL), []).append(point)
     return columns
 
 
@@ -114,6 +112,13 @@ def _bars(columns: Mapping[int, Sequence[Point]], base: int) -> list[str]:
             f'style="fill:var(--{colour})" fill-opacity=".75"><title>{text}</title></rect>'
         )
     return shown
+
+
+def _place(ratio: float) -> float:
+    """Where a ratio lies: 0 at the left end, what is too small for the axis between it and the axis."""
+    if ratio == 0:
+        return LEFT
+    return max(_x(min(log10(ratio), HIGH)), LEFT + 20)
 
 
 def _x(decade: float) -> float:
