@@ -6,6 +6,7 @@ the backend cannot run here, its deviations break a rule, or no case passed. "0 
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Generator
 from datetime import date
@@ -36,10 +37,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--device", metavar="DEVICE", help="torch device to run on (default: the backend's own)")
     group.addoption("--case", metavar="GLOB", action="append", default=[], help="run only cases of this name")
-    group.addoption(
-        "--report", metavar="FILE", help="write the report as JSON, from which a run can be repeated"
-    )
-    group.addoption("--html", metavar="FILE", help="write the report as one HTML page")
+    _add_file(group, "report", "write the report as JSON, from which a run can be repeated")
+    _add_file(group, "html", "write the report as one HTML page")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -129,6 +128,15 @@ def pytest_runtest_makereport(
         setattr(report, outcome.ATTRIBUTE, result.as_dict())
         item.user_properties += [("case", case.id), ("family", case.family), ("outcome", result.outcome)]
     return report
+
+
+def _add_file(group: pytest.OptionGroup, name: str, text: str) -> None:
+    """An option for a file. Other plugins use such short names too: the long one is always there."""
+    long = f"--dsv4core-{name}"
+    try:
+        group.addoption(f"--{name}", long, dest=f"dsv4core_{name}", metavar="FILE", help=text)
+    except (ValueError, argparse.ArgumentError):
+        group.addoption(long, dest=f"dsv4core_{name}", metavar="FILE", help=text)
 
 
 def _declared(subject: Subject, cases: list[Case]) -> list[Declared]:

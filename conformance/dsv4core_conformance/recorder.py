@@ -57,7 +57,7 @@ class Recorder:
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Turn the results into the exit code and write the reports."""
-        if exitstatus not in (0, 1, 2, 5):
+        if exitstatus not in (0, 1, 2, 5) or self._config.option.collectonly:
             return
         results = [self._results[name] for name in self._level if name in self._results]
         found = verdict(results)
@@ -65,8 +65,6 @@ class Recorder:
             code = 1 if found == "partial" and self._config.getoption("strict", False) else _EXIT[found]
             # pytest has seen a failure that belongs to no case: it must not become a pass
             session.exitstatus = 1 if exitstatus == 1 and code == 0 else code
-        if self._config.option.collectonly:
-            return
         self._record = build.build(
             self._subject,
             results,
@@ -97,11 +95,11 @@ class Recorder:
             self._results[result.id] = result
 
     def _write(self, found: Record) -> None:
-        target = self._config.getoption("report")
+        target = self._config.getoption("dsv4core_report")
         if target:
             record.save(found, Path(target))
             self._files.append(target)
-        page = self._config.getoption("html")
+        page = self._config.getoption("dsv4core_html")
         if page:
             from dsv4core_conformance.report.html import render
 

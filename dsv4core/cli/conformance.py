@@ -65,8 +65,8 @@ def command(args: argparse.Namespace, report: str | None) -> Sequence[str]:
         ("--level", args.level),
         ("--device", args.device),
         *(("--case", glob) for glob in args.case),
-        ("--report", report),
-        ("--html", args.html),
+        ("--dsv4core-report", report),
+        ("--dsv4core-html", args.html),
     )
     for name, value in given:
         if value is not None:

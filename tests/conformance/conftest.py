@@ -67,7 +67,16 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Calla
             registry.get_registry()._manager.register(Declares(list(declared)), "toy")
         file = tmp_path / "report.json"
         file.unlink(missing_ok=True)
-        arguments = ["-p", "no:cacheprovider", "--pyargs", "dsv4core_conformance", "--report", str(file)]
+        arguments = [
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:unraisableexception",
+            "--pyargs",
+            "dsv4core_conformance",
+            "--report",
+            str(file),
+        ]
         code = pytest.main([*arguments, "--backend", "cpu", *words])
         printed = capsys.readouterr()
         return Ran(

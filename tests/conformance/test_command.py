@@ -46,6 +46,7 @@ def test_words_reach_pytest(started: list[list[str]]) -> None:
     assert main(["conformance", *words, *files, "--strict", "--", "-q", "-n", "2"]) == 3
     assert main(["conformance", "--", "--collect-only"]) == 3
     assert main(["conformance"]) == 3
+    files = ["--dsv4core-report", "r.json", "--dsv4core-html", "r.html"]
     assert started == [[*HEAD, *words, *files, "--strict", "-q", "-n", "2"], [*HEAD, "--collect-only"], HEAD]
 
 

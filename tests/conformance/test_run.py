@@ -104,6 +104,20 @@ def test_the_failing_byte_is_named(suite: Callable) -> None:
     assert facts["ranges"] == [[64 * 576 + 7] * 2] and len(facts["page_hex"]) == 2 * 37_440
 
 
+def test_collecting_is_no_run(suite: Callable) -> None:
+    ran = suite(GOOD, "--collect-only", "-q")
+    assert ran.code == 0 and not ran.report and "suite/det/pass" in ran.out
+
+
+def test_a_plugin_that_took_our_option(
+    suite: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "took_it.py").write_text("def pytest_addoption(parser):\n    parser.addoption('--html')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    ran = suite(GOOD, "-p", "took_it", "--html", "theirs.html", "--dsv4core-html", "ours.html")
+    assert ran.code == 0 and (tmp_path / "ours.html").exists() and not (tmp_path / "theirs.html").exists()
+
+
 def test_summary(suite: Callable) -> None:
     out = suite([*GOOD, *OTHERS, "op/linear/det/fail"]).out
     assert "tier device, level core" in out and "verdict: fail" in out

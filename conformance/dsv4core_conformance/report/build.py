@@ -33,7 +33,16 @@ MORE_VARIABLES = (
     "ZE_AFFINITY_MASK",
     "OMP_NUM_THREADS",
 )
-OUTPUTS = ("--report", "--html", "--junitxml", "--junit-xml", "--basetemp", "--rootdir")
+OUTPUTS = (
+    "--report",
+    "--html",
+    "--dsv4core-report",
+    "--dsv4core-html",
+    "--junitxml",
+    "--junit-xml",
+    "--basetemp",
+    "--rootdir",
+)
 """Options that say where to write: they are no part of what was run and are left out of the command."""
 
 PAGES_KEPT = 24
