@@ -42,7 +42,7 @@ _TAIL = {
 
 
 def fields(layout: str, rows: int) -> list[Field]:
-    """The fields of a page of `rows` rows, in the order of their first bytes. Raises KeyError for no layout."""
+    """The fields of a page of `rows` rows, in the order of their bytes. Raises KeyError for no layout."""
     record, found, at = RECORDS[layout], [], 0
     for base, stride, described in (
         (0, record.front, _FRONT[layout]),

@@ -43,12 +43,16 @@ ALIGNMENT = {
 
 
 def _bytes_of_f32(values: F64) -> U8:
-    return np.ascontiguousarray(values, dtype="<f4").view(np.uint8).reshape(*values.shape[:-1], -1)
+    return (
+        np.ascontiguousarray(values, dtype="<f4")
+        .view(np.uint8)
+        .reshape(*values.shape[:-1], 4 * values.shape[-1])
+    )
 
 
 def _bytes_of_bf16(values: F64) -> U8:
     words = np.ascontiguousarray(to_bf16(values), dtype="<f4").view("<u4") >> 16
-    return words.astype("<u2").view(np.uint8).reshape(*values.shape[:-1], -1)
+    return words.astype("<u2").view(np.uint8).reshape(*values.shape[:-1], 2 * values.shape[-1])
 
 
 def _scale_bytes(exponent: NDArray[np.int64]) -> U8:

@@ -19,7 +19,8 @@ I64 = NDArray[np.int64]
 
 MAIN = ("fp8_ds_mla", "fp8_ds_mla_fnuz", "bf16_row", "fp8_row", "f32_row")
 INDEX = (
-    "index_fp8", "index_fp8_ue8m0x4", "index_mxfp4", "index_mxfp4_hadamard", "index_fp8_hadamard_f32", "index_f32",
+    "index_fp8", "index_fp8_ue8m0x4", "index_mxfp4", "index_mxfp4_hadamard", "index_fp8_hadamard_f32",
+    "index_f32",
 )  # fmt: skip
 ROTATED = ("index_mxfp4_hadamard", "index_fp8_hadamard_f32")
 """Layouts whose values are Hadamard-rotated before they are encoded."""
@@ -122,7 +123,9 @@ def write(layout: str, pages: U8, slots: I64, rows: int, values: NDArray[np.floa
     """
     live = np.asarray(slots) >= 0
     page, front, tail = places(layout, np.asarray(slots)[live], rows)
-    for i, (one, other) in enumerate(zip(*encode(layout, values[live]), strict=True)):  # in order: the last one stays
+    for i, (one, other) in enumerate(
+        zip(*encode(layout, values[live]), strict=True)
+    ):  # in order: the last one stays
         pages[page[i], front[i]] = one
         pages[page[i], tail[i]] = other
 
@@ -144,7 +147,9 @@ def table_slots(table: NDArray[np.int32], request: I64, index: I64, rows: int) -
 
     Shapes: table [R, W], broadcastable -> i64
     """
-    request, index = np.broadcast_arrays(np.asarray(request, dtype=np.int64), np.asarray(index, dtype=np.int64))
+    request, index = np.broadcast_arrays(
+        np.asarray(request, dtype=np.int64), np.asarray(index, dtype=np.int64)
+    )
     column = index // rows
     inside = (index >= 0) & (column < table.shape[1])
     if not table.size:

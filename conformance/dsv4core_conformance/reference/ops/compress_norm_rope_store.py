@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import rows
-from ..ca1 import bf16, hadamard, pool, rms_norm, rope
+from dsv4core_conformance.reference import rows
+from dsv4core_conformance.reference.ca1 import bf16, hadamard, pool, rms_norm, rope
 
 
-def expected(a: dict[str, Any], dtypes: dict[str, str]) -> list:
+def expected(a: dict[str, Any], dtypes: dict[str, str]) -> list[Any]:
     """No result; one entry per token that closes a window and has both slots is written."""
     ratio, head, state = a["ratio"], a["head_dim"], a["state_cache"]
     live = a["slot_mapping"]

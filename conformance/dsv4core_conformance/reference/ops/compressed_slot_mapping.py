@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 
-def expected(a: dict[str, Any], dtypes: dict[str, str]) -> list:
+def expected(a: dict[str, Any], dtypes: dict[str, str]) -> list[Any]:
     """Slots, -1 where no window closes or the token itself has no slot. Shapes: -> i64 [T]."""
     ratio, rows, table = a["ratio"], a["rows"], a["block_table"]
     out = np.full(len(a["positions"]), -1, dtype=np.int64)

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import rows
-from ..ca1 import rounded
+from dsv4core_conformance.reference import rows
+from dsv4core_conformance.reference.ca1 import rounded
 
 
-def expected(a: dict[str, Any], dtypes: dict[str, str]) -> list:
+def expected(a: dict[str, Any], dtypes: dict[str, str]) -> list[Any]:
     """No result; rows `offset` .. `offset + g` of every request's part of `out` are written."""
     counts = a["seq_lens"] if a["gather_lens"] is None else a["gather_lens"]
     for b, (length, count) in enumerate(zip(a["seq_lens"], counts, strict=True)):

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from ..ca1 import blocks_e4m3, rope
-from ..quant import FLOOR_OUTPUT
+from dsv4core_conformance.reference.ca1 import blocks_e4m3, rope
+from dsv4core_conformance.reference.quant import FLOOR_OUTPUT
 
 BLOCK = 128
 
 
-def expected(a: dict[str, Any], dtypes: dict[str, str]) -> list:
+def expected(a: dict[str, Any], dtypes: dict[str, str]) -> list[Any]:
     """Codes and their scales. Shapes: -> u8 [T, G, n], f32 [T, G, n / 128] or i32 [T, G, n / 512]."""
     o = rope(a["o"], a["cos_sin"][a["positions"]][:, None], inverse=True)
     codes, exponent = blocks_e4m3(o.reshape(len(o), a["groups"], -1), BLOCK, FLOOR_OUTPUT)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..ca1 import rms_norm, rounded
+from dsv4core_conformance.reference.ca1 import rms_norm, rounded
 
 
-def expected(a: dict[str, Any], dtypes: dict[str, str]) -> list:
+def expected(a: dict[str, Any], dtypes: dict[str, str]) -> list[Any]:
     """The normed query latent and key row. Shapes: -> f32 [T, Q], f32 [T, D]."""
     return [
         rounded(rms_norm(a[name], a[f"{half}_weight"], a["eps"]), dtypes[name])

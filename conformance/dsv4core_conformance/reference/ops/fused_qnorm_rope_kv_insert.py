@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import rows
-from ..ca1 import rms_norm, rope, rounded
+from dsv4core_conformance.reference import rows
+from dsv4core_conformance.reference.ca1 import rms_norm, rope, rounded
 
 
-def expected(a: dict[str, Any], dtypes: dict[str, str]) -> list:
+def expected(a: dict[str, Any], dtypes: dict[str, str]) -> list[Any]:
     """The queries, with heads of zeros up to `padded_heads`; `k_cache` is written.
 
     Shapes: -> f32 [T, padded heads, 512]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 
-def expected(a: dict[str, Any], dtypes: dict[str, str]) -> list:
+def expected(a: dict[str, Any], dtypes: dict[str, str]) -> list[Any]:
     """No result; the state row of every slot that is not negative is written."""
     state, width = a["state_cache"], a["kv"].shape[1]
     for t, slot in enumerate(a["slot_mapping"]):
