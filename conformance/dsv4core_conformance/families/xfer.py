@@ -74,7 +74,9 @@ def other_limits(s: Subject, kind: str) -> None:
         eight.step({"a": torch.cat([eight.next_rows("a", 3), text("draft")[:5]])})
         eight.cache.truncate("a", length + 9)
         right_records(eight, "a")
-        moved(eight, World(s, kind, limits={"max_rollback": 2}))
+        again = World(s, kind, limits={"max_rollback": 2})
+        moved(eight, again)
+        carries_on(again)
 
 
 @case(
@@ -106,8 +108,7 @@ def _packed(s: Subject, kind: str, gap: int) -> World:
     w = World(s, kind)
     specs = cache_specs(w.config, w.layer)
     width = sum(spec.page_bytes + gap for spec in specs)
-    pages = 40 if kind != "hca" else 80
-    whole = torch.full((pages * 2, -(-width // 16) * 16), STALE, dtype=torch.uint8, device=s.device)
+    whole = torch.full((128, -(-width // 16) * 16), STALE, dtype=torch.uint8, device=s.device)
     tensors: dict[str, Tensor] = {}
     at = gap
     for spec in specs:
