@@ -74,7 +74,9 @@ def tables_of_an_engine(s: Subject, kind: str) -> None:
         trace = trace_of(w, n, done[n])
         for group, spec in specs.items():
             row = np.arange(done[n] // spec.tokens_per_row)
-            slots = tables[group][place].numpy().astype(np.int64)[row // spec.rows] * spec.rows + row % spec.rows
+            slots = (
+                tables[group][place].numpy().astype(np.int64)[row // spec.rows] * spec.rows + row % spec.rows
+            )
             put(wanted[group], slots, trace.caches[group][row], spec.layout, spec.row_width, spec.rows)
     for group, pages in everything(w).items():
         wrong = np.argwhere(pages != wanted[group])
@@ -121,8 +123,14 @@ def only_own_slots_change(s: Subject, kind: str) -> None:
             ):
                 allowed[page, columns] = pages[page, columns]
             wrong = np.argwhere(pages != allowed)
-            where = page_place(w.storages()[group], _at(w, group, wrong), spec.layout, spec.rows) if len(wrong) else ""
-            require(not len(wrong), f"group {group}: {len(wrong)} bytes of nobody changed, the first at {where}")
+            where = (
+                page_place(w.storages()[group], _at(w, group, wrong), spec.layout, spec.rows)
+                if len(wrong)
+                else ""
+            )
+            require(
+                not len(wrong), f"group {group}: {len(wrong)} bytes of nobody changed, the first at {where}"
+            )
         for n, start in starts.items():
             w.cache.truncate(n, max(start, w.cache.min_length(n)))
 
@@ -192,7 +200,14 @@ def _records(w: World, request: str) -> dict[str, tuple[int, U8]]:
     return w.records(request)
 
 
-@case("layer/{kind}/pageperm/random_life", kind=KINDS, ops=LAYER_OPS, level="extended", catches=("K9", "E12"), limit=240)
+@case(
+    "layer/{kind}/pageperm/random_life",
+    kind=KINDS,
+    ops=LAYER_OPS,
+    level="extended",
+    catches=("K9", "E12"),
+    limit=240,
+)
 def random_life(s: Subject, kind: str) -> None:
     """Requests come, grow by any number of tokens, shrink and leave on few pages; every one stays right."""
     w = World(s, kind, tokens=900, requests=5)

@@ -95,7 +95,9 @@ def an_illegal_boundary_is_refused(s: Subject, kind: str) -> None:
     for length in (0, 1, 5, 64, 128, low - 1, 261):
         for what in ("fork", "export"):
             try:
-                w.cache.fork("a", "b", length=length) if what == "fork" else w.cache.export("a", length=length)
+                w.cache.fork("a", "b", length=length) if what == "fork" else w.cache.export(
+                    "a", length=length
+                )
             except CacheError:
                 pass
             else:
@@ -170,12 +172,16 @@ def every_length_is_a_boundary(s: Subject) -> None:
             w.feed("a", [count])
             low, high = w.cache.resume_range("a")
             least = max(0, w.cache.length("a") - count - w.cache.limits.max_rollback)
-            require(high == w.cache.length("a") and low <= least, f"{kind}: {low} to {high} after {count} tokens")
+            require(
+                high == w.cache.length("a") and low <= least, f"{kind}: {low} to {high} after {count} tokens"
+            )
             for length in {low, low + 1, (low + high) // 2, high - 1, high}:
                 if low <= length <= high:
                     w.cache.fork("a", "f", length=length)
                     w.cache.import_(w.cache.export("a", length=length), "i")
-                    require(w.cache.length("f") == w.cache.length("i") == length, f"{kind}: not {length} tokens")
+                    require(
+                        w.cache.length("f") == w.cache.length("i") == length, f"{kind}: not {length} tokens"
+                    )
                     w.cache.free("f")
                     w.cache.free("i")
 

@@ -115,7 +115,9 @@ def only_the_open_windows_are_read(s: Subject, kind: str) -> None:
         right_outputs(w, w.step({"a": 9})["a"], start)
         got, wanted = w.records("a"), trace_of(w, "a", start + 9).records(start + 9)
         for group in ENTRIES[kind]:
-            same_records("after the rows nobody needs were poisoned", {group: got[group]}, {group: wanted[group]})
+            same_records(
+                "after the rows nobody needs were poisoned", {group: got[group]}, {group: wanted[group]}
+            )
 
 
 @case("layer/{kind}/spec/plans_are_their_own", kind=KINDS, ops=LAYER_OPS, catches=("J4", "I5"))
@@ -170,7 +172,14 @@ def a_mixed_batch(s: Subject, kind: str) -> None:
     mixed(s, kind, 6, 4)
 
 
-@case("layer/{kind}/spec/mixed_batch_of_20", kind=KINDS, ops=LAYER_OPS, level="extended", catches=("J8",), limit=180)
+@case(
+    "layer/{kind}/spec/mixed_batch_of_20",
+    kind=KINDS,
+    ops=LAYER_OPS,
+    level="extended",
+    catches=("J8",),
+    limit=180,
+)
 def a_large_mixed_batch(s: Subject, kind: str) -> None:
     """Twenty of them, for ten steps."""
     mixed(s, kind, 20, 10)
@@ -205,7 +214,12 @@ def plans_agree(s: Subject, queries: Sequence[int], lengths: Sequence[int], pad_
 
     for device in dict.fromkeys(["cpu", str(s.device)]):
         plan = BatchPlan.build(
-            config, query_lens=list(queries), seq_lens=list(lengths), tables=tables, pad_to=pad_to, device=device
+            config,
+            query_lens=list(queries),
+            seq_lens=list(lengths),
+            tables=tables,
+            pad_to=pad_to,
+            device=device,
         )
         require(plan.num_tokens == total, f"a plan of {plan.num_tokens} tokens, expected {total}")
         wanted = {"positions": np.zeros(total, dtype=np.int64), "swa_lens": np.zeros(total, dtype=np.int32)}
