@@ -79,8 +79,8 @@ def _running(
 
 
 def _block(
-    q: Tensor, weights: Tensor, k_cache: Tensor, table: Tensor, request: int, span: slice, source: CacheLayout,
-    rows: int, mxfp4: bool,
+    q: Tensor, weights: Tensor, k_cache: Tensor, table: Tensor, request: int, span: slice,
+    source: CacheLayout, rows: int, mxfp4: bool,
 ) -> Tensor:  # fmt: skip
     """Scores of one span; its keys are gone before the next ones are read."""
     keys, factor = _scores.entry_values(k_cache, table, request, span, source, rows, NAME)

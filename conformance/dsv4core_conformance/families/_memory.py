@@ -1,4 +1,4 @@
-"""How many bytes of tensors a call holds at once, on a CPU by counting them and on a device by its allocator."""
+"""How many bytes of tensors a call holds at once: counted on a CPU, asked of the allocator elsewhere."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ TABLE_WIDTH = 256
 
 
 class Bucket:
-    """A captured step of `size` tokens of a world. `graph`: record a device graph, else call the layer again."""
+    """A captured step of `size` tokens of a world. With `graph` a device graph, else called again."""
 
     def __init__(
         self, w: World, new: Mapping[str, int], size: int, *, graph: bool, c128_width: int = 64

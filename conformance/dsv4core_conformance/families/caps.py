@@ -94,7 +94,7 @@ def the_path_asked_is_the_path_taken(s: Subject) -> None:
     catches=("A4", "A5", "A15", "M1", "B2"),
 )
 def a_claimed_layout_runs(s: Subject, which: str) -> None:
-    """A layout that is claimed is written; one that is not is refused with a documented error, or is right."""
+    """A claimed layout is written; one that is not is refused with a documented error, or is right."""
     arguments = _writing(which)
     op = "quantize_and_insert_k_cache" if which in MAIN else "compress_norm_rope_store"
     if op not in s.own_ops and which not in s.layouts:
@@ -188,8 +188,9 @@ def what_does_not_exist_is_refused(s: Subject) -> None:
 def public_names_are_there(s: Subject) -> None:
     """The names that engines build on exist and can be imported."""
     for name in (
-        "AttentionConfig", "AttentionWeights", "BatchPlan", "Limits", "PagedCache", "RequestExport", "backends",
-        "cache_specs", "get_backend", "get_layout", "layouts", "use", "DeepseekV4Attention", "OpArgumentError",
+        "AttentionConfig", "AttentionWeights", "BatchPlan", "Limits", "PagedCache", "RequestExport",
+        "backends", "cache_specs", "get_backend", "get_layout", "layouts", "use", "DeepseekV4Attention",
+        "OpArgumentError",
     ):  # fmt: skip
         require(getattr(dsv4core, name, None) is not None, f"dsv4core.{name} is missing")
     for op in s.backend.ops.provenance:

@@ -24,8 +24,12 @@ from dsv4core_conformance.families._layers import (
 from dsv4core_conformance.subject import LAYER_OPS, Subject, others
 
 GEOMETRIES: tuple[dict[str, Any], ...] = (
-    {"name": "small_pages", "rows": dict(swa=16, c4=6, indexer=10, state_c4=3, state_indexer=8, c128=1, state_c128=4)},
-    {"name": "large_pages", "rows": dict(swa=256, c4=128, indexer=96, state_c4=16, state_indexer=4, c128=3, state_c128=64)},
+    {"name": "small_pages", "rows": {
+        "swa": 16, "c4": 6, "indexer": 10, "state_c4": 3, "state_indexer": 8, "c128": 1, "state_c128": 4,
+    }},
+    {"name": "large_pages", "rows": {
+        "swa": 256, "c4": 128, "indexer": 96, "state_c4": 16, "state_indexer": 4, "c128": 3, "state_c128": 64,
+    }},
 )  # fmt: skip
 
 
