@@ -175,6 +175,13 @@ def test_page_of_a_run_without_failures(suite: Callable) -> None:
     assert "<p>None.</p>" in page and "None declared." in page and "No case with a bound" in page
 
 
+def test_failures_show_every_kind_before_more_of_one() -> None:
+    names = ["a/1", "a/2", "b/1", "a/3", "b/2"]
+    failed = [CaseResult(name, name[0], "core", "fail", 0.0) for name in names]
+    shown = [result.id for result in summary.failures([*failed, CaseResult("c/1", "c", "core", "pass", 0.0)])]
+    assert shown == ["a/1", "b/1", "a/2", "b/2", "a/3"]
+
+
 def test_html_option(suite: Callable, tmp_path: Path) -> None:
     ran = suite(NAMES, "--html", str(tmp_path / "deep" / "page.html"))
     assert (tmp_path / "deep" / "page.html").read_text() == html.render(ran.report)
