@@ -17,7 +17,7 @@ import dsv4core
 from dsv4core.errors import DSV4CoreError, FallbackError
 from dsv4core.registry import get_registry
 from dsv4core_conformance import deviations, outcome
-from dsv4core_conformance.case import LEVELS, Case, NotRun, load_cases
+from dsv4core_conformance.case import LEVELS, Case, NotRun, Unclaimed, load_cases
 from dsv4core_conformance.deviations import Declared, covers
 from dsv4core_conformance.devices import device_words
 from dsv4core_conformance.recorder import RECORDER, Recorder
@@ -119,7 +119,7 @@ def pytest_runtest_makereport(
     raised = call.excinfo.value if call.excinfo is not None else None
     declared = item.config.stash[_DECLARED].get(case.id)
     if isinstance(raised, (NotRun, FallbackError)):
-        outcome.skip(report, "portable" if isinstance(raised, FallbackError) else "not run", str(raised))
+        outcome.skip(report, _left_out(raised), str(raised))
     elif declared is not None and call.when == "call" and not report.skipped:
         outcome.declare(report, declared, raised)
     errors = item.config.stash[_SUBJECT].errors if call.when == "call" else {}
@@ -128,6 +128,13 @@ def pytest_runtest_makereport(
         setattr(report, outcome.ATTRIBUTE, result.as_dict())
         item.user_properties += [("case", case.id), ("family", case.family), ("outcome", result.outcome)]
     return report
+
+
+def _left_out(raised: NotRun | FallbackError) -> str:
+    """The outcome of a case that turns out to judge nothing."""
+    if isinstance(raised, FallbackError):
+        return "portable"
+    return "unclaimed" if isinstance(raised, Unclaimed) else "not run"
 
 
 def _add_file(group: pytest.OptionGroup, name: str, text: str) -> None:
