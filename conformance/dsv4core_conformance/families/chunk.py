@@ -13,6 +13,7 @@ from dsv4core_conformance.compare import same_storage, same_values
 from dsv4core_conformance.contracts import CONTRACTS
 from dsv4core_conformance.families._layers import (
     KINDS,
+    LAYER_LAYOUTS,
     World,
     cut,
     right_outputs,
@@ -44,6 +45,7 @@ SIZES: tuple[dict[str, Any], ...] = (
     kind=KINDS,
     sizes=SIZES,
     ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
     catches=("E1", "E2", "E3", "E8", "E10", "E15", "D6", "J10"),
 )
 def any_partition(s: Subject, kind: str, sizes: Sequence[int], length: dict[str, int]) -> None:
@@ -54,7 +56,13 @@ def any_partition(s: Subject, kind: str, sizes: Sequence[int], length: dict[str,
     right_outputs(w, out, 0)
 
 
-@case("layer/{kind}/chunk/short_prompts", kind=KINDS, ops=LAYER_OPS, catches=("E1", "E10", "E11"))
+@case(
+    "layer/{kind}/chunk/short_prompts",
+    kind=KINDS,
+    ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
+    catches=("E1", "E10", "E11"),
+)
 def short_prompts(s: Subject, kind: str) -> None:
     """Prompts of 1 to 9 tokens, shorter than any window, and the tokens that complete it."""
     w = World(s, kind, requests=9)
@@ -69,6 +77,7 @@ def short_prompts(s: Subject, kind: str) -> None:
     "layer/{kind}/chunk/same_bits",
     kind=KINDS,
     ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
     needs=("batch_invariant_linear",),
     catches=("E8", "E15", "D6"),
 )
@@ -82,6 +91,7 @@ def same_bits(s: Subject, kind: str) -> None:
     "layer/{kind}/chunk/long",
     kind=KINDS,
     ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
     level="extended",
     catches=("E7", "E8", "J10"),
     limit=180,
