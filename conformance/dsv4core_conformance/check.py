@@ -37,6 +37,7 @@ def judge(
     plain = {name: to_numpy(value) for name, value in own.items()}
     expected = REFERENCE[op](plain, dtypes)
     _unwritten(op, own, after, contract, plain)
+    _types(op, contract, results, dtypes)
     if contract.kind == "exact":
         require(
             len(results) == len(expected), f"{op}: {len(expected)} results expected, {len(results)} returned"
@@ -53,6 +54,16 @@ def judge(
     if contract.kind == "list":
         return _list(op, to_numpy(results[0]), *expected)
     return _matmul(op, to_numpy(results[0]), expected[0], contract.bound)
+
+
+def _types(op: str, contract: OpContract, results: list[Tensor | None], dtypes: Mapping[str, str]) -> None:
+    """Results have the dtypes of the contract, which values alone would not tell apart."""
+    for i, (mine, word) in enumerate(zip(results, contract.results, strict=False)):
+        wanted = dtypes[word[1:]] if word.startswith("=") else word
+        if mine is not None and wanted:
+            require(
+                dtype_name(mine) == wanted, f"{op}: result {i}: expected {wanted}, got {dtype_name(mine)}"
+            )
 
 
 def _unwritten(

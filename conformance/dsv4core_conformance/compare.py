@@ -46,7 +46,7 @@ def same_values(what: str, got: Tensor | None, expected: np.ndarray | None) -> N
     if wrong.any():
         first = tuple(int(i) for i in np.unravel_index(int(np.flatnonzero(wrong)[0]), expected.shape))
         raise Mismatch(
-            f"{what}{list(first)}: expected {expected[first]!r}, got {mine[first]!r}; "
+            f"{what}{list(first)}: expected {expected[first].item()!r}, got {mine[first].item()!r}; "
             f"{int(wrong.sum())} of {wrong.size} values differ"
         )
 

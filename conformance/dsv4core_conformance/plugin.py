@@ -12,6 +12,7 @@ from collections.abc import Generator
 from datetime import date
 
 import pytest
+import torch
 
 import dsv4core
 from dsv4core.errors import DSV4CoreError, FallbackError
@@ -55,6 +56,8 @@ def pytest_configure(config: pytest.Config) -> None:
         declared = _declared(subject, list(everything.values()))
     except DSV4CoreError as error:
         raise pytest.UsageError(f"nothing was run: {error}") from None
+    # Cases are small: threads that wait for each other cost more than they bring. DET runs several.
+    torch.set_num_threads(1)
     levels = LEVELS[: LEVELS.index(config.getoption("level")) + 1]
     globs = config.getoption("case")
     of_level = [case for case in everything.values() if case.level in levels]
