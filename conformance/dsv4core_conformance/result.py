@@ -48,7 +48,7 @@ class CaseResult:
 
 
 def verdict(results: Iterable[CaseResult]) -> Verdict:
-    """`fail` if a case failed, `not run` if none about an op passed, `partial` if declared ones did, or `pass`.
+    """`fail` if a case failed, `not run` if none about an op passed, `partial` if one is declared, or `pass`.
 
     Cases about no op look at the suite and at discovery: with these alone nothing of a backend was judged.
     """
