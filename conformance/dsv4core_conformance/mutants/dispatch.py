@@ -1,0 +1,119 @@
+"""What a backend says about itself, and the memory it takes (rows M, N, A14, A17, B12)."""
+
+from __future__ import annotations
+
+from dsv4core_conformance.mutants.engine import Edit, Mutant
+
+_INDEXER = "dsv4core.ops.sparse_indexer:sparse_indexer"
+
+MUTANTS = (
+    Mutant(
+        "requirements_not_looked_at",
+        ("M3", "M2"),
+        "caps",
+        "*",
+        "a backend counts as available although a package it needs is not there",
+        (
+            Edit(
+                "dsv4core.probe:unmet", "    for need in spec.requires:", "    for need in spec.requires[:0]:"
+            ),
+        ),
+    ),
+    Mutant(
+        "unknown_layout_is_the_default",
+        ("A17", "M9"),
+        "caps",
+        "*",
+        "an unknown layout id resolves to the default",
+        (
+            Edit(
+                "dsv4core.layout.registry:get_layout",
+                "    if found is not None:",
+                '    found = found or _known["fp8_ds_mla"]\n    if found is not None:',
+            ),
+        ),
+    ),
+    Mutant(
+        "silent_fallback",
+        ("A14", "M10"),
+        "caps",
+        "*",
+        "an op that a backend lacks is filled in and counted as its own",
+        (
+            Edit(
+                "dsv4core.ops._bind:OpTable.__init__",
+                'if own is None and fallback == "error":',
+                'if own is None and fallback == "never":',
+            ),
+            Edit(
+                "dsv4core.ops._bind:OpTable.__init__",
+                "BoundOp(op, PORTABLE, op.body), PORTABLE",
+                "BoundOp(op, PORTABLE, op.body), backend",
+            ),
+        ),
+    ),
+    Mutant(
+        "workspace_bound_ignored",
+        ("N1",),
+        "work",
+        "*",
+        "scores of all entries are held at once, whatever the workspace",
+        (
+            Edit(
+                _INDEXER,
+                "entries = min(longest, MAXIMUM_ENTRIES, (workspace_bytes - heads * row) // per_entry)",
+                "entries = longest",
+            ),
+        ),
+    ),
+    Mutant(
+        "too_little_workspace_accepted",
+        ("N3", "G8"),
+        "work",
+        "*",
+        "a workspace that is one byte short is accepted",
+        (Edit(_INDEXER, "    if workspace_bytes < least:", "    if workspace_bytes < least // 2:"),),
+    ),
+    Mutant(
+        "workspace_without_entries",
+        ("N2", "G8"),
+        "work",
+        "*",
+        "the reported workspace has no room for the gathered entries",
+        (
+            Edit(
+                "dsv4core.plan.limits:prefill_workspace_rows",
+                "limits.max_seq_len // ratio if ratio else 0",
+                "0",
+            ),
+        ),
+    ),
+    Mutant(
+        "judge_looks_at_the_first_page",
+        ("B12",),
+        "mutant",
+        "*",
+        "the suite compares the first bytes of a storage only",
+        (
+            Edit(
+                "dsv4core_conformance.compare:same_storage",
+                "wrong = np.flatnonzero(mine != expected)",
+                "wrong = np.flatnonzero(mine[:64] != expected[:64])",
+            ),
+        ),
+    ),
+    Mutant(
+        "judge_shifts_by_one",
+        ("B12",),
+        "mutant",
+        "*",
+        "the suite compares result n with expectation n - 1",
+        (
+            Edit(
+                "dsv4core_conformance.compare:same_values",
+                "(bits(mine).reshape(-1, size) != bits(expected).reshape(-1, size))",
+                "(np.roll(bits(mine).reshape(-1, size), 1, 0) != bits(expected).reshape(-1, size))",
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,181 @@
+"""Readers and writers that disagree about where a byte is (rows A1-A16, C9)."""
+
+from __future__ import annotations
+
+from dsv4core_conformance.mutants.engine import Edit, Mutant
+
+_ENTRIES = "dsv4core.ops._scores:entry_values"
+_READ = "    values, factor = layout.factors(layout.read(k_cache, slots, rows))\n"
+
+MUTANTS = (
+    Mutant(
+        "index_row_of_132_bytes",
+        ("A1", "A2", "A3"),
+        "cross",
+        "*",
+        "the reader takes values and scale of a row side by side, the writer keeps all scales behind "
+        "all values",
+        (
+            Edit(
+                _ENTRIES,
+                _READ,
+                "    start = (slots % rows * layout.record_bytes)[:, None] + "
+                "torch.arange(layout.record_bytes)\n"
+                "    values, factor = layout.factors(k_cache[slots // rows].gather(1, start))\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "index_rows_in_tiles",
+        ("A4",),
+        "cross",
+        "*",
+        "rows of a page are read in the order of 16-row tiles, and were written one after the other",
+        (
+            Edit(
+                _ENTRIES,
+                _READ,
+                "    if rows % 16 == 0:\n"
+                "        slots = slots - slots % 16 + slots % 4 * 4 + slots % 16 // 4\n" + _READ,
+            ),
+        ),
+    ),
+    Mutant(
+        "relu_dropped",
+        ("A3",),
+        "cross",
+        "*",
+        "index scores without the ReLU on every head",
+        (Edit("dsv4core.ops._scores:scores", "dots.relu_().view", "dots.view"),),
+    ),
+    Mutant(
+        "fused_insert_order",
+        ("A6", "A5"),
+        "bytes",
+        "*",
+        "the fused insert writes the rotated channels first, where no shared reader looks for them",
+        (
+            Edit(
+                "dsv4core.ops.fused_qnorm_rope_kv_insert:fused_qnorm_rope_kv_insert",
+                "target.encode(row), rows)",
+                "target.encode(row.roll(64, -1)), rows)",
+            ),
+        ),
+    ),
+    Mutant(
+        "page_stride_ignored_by_readers",
+        ("A8", "I9"),
+        "stride",
+        "*",
+        "readers compute base + slot * row, although pages lie further apart",
+        (
+            Edit(
+                "dsv4core.layout.base:CacheLayout.read",
+                "        return paging.read(",
+                "        pages = pages.as_strided(pages.shape, (pages.shape[1], 1))\n        return "
+                "paging.read(",
+            ),
+        ),
+    ),
+    Mutant(
+        "page_stride_ignored_by_writers",
+        ("A8", "A12"),
+        "stride",
+        "*",
+        "writers compute base + slot * row, although pages lie further apart",
+        (
+            Edit(
+                "dsv4core.layout.base:CacheLayout.write",
+                "        paging.write(",
+                "        pages = pages.as_strided(pages.shape, (pages.shape[1], 1))\n        paging.write(",
+            ),
+        ),
+    ),
+    Mutant(
+        "storage_offset_ignored",
+        ("A7",),
+        "stride",
+        "*",
+        "every layer reads the pages at the start of the shared storage",
+        (
+            Edit(
+                "dsv4core.layout.base:CacheLayout.read",
+                "        return paging.read(",
+                "        pages = pages.as_strided(pages.shape, pages.stride(), 0)\n        return "
+                "paging.read(",
+            ),
+        ),
+    ),
+    Mutant(
+        "scales_of_layer_0",
+        ("A7",),
+        "stride",
+        "*",
+        "the view of the scales starts at an absolute offset, so every layer has the scales of the first",
+        (
+            Edit(
+                "dsv4core.layout.paging:parts",
+                "pages[:, start : start + rows * tail_bytes].view(count, rows, tail_bytes)",
+                "pages.as_strided((count, rows, tail_bytes), (pages.stride(0), tail_bytes, 1), start)",
+            ),
+        ),
+    ),
+    Mutant(
+        "state_stride_ignored",
+        ("A8", "A9"),
+        "stride",
+        "*",
+        "state pages are taken for adjacent although they share their blocks with other caches",
+        (
+            Edit(
+                "dsv4core.ops.save_partial_states:save_partial_states",
+                "    page, row = slots // rows, slots % rows\n",
+                "    page, row = slots // rows, slots % rows\n"
+                "    state_cache = state_cache.as_strided(state_cache.shape, (rows * 2 * width, 2 * "
+                "width, 1))\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "weight_viewed_not_copied",
+        ("C9",),
+        "stride",
+        "*",
+        "a transposed weight is read as if its rows were adjacent",
+        (
+            Edit(
+                "dsv4core.ops.linear:linear",
+                "    dense = _dense(",
+                "    weight = weight.as_strided(weight.shape, (weight.shape[1], 1))\n    dense = _dense(",
+            ),
+        ),
+    ),
+    Mutant(
+        "mxfp4_scales_interleaved",
+        ("A10",),
+        "bytes",
+        "*",
+        "the four scales of a row are written in another order than they are read",
+        (
+            Edit(
+                "dsv4core.layout.index_mxfp4:IndexMxfp4._encode",
+                "ue8m0.to_byte(exponent))",
+                "ue8m0.to_byte(exponent)[..., [0, 2, 1, 3]])",
+            ),
+        ),
+    ),
+    Mutant(
+        "rotation_not_compared",
+        ("A15",),
+        "cross",
+        "*",
+        "queries and index pages of different rotations are scored without a word",
+        (
+            Edit(
+                "dsv4core.ops._scores:check_queries",
+                "    if rotate != layout.rotate:",
+                '    if rotate not in ("none", "hadamard"):',
+            ),
+        ),
+    ),
+)

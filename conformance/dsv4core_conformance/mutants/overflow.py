@@ -1,0 +1,90 @@
+"""Offsets in 32 bits (rows G1-G10): they wrap, and what they pointed to is lost or somebody else's."""
+
+from __future__ import annotations
+
+from dsv4core_conformance.mutants.engine import Edit, Mutant
+
+_READ = "dsv4core.layout.base:CacheLayout.read"
+_WRITE = "dsv4core.layout.base:CacheLayout.write"
+
+MUTANTS = (
+    Mutant(
+        "page_offset_wraps_in_readers",
+        ("G1", "G3", "G2"),
+        "bigoff",
+        "*",
+        "page * stride is an int32: pages behind 2^31 bytes read as zeros",
+        (
+            Edit(
+                _READ,
+                "        return paging.read(self.parts(pages, rows), slots, rows)",
+                "        record = paging.read(self.parts(pages, rows), slots, rows)\n"
+                "        record[(slots // rows * pages.stride(0)).to(torch.int32) < 0] = 0\n"
+                "        return record",
+            ),
+        ),
+    ),
+    Mutant(
+        "page_offset_wraps_in_writers",
+        ("G6", "G4", "G5"),
+        "bigoff",
+        "*",
+        "page * stride is an int32: stores behind 2^31 bytes are dropped",
+        (
+            Edit(
+                _WRITE,
+                "        paging.write(",
+                "        near = (slots // rows * pages.stride(0)).to(torch.int32) >= 0\n"
+                "        slots, record = slots[near], record[near]\n"
+                "        paging.write(",
+            ),
+        ),
+    ),
+    Mutant(
+        "page_offset_modulo_2_to_32",
+        ("G1", "G7"),
+        "bigoff",
+        "*",
+        "page * stride is an uint32: pages behind 2^32 bytes are those at the start",
+        (
+            Edit(
+                _READ,
+                "        return paging.read(",
+                "        page = (slots.long() // rows * pages.stride(0) & 0xFFFFFFFF) // "
+                "max(pages.stride(0), 1)\n"
+                "        slots = page * rows + slots % rows\n"
+                "        return paging.read(",
+            ),
+        ),
+    ),
+    Mutant(
+        "state_offset_wraps",
+        ("G6", "G4"),
+        "bigoff",
+        "*",
+        "state rows behind 2^31 elements are never written",
+        (
+            Edit(
+                "dsv4core.ops.save_partial_states:save_partial_states",
+                "    live, slots = live_rows(slot_mapping)\n",
+                "    live, slots = live_rows(slot_mapping)\n"
+                "    near = slots // state_cache.shape[1] * state_cache.stride(0) < 2**31\n"
+                "    live, slots = live[near], slots[near]\n",
+            ),
+        ),
+    ),
+    Mutant(
+        "workspace_offset_wraps",
+        ("G10",),
+        "bigoff",
+        "*",
+        "row * 512 is an int32: rows behind 4,194,304 of the workspace are dropped",
+        (
+            Edit(
+                "dsv4core.ops.sparse_prefill:sparse_prefill",
+                "listed[(listed >= 0) & (listed < kv.shape[0])]",
+                "listed[(listed >= 0) & (listed < min(kv.shape[0], 2**31 // 512))]",
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,37 @@
+"""The backend that mutants live in: the portable bodies under a name of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from dsv4core.backend import Backend
+from dsv4core.ops import OPS, OpImpl
+from dsv4core.registry import get_registry
+from dsv4core_conformance.subject import PORTABLE_BODIES, Subject
+
+
+class Bodies:
+    """A provider whose ops are the portable bodies, or others where given: nothing native hides a fault."""
+
+    device_type = "cpu"
+
+    def __init__(self, name: str, others: Mapping[str, Any] | None = None) -> None:
+        self.name = name
+        self.ops = {op: OpImpl(declared.body, name) for op, declared in OPS.items()}
+        self.ops |= {op: OpImpl(function, name) for op, function in (others or {}).items()}
+
+
+def portable_subject(name: str = "mutant", others: Mapping[str, Any] | None = None) -> Subject:
+    """A subject on the portable bodies, claiming what the backend `cpu` claims.
+
+    `others` replaces single ops, by name.
+    """
+    claims = get_registry().specs["cpu"]
+    spec = replace(claims, name=name, features=claims.features | {PORTABLE_BODIES})
+    provider = Bodies(name, others)
+    backend = Backend(spec, provider, provider.ops)
+    return Subject(backend, torch.device("cpu"), "device", spec.features, frozenset(spec.layouts))
