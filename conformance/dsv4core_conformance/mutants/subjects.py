@@ -14,6 +14,9 @@ from dsv4core.registry import get_registry
 from dsv4core_conformance.subject import PORTABLE_BODIES, Subject
 
 
+_alive: list[Backend] = []  # cases remember layers by their backend, so none may take another's address
+
+
 class Bodies:
     """A provider whose ops are the portable bodies, or others where given: nothing native hides a fault."""
 
@@ -34,4 +37,5 @@ def portable_subject(name: str = "mutant", others: Mapping[str, Any] | None = No
     spec = replace(claims, name=name, features=claims.features | {PORTABLE_BODIES})
     provider = Bodies(name, others)
     backend = Backend(spec, provider, provider.ops)
+    _alive.append(backend)
     return Subject(backend, torch.device("cpu"), "device", spec.features, frozenset(spec.layouts))
