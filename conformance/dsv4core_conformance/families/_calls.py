@@ -63,7 +63,9 @@ def refused(s: Subject, op: str, arguments: Mapping[str, Any], why: str, *names:
             f"{op}: {why}: the error must name {' or '.join(names)}, it names {error.argument}",
         )
     except Exception as error:
-        raise Mismatch(f"{op}: {why}: expected OpArgumentError, got {type(error).__name__}: {error}") from error
+        raise Mismatch(
+            f"{op}: {why}: expected OpArgumentError, got {type(error).__name__}: {error}"
+        ) from error
     else:
         raise Mismatch(f"{op}: {why}: accepted, expected OpArgumentError")
     for name, value in before.items():
@@ -101,7 +103,9 @@ def with_tokens(op: str, arguments: Mapping[str, Any], tokens: Tensor) -> Argume
     for name in TOKENS[op]:
         value = chosen[name]
         if value is not None:
-            plain = value.view(torch.uint8) if value.element_size() == 1 and value.dtype != torch.bool else value
+            plain = (
+                value.view(torch.uint8) if value.element_size() == 1 and value.dtype != torch.bool else value
+            )
             chosen[name] = plain[tokens].view(value.dtype)
     return chosen
 

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from dsv4core_conformance.case import case
 from dsv4core_conformance.compare import require
-from dsv4core_conformance.families._calls import ATTENTION, INDEXER, produced, refused, same_bytes, value_checks
+from dsv4core_conformance.families._calls import (
+    ATTENTION,
+    INDEXER,
+    produced,
+    refused,
+    same_bytes,
+    value_checks,
+)
 from dsv4core_conformance.hosts import cloned, to_numpy
 from dsv4core_conformance.inputs import make
 from dsv4core_conformance.subject import Subject
@@ -39,7 +46,11 @@ def index_heads(s: Subject, op: str, heads: int) -> None:
     s.check(op, make(op, heads=heads, tokens=2, context=90))
 
 
-@case("op/fused_indexer_q_rope_quant/heads/{heads}", ops=("fused_indexer_q_rope_quant",), heads=(1, 2, 4, 8, 11, 32, 64, 128))
+@case(
+    "op/fused_indexer_q_rope_quant/heads/{heads}",
+    ops=("fused_indexer_q_rope_quant",),
+    heads=(1, 2, 4, 8, 11, 32, 64, 128),
+)
 def index_query_heads(s: Subject, heads: int) -> None:
     """Queries of any number of index heads, every one with its own scale."""
     for format in ("fp8", "mxfp4"):
@@ -55,7 +66,9 @@ def padded_heads(s: Subject, op: str, heads: int, lanes: int) -> None:
     lse = s.check(op, padded).results[0]
     assert lse is not None
     off = _distance(padded["out"][:, :heads], alone["out"])
-    require(off <= 2**-7, f"{op}: {heads} heads padded to {lanes} are {off:.3e} away from those without padding")
+    require(
+        off <= 2**-7, f"{op}: {heads} heads padded to {lanes} are {off:.3e} away from those without padding"
+    )
     for fill in (float("nan"), float("inf"), -3e38, 7.0):
         other = _padded(alone, lanes, fill)
         with value_checks(False):
@@ -77,7 +90,9 @@ def heads_in_another_order(s: Subject, op: str) -> None:
     order = torch.arange(63, -1, -1)
     back["q"], back["attn_sink"] = back["q"][:, order], back["attn_sink"][order]
     got = produced(s, op, back)
-    same_bytes(f"{op}: 64 heads reversed", [r[:, order] for r in got if r is not None], [lse, arguments["out"]])
+    same_bytes(
+        f"{op}: 64 heads reversed", [r[:, order] for r in got if r is not None], [lse, arguments["out"]]
+    )
 
 
 @case("op/{op}/heads/one_hot/{heads}", op=ATTENTION, heads=(16, 64), catches=("C10",))

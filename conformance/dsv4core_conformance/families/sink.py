@@ -33,7 +33,9 @@ def sink_extremes(s: Subject, op: str) -> None:
     s.check(op, arguments)
     out = arguments["out"]
     for head in (1, 2, 8):
-        require(not out[:, head].any(), f"{op}: head {head} has a sink of {extremes[head]}: its output must be 0")
+        require(
+            not out[:, head].any(), f"{op}: head {head} has a sink of {extremes[head]}: its output must be 0"
+        )
 
 
 @case("op/{op}/sink/closed_form/{value}", op=ATTENTION, value=VALUES[1:], catches=("C4", "C1"))
@@ -67,7 +69,9 @@ def sink_half(s: Subject, op: str) -> None:
     s.check(op, half)
     whole, got = to_numpy(plain["out"])[0].astype(np.float64), to_numpy(half["out"])[0].astype(np.float64)
     off = np.linalg.norm(got - whole / 2, axis=-1) / np.linalg.norm(whole / 2, axis=-1)
-    require((off < 2 * ATTENTION_BOUND * 4).all(), f"{op}: half of the output expected, off by {off.max():.3e}")
+    require(
+        (off < 2 * ATTENTION_BOUND * 4).all(), f"{op}: half of the output expected, off by {off.max():.3e}"
+    )
 
 
 @case("op/{op}/sink/unscaled/{scale}", op=ATTENTION, scale=(0.01, 0.2), catches=("C4", "C11"))
@@ -90,7 +94,10 @@ def sink_shards(s: Subject, op: str, tp: int) -> None:
         results = s.check(op, shard).results
         mine, slice_of_whole = to_numpy(shard["out"]), to_numpy(whole["out"][:, part])
         off = np.linalg.norm(mine - slice_of_whole, axis=-1) / np.linalg.norm(slice_of_whole, axis=-1)
-        require(off.max() < 4 * ATTENTION_BOUND, f"{op}: rank {rank} of {tp} is {off.max():.3e} away from its slice")
+        require(
+            off.max() < 4 * ATTENTION_BOUND,
+            f"{op}: rank {rank} of {tp} is {off.max():.3e} away from its slice",
+        )
         assert results[0] is not None
         require(
             torch.allclose(results[0], lse[:, part], rtol=2e-6, atol=2e-5),
@@ -98,7 +105,12 @@ def sink_shards(s: Subject, op: str, tp: int) -> None:
         )
 
 
-@case("op/sparse_decode/sink/one_cache/{which}", which=("window", "extra", "single"), ops=("sparse_decode",), catches=("C4",))
+@case(
+    "op/sparse_decode/sink/one_cache/{which}",
+    which=("window", "extra", "single"),
+    ops=("sparse_decode",),
+    catches=("C4",),
+)
 def sink_once(s: Subject, which: str) -> None:
     """The sink counts once, also where only one of two lists holds keys."""
     empty = {"window": {"extra_lens": 0}, "extra": {"lens": 0}, "single": {"extra": None}}[which]

@@ -38,7 +38,12 @@ def fewer_than_k(s: Subject, k: int) -> None:
     s.check(TOPK, make(TOPK, k=k, tokens=2, width=5, lens="full"))
 
 
-@case("op/indexer_topk/topk/behind/{behind}", ops=(TOPK,), behind=("nan", "inf", "-inf", "3e38"), catches=("D8", "D13", "N7"))
+@case(
+    "op/indexer_topk/topk/behind/{behind}",
+    ops=(TOPK,),
+    behind=("nan", "inf", "-inf", "3e38"),
+    catches=("D8", "D13", "N7"),
+)
 def behind_the_context(s: Subject, behind: str) -> None:
     """Cells at and behind a context, and columns beside the rows, are never chosen, whatever they hold."""
     for k in (4, 64):
@@ -47,7 +52,12 @@ def behind_the_context(s: Subject, behind: str) -> None:
         s.check(TOPK, arguments)
 
 
-@case("op/indexer_topk/topk/threshold/{ties}", ops=(TOPK,), ties=(2, 3, 64, 300, 1030, 4000), catches=("D9", "L4", "L8"))
+@case(
+    "op/indexer_topk/topk/threshold/{ties}",
+    ops=(TOPK,),
+    ties=(2, 3, 64, 300, 1030, 4000),
+    catches=("D9", "L4", "L8"),
+)
 def tie_at_the_threshold(s: Subject, ties: int) -> None:
     """More equal scores than room for them: the leftmost are taken, the better ones around them all."""
     for k in (8, 512):
@@ -81,14 +91,25 @@ def many_rows(s: Subject, tokens: int) -> None:
         s.check(TOPK, make(TOPK, kind=kind, tokens=tokens, width=300, lens="mixed", k=64, behind=np.nan))
 
 
-@case("op/indexer_topk/topk/long/{width}", ops=(TOPK,), width=(16_384, 65_536, 262_144), catches=("G9", "D9", "L8"))
+@case(
+    "op/indexer_topk/topk/long/{width}",
+    ops=(TOPK,),
+    width=(16_384, 65_536, 262_144),
+    catches=("G9", "D9", "L8"),
+)
 def long_context(s: Subject, width: int) -> None:
     """One long row of each difficult kind: random, a flood of equal scores, scores in one coarse bin."""
     for kind, k in (("normal", 1024), ("equal", 512), ("bin", 512), ("ties", 2048)):
         s.check(TOPK, make(TOPK, kind=kind, tokens=1, width=width, lens="full", k=k))
 
 
-@case("op/indexer_topk/topk/long_rows/{width}", ops=(TOPK,), width=(16_384, 65_536), level="extended", catches=("G9", "L2"))
+@case(
+    "op/indexer_topk/topk/long_rows/{width}",
+    ops=(TOPK,),
+    width=(16_384, 65_536),
+    level="extended",
+    catches=("G9", "L2"),
+)
 def long_rows(s: Subject, width: int) -> None:
     """Many long rows."""
     s.check(TOPK, make(TOPK, tokens=1024 * 16_384 // width // 4, width=width, lens="mixed", k=1024))
@@ -123,29 +144,58 @@ def nan_score(s: Subject) -> None:
     for row, visible in zip(got.tolist(), (90, 90, 90, 7), strict=True):
         live = [i for i in row if i != -1]
         require(
-            live == sorted(set(live)) and all(0 <= i < visible for i in live) and row == live + [-1] * (12 - len(live)),
+            live == sorted(set(live))
+            and all(0 <= i < visible for i in live)
+            and row == live + [-1] * (12 - len(live)),
             f"{TOPK}: a row with NaN scores gave {row}: unwritten or out of range",
         )
 
 
-@case("op/sparse_indexer/topk/margin/{layout}", ops=(INDEXER,), layout=INDEX_LAYOUTS, catches=("A1", "A3", "L1", "L7"))
+@case(
+    "op/sparse_indexer/topk/margin/{layout}",
+    ops=(INDEXER,),
+    layout=INDEX_LAYOUTS,
+    catches=("A1", "A3", "L1", "L7"),
+)
 def chosen_by_margin(s: Subject, layout: str) -> None:
     """More candidates than k: no entry is left out for one whose score is lower by more than the bounds."""
     for weights in ("both", "negative", "positive"):
-        s.check(INDEXER, make(INDEXER, layout=layout, lens=[400, 64, 333, 65], k=48, weights=weights, gap=64))
+        s.check(
+            INDEXER,
+            make(
+                INDEXER,
+                layout=layout,
+                lens=[400, 64, 333, 65],
+                k=48,
+                weights=weights,
+                place={"lead": 36, "gap": 64},
+            ),
+        )
 
 
-@case("op/sparse_indexer/topk/exact/{layout}", ops=(INDEXER,), layout=INDEX_LAYOUTS, catches=("A3", "L4", "L7", "L8"))
+@case(
+    "op/sparse_indexer/topk/exact/{layout}",
+    ops=(INDEXER,),
+    layout=INDEX_LAYOUTS,
+    catches=("A3", "L4", "L7", "L8"),
+)
 def chosen_exactly(s: Subject, layout: str) -> None:
     """Scores that need no rounding and often tie: the list is the one of the exact scores, index for index."""
     for k in (1, 16, 200):
         _exact(s, make(INDEXER, layout=layout, kind="dyadic", lens=[300, 65, 1, 0, 299], k=k))
 
 
-@case("op/sparse_indexer/topk/flood/{what}", ops=(INDEXER,), what=("zero_weights", "zero_queries", "same_keys"), catches=("D9", "L4"))
+@case(
+    "op/sparse_indexer/topk/flood/{what}",
+    ops=(INDEXER,),
+    what=("zero_weights", "zero_queries", "same_keys"),
+    catches=("D9", "L4"),
+)
 def score_flood(s: Subject, what: str) -> None:
     """Every score equal: the first k visible entries."""
-    arguments = make(INDEXER, kind="dyadic", lens=[900, 513, 512, 40], k=512, physical=1 if what == "same_keys" else None)
+    arguments = make(
+        INDEXER, kind="dyadic", lens=[900, 513, 512, 40], k=512, physical=1 if what == "same_keys" else None
+    )
     if what == "zero_weights":
         arguments["weights"].zero_()
     elif what == "zero_queries":
@@ -156,7 +206,10 @@ def score_flood(s: Subject, what: str) -> None:
     got = _exact(s, arguments)
     for row, visible in zip(got.tolist(), (900, 513, 512, 40), strict=True):
         count = min(visible, 512)
-        require(row == [*range(count), *[-1] * (512 - count)], f"{INDEXER}: equal scores must give the first entries")
+        require(
+            row == [*range(count), *[-1] * (512 - count)],
+            f"{INDEXER}: equal scores must give the first entries",
+        )
 
 
 @case("op/sparse_indexer/topk/relu", ops=(INDEXER, "indexer_logits"), catches=("A3",))
@@ -168,10 +221,18 @@ def relu_matters(s: Subject) -> None:
     arguments["q"] = torch.from_numpy(q).view(torch.float8_e4m3fn)
     arguments["weights"][:, 1::2] = arguments["weights"][:, 0::2]  # without ReLU each pair cancels
     _exact(s, arguments)
-    s.check("indexer_logits", {**{n: v for n, v in arguments.items() if n not in ("k", "workspace_bytes")}, "max_len": 260})
+    s.check(
+        "indexer_logits",
+        {**{n: v for n, v in arguments.items() if n not in ("k", "workspace_bytes")}, "max_len": 260},
+    )
 
 
-@case("op/sparse_indexer/topk/workspace/{layout}", ops=(INDEXER,), layout=("index_fp8", "index_mxfp4"), catches=("N1", "L3", "L6"))
+@case(
+    "op/sparse_indexer/topk/workspace/{layout}",
+    ops=(INDEXER,),
+    layout=("index_fp8", "index_mxfp4"),
+    catches=("N1", "L3", "L6"),
+)
 def independent_of_workspace(s: Subject, layout: str) -> None:
     """The list does not depend on how large the workspace is, that is, on how the scores are cut into chunks."""
     options = {"layout": layout, "lens": [1500, 700, 65, 1], "k": 130}
@@ -203,11 +264,20 @@ def needle_in_pages(s: Subject) -> None:
         require(place in got[0].tolist(), f"{INDEXER}: entry {place}, which stands out, is not in the list")
 
 
-@case("op/sparse_indexer/topk/long/{context}", ops=(INDEXER,), context=(16_384,), level="extended", catches=("G9", "L1", "L3"))
+@case(
+    "op/sparse_indexer/topk/long/{context}",
+    ops=(INDEXER,),
+    context=(16_384,),
+    level="extended",
+    catches=("G9", "L1", "L3"),
+)
 def long_pages(s: Subject, context: int) -> None:
     """A long context over pages, by exact scores and by margin."""
     for kind in ("dyadic", "normal"):
-        s.check(INDEXER, make(INDEXER, tokens=2, requests=1, heads=8, kind=kind, lens=[context, context - 1], k=1024))
+        s.check(
+            INDEXER,
+            make(INDEXER, tokens=2, requests=1, heads=8, kind=kind, lens=[context, context - 1], k=1024),
+        )
 
 
 @case("op/sparse_indexer/topk/k/{k}", ops=(INDEXER,), k=(1, 512, 1024, 2048), catches=("L9",))

@@ -54,12 +54,12 @@ def fused_q_kv_rmsnorm(
 
 def fused_qnorm_rope_kv_insert(
     *, tokens: int = 9, heads: int = 2, padded_heads: int | None = None, layout: str = "fp8_ds_mla",
-    rows: int = 64, pages: int = 3, place: Place | None = None, act: str | None = None,
+    rows: int = 64, pages: int | None = None, place: Place | None = None, act: str | None = None,
     slots: Slots = "permuted", values: Kind | np.ndarray = "normal", q_values: Kind | np.ndarray = "normal",
     positions: Sequence[int] | int | None = None, table: str = "main", seed: int = 1,
 ) -> Arguments:  # fmt: skip
     """Queries and key rows of tokens at positions, and pages of poison to write the rows into."""
-    source, act = Numbers(seed), act or activation(layout)
+    source, act, pages = Numbers(seed), act or activation(layout), pages or tokens // rows + 2
     at = _positions(source, positions, tokens)
     return {
         "q": tensor(
@@ -78,12 +78,12 @@ def fused_qnorm_rope_kv_insert(
 
 
 def quantize_and_insert_k_cache(
-    *, tokens: int = 9, layout: str = "fp8_ds_mla", rows: int = 64, pages: int = 3,
-    place: Place | None = None, act: str | None = None, slots: Slots = "permuted",
+    *, tokens: int = 9, layout: str = "fp8_ds_mla", rows: int = 64,
+    pages: int | None = None, place: Place | None = None, act: str | None = None, slots: Slots = "permuted",
     values: Kind | np.ndarray = "normal", seed: int = 1,
 ) -> Arguments:  # fmt: skip
     """Key rows and pages of poison to write them into."""
-    source = Numbers(seed)
+    source, pages = Numbers(seed), pages or tokens // rows + 2
     return {
         "k": tensor(
             values if isinstance(values, np.ndarray) else source.of(values, tokens, 512),
@@ -126,12 +126,12 @@ def dequantize_and_gather_k_cache(
 
 
 def save_partial_states(
-    *, tokens: int = 9, width: int = 1024, ratio: int = 4, rows: int = 4, pages: int = 4,
-    place: Place | None = None, slots: Slots = "permuted", values: Kind = "normal",
+    *, tokens: int = 9, width: int = 1024, ratio: int = 4, rows: int = 4,
+    pages: int | None = None, place: Place | None = None, slots: Slots = "permuted", values: Kind = "normal",
     positions: Sequence[int] | int | None = None, seed: int = 1,
 ) -> Arguments:  # fmt: skip
     """The two halves of a compressor's projection, which are column slices of one tensor."""
-    source = Numbers(seed)
+    source, pages = Numbers(seed), pages or tokens // rows + 2
     both = tensor(source.of(values, tokens, 2 * width))
     return {
         "kv": both[:, :width],
@@ -172,8 +172,9 @@ def compressed_slot_mapping(
 
 def compress_norm_rope_store(
     *, lengths: Sequence[int] = (13, 8), starts: Sequence[int] | None = None, ratio: int = 4,
-    head_dim: int = 512, layout: str | None = None, rows: int | None = None, pages: int | None = None, place: Place | None = None,
-    state_rows: int | None = None, state_place: Place | None = None, state_fill: float | None = None,
+    head_dim: int = 512, layout: str | None = None, rows: int | None = None,
+    pages: int | None = None, place: Place | None = None, state_rows: int | None = None,
+    state_place: Place | None = None, state_fill: float | None = None,
     holes: bool = False, short: int = 0, values: Kind = "normal", weights: str = "bf16", seed: int = 1,
     score_scale: float = 1.0, outlier: float = 0.0,
 ) -> Arguments:  # fmt: skip

@@ -33,7 +33,9 @@ def make(
                 topk[row, min((p + 1) // ratio, top_k) :] = LARGE
                 row += 1
     longest = min(top_k, int(seq.max(initial=0)) // ratio) if ratio else 0
-    topk[:, :longest] = np.where(topk[:, :longest] == LARGE, -1, topk[:, :longest])  # checked mode reads these
+    topk[:, :longest] = np.where(
+        topk[:, :longest] == LARGE, -1, topk[:, :longest]
+    )  # checked mode reads these
     start = first + np.concatenate([[0], np.cumsum(q)])
     return {
         "topk": i32(topk), "query_start_loc": i32(start), "seq_lens": i32(seq), "gather_lens": i32(gathered),

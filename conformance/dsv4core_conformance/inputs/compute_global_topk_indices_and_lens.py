@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from dsv4core_conformance.inputs.draws import generator, i32, punch

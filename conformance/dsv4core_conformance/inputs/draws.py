@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dsv4core_conformance.inputs.pages import Place, raw_pages
 from dsv4core_conformance.reference.quant import to_bf16
 
 Sink = str | Sequence[float]
 Lens = str | int | Sequence[int]
-POISON = 0xA5
 LARGE = 0x5A5A5A5A  # what uninitialised index memory may hold: an index far behind everything
 TYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
 
@@ -84,13 +84,11 @@ def sinks(sink: Sink, heads: int) -> Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
-def placed(pages: NDArray[np.uint8], lead: int = 0, gap: int = 0) -> Tensor:
-    """Pages inside a larger poisoned allocation: `lead` bytes before them, `gap` behind each.
+def placed(pages: NDArray[np.uint8], place: Place | None = None) -> Tensor:
+    """Pages inside a storage of poison, as `pages.raw_pages` lays them out.
 
-    Shapes: u8 [N, B] -> u8 [N, B] with stride(0) = B + gap
+    Shapes: u8 [N, B] -> u8 [N, B] with a free stride(0)
     """
-    count, size = pages.shape
-    store = torch.full((lead + count * (size + gap),), POISON, dtype=torch.uint8)
-    view = store.as_strided((count, size), (size + gap, 1), lead)
+    view = raw_pages(*pages.shape, place)
     view.copy_(torch.from_numpy(pages))
     return view

@@ -20,7 +20,10 @@ def make(
     rng = generator(seed, "grouped")
     inputs = heads * 512 // groups
     if weight in ("bf16", "f32"):
-        wo_a, wo_a_scales = activation(rng.standard_normal((groups * lora, inputs)) * inputs**-0.5, weight), None
+        wo_a, wo_a_scales = (
+            activation(rng.standard_normal((groups * lora, inputs)) * inputs**-0.5, weight),
+            None,
+        )
     else:
         wo_a, wo_a_scales = quantised_blocks(groups * lora, inputs, weight, rng)
     values = rng.standard_normal((tokens, heads, 512))
@@ -28,7 +31,9 @@ def make(
     if o in ("bf16", "f32"):
         data = activation(values, o)
     else:
-        data = torch.from_numpy(e4m3_codes(values.reshape(tokens, groups, inputs) * 100)).view(torch.float8_e4m3fn)
+        data = torch.from_numpy(e4m3_codes(values.reshape(tokens, groups, inputs) * 100)).view(
+            torch.float8_e4m3fn
+        )
         byte = rng.integers(115, 124, (tokens, groups, inputs // 128)).astype(np.uint8)
         if o == "e4m3 f32":
             o_scales = torch.from_numpy(np.ldexp(1.0, byte.astype(np.int64) - 127).astype(np.float32))

@@ -12,10 +12,13 @@ from torch import Tensor
 
 from dsv4core_conformance.inputs.attention_pages import index_pages
 from dsv4core_conformance.inputs.draws import generator, i32, placed
+from dsv4core_conformance.inputs.pages import Place
 from dsv4core_conformance.reference.quant import e2m1_codes, e4m3_codes
 
 
-def packed_queries(values: NDArray[np.float64], layout: str, rng: np.random.Generator) -> tuple[Tensor, Tensor | None]:
+def packed_queries(
+    values: NDArray[np.float64], layout: str, rng: np.random.Generator
+) -> tuple[Tensor, Tensor | None]:
     """Queries as the layout's reader takes them. Shapes: [T, H, 128] -> values, scales or None"""
     if layout == "index_f32":
         return torch.from_numpy(values.astype(np.float32)), None
@@ -29,8 +32,8 @@ def packed_queries(values: NDArray[np.float64], layout: str, rng: np.random.Gene
 
 def common(
     *, tokens: int = 3, heads: int = 4, context: int = 150, lens: Sequence[int] | None = None, requests: int = 2,
-    layout: str = "index_fp8", rows: int = 64, kind: str = "normal", weights: str = "both", lead: int = 0,
-    gap: int = 0, physical: int | None = None, seed: int = 0,
+    layout: str = "index_fp8", rows: int = 64, kind: str = "normal", weights: str = "both",
+    place: Place | None = None, physical: int | None = None, seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """What both ops take. Token t belongs to request t mod `requests`.
 
@@ -54,7 +57,7 @@ def common(
     values, scales = packed_queries(q, layout, rng)
     return {
         "q": values, "q_scales": scales, "weights": torch.from_numpy(w.astype(np.float32)),
-        "k_cache": placed(index_pages(layout, rows, pages, kind, seed), lead, gap), "context_lens": i32(n),
+        "k_cache": placed(index_pages(layout, rows, pages, kind, seed), place), "context_lens": i32(n),
         "token_to_req": i32(np.arange(tokens) % requests), "block_table": i32(table), "rows": rows,
         "layout": layout, "rotate": "hadamard" if "hadamard" in layout else "none",
     }  # fmt: skip

@@ -12,9 +12,13 @@ from dsv4core_conformance.inputs.draws import TYPES, activation, generator
 from dsv4core_conformance.reference.quant import e4m3_codes
 
 
-def quantised_blocks(outputs: int, inputs: int, scale: str, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+def quantised_blocks(
+    outputs: int, inputs: int, scale: str, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
     """An e4m3 matrix and one scale per 128 x 128 block: "f32", "u8" or "e8m0". Shapes: [out, in], [blocks]"""
-    codes = torch.from_numpy(e4m3_codes(rng.standard_normal((outputs, inputs)) * 100)).view(torch.float8_e4m3fn)
+    codes = torch.from_numpy(e4m3_codes(rng.standard_normal((outputs, inputs)) * 100)).view(
+        torch.float8_e4m3fn
+    )
     shape = (-(-outputs // 128), -(-inputs // 128))
     if scale == "f32":
         return codes, torch.from_numpy(rng.uniform(0.5, 3, shape).astype(np.float32) / 4096)

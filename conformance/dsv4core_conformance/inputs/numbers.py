@@ -46,7 +46,7 @@ class Numbers:
         return hashed_values(shape, self._next())
 
     def spread(self, *shape: int, low: int = -30, high: int = 33) -> F32:
-        """The same with every 32 neighbours scaled by a power of two in 2^low .. 2^high. Shapes: -> f32 [shape]"""
+        """The same, every 32 neighbours times a power of two, 2^low .. 2^high. Shapes: -> f32 [shape]"""
         plain = self.normal(*shape)
         groups = -(-shape[-1] // 32)
         powers = self.integers(plain.size // shape[-1] * groups, low, high + 1).reshape(*shape[:-1], groups)

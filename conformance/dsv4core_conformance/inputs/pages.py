@@ -89,11 +89,35 @@ def block_table(source: Numbers, lengths: Sequence[int], rows: int, count: int, 
     return integers(table, torch.int32)
 
 
+def layered(tensor: Tensor, layer: int = 1, layers: int = 3, lead: int = 16, gap: int = 48) -> Tensor:
+    """The same pages as those of layer `layer` in a storage where every block holds a page of each layer.
+
+    `lead` and `gap` count elements. Shapes: [N, ...] contiguous per page -> the same, stride(0) of all layers
+    """
+    page = tensor[0].numel() if len(tensor) else 1
+    stride = page * layers + gap
+    parent = filled(torch.empty(lead + max(len(tensor), 1) * stride, dtype=tensor.dtype))
+    inner = tuple(torch.empty(tensor.shape[1:], device="meta").stride())
+    view = parent.as_strided(tensor.shape, (stride, *inner), lead + layer * page)
+    view.copy_(tensor)
+    return view
+
+
+def filled(tensor: Tensor) -> Tensor:
+    """Poison (bytes 0xA5) in a contiguous tensor of any type. Shapes: any"""
+    tensor.view(-1).view(torch.uint8).fill_(POISON)
+    return tensor
+
+
+def spoiled(tensor: Tensor) -> Tensor:
+    """All bits set in a contiguous tensor: NaN, the largest byte, or -1. Shapes: any"""
+    tensor.view(-1).view(torch.uint8).fill_(0xFF)
+    return tensor
+
+
 def column_slice(tensor: Tensor, before: int = 8, behind: int = 24) -> Tensor:
-    """The same numbers as columns of a wider tensor, NaN (or the largest integer) around them."""
-    shape = (*tensor.shape[:-1], before + tensor.shape[-1] + behind)
-    around = float("nan") if tensor.dtype.is_floating_point else torch.iinfo(tensor.dtype).max
-    parent = torch.full(shape, around, dtype=tensor.dtype)
+    """The same numbers as columns of a wider tensor with all bits set around them. Shapes: any -> the same"""
+    parent = spoiled(torch.empty((*tensor.shape[:-1], before + tensor.shape[-1] + behind), dtype=tensor.dtype))
     view = parent[..., before : before + tensor.shape[-1]]
     view.copy_(tensor)
     return view
@@ -101,8 +125,7 @@ def column_slice(tensor: Tensor, before: int = 8, behind: int = 24) -> Tensor:
 
 def row_slice(tensor: Tensor, step: int = 2) -> Tensor:
     """The same numbers as every `step`-th row of a longer tensor. Shapes: any -> the same"""
-    around = float("nan") if tensor.dtype.is_floating_point else torch.iinfo(tensor.dtype).max
-    parent = torch.full((max(tensor.shape[0] * step, 1), *tensor.shape[1:]), around, dtype=tensor.dtype)
+    parent = spoiled(torch.empty((max(tensor.shape[0] * step, 1), *tensor.shape[1:]), dtype=tensor.dtype))
     view = parent[: tensor.shape[0] * step : step]
     view.copy_(tensor)
     return view
@@ -111,3 +134,11 @@ def row_slice(tensor: Tensor, step: int = 2) -> Tensor:
 def transposed(tensor: Tensor) -> Tensor:
     """The same numbers with the last two strides exchanged: stride(-1) is not 1. Shapes: any -> the same"""
     return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
+def every_second(tensor: Tensor) -> Tensor:
+    """The same numbers as every second element of a longer vector. Shapes: [n] -> [n], stride 2"""
+    parent = spoiled(torch.empty(2 * len(tensor), dtype=tensor.dtype))
+    view = parent[::2]
+    view.copy_(tensor)
+    return view

@@ -23,6 +23,7 @@ from dsv4core_conformance.inputs.draws import (
     punch,
     sinks,
 )
+from dsv4core_conformance.inputs.pages import Place
 
 SCALE = 512**-0.5
 
@@ -33,7 +34,13 @@ def written(tokens: int, heads: int, act: str, fill: float) -> Tensor:
 
 
 def listed(
-    tokens: int, width: int, count: int, lens: Lens, holes: str | float, duplicates: bool, rng: np.random.Generator
+    tokens: int,
+    width: int,
+    count: int,
+    lens: Lens,
+    holes: str | float,
+    duplicates: bool,
+    rng: np.random.Generator,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """A list per token of `count` rows and its lengths; behind a length stands what must not be read.
 
@@ -54,7 +61,7 @@ def listed(
 def make(
     *, tokens: int = 3, heads: int = 4, window: int = 40, extra: int | None = 24, layout: str = "fp8_ds_mla",
     extra_layout: str | None = None, rows: int = 64, extra_rows: int = 2, pages: int = 3, extra_pages: int = 30,
-    lead: int = 0, gap: int = 0, lens: Lens = "random", extra_lens: Lens = "random", holes: str | float = 0.0,
+    place: Place | None = None, lens: Lens = "random", extra_lens: Lens = "random", holes: str | float = 0.0,
     extra_holes: str | float | None = None, duplicates: bool = False, sink: Sink = "distinct", spread: float = 2.0,
     scale: float = SCALE, fill: float = 9.0, seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
@@ -69,12 +76,12 @@ def make(
         more = holes if extra_holes is None else extra_holes
         slots_2, n_2 = listed(tokens, extra, extra_pages * extra_rows, extra_lens, more, duplicates, rng)
         second = {
-            "extra_cache": placed(main_pages(other, extra_rows, extra_pages, seed), lead, gap),
+            "extra_cache": placed(main_pages(other, extra_rows, extra_pages, seed), place),
             "extra_slots": i32(slots_2),
             "extra_lens": i32(n_2),
         }
     return {
-        "q": q, "swa_cache": placed(main_pages(layout, rows, pages, seed), lead, gap), "swa_slots": i32(slots),
+        "q": q, "swa_cache": placed(main_pages(layout, rows, pages, seed), place), "swa_slots": i32(slots),
         "swa_lens": i32(n), **second, "attn_sink": sinks(sink, heads), "out": written(tokens, heads, act, fill),
         "scale": scale, "swa_rows": rows, "extra_rows": extra_rows, "layout": layout, "extra_layout": other,
     }  # fmt: skip

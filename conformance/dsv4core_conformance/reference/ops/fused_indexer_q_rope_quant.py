@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..ca1 import blocks_e4m3, hadamard, rope, rounded
-from ..quant import e2m1_codes, e4m3_codes, exponent_e2m1
+from dsv4core_conformance.reference.ca1 import blocks_e4m3, hadamard, rope, rounded
+from dsv4core_conformance.reference.quant import e2m1_codes, e4m3_codes, exponent_e2m1
+
 
 def expected(a: dict[str, Any], dtypes: dict[str, str]) -> list[Any]:
     """RoPE, bf16, Hadamard where asked for, codes; and the weights with every scale folded in, one by one.

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..quant import F64
-from ..rows import E4M3
+from dsv4core_conformance.reference.quant import F64
+from dsv4core_conformance.reference.rows import E4M3
+
 from .linear import by_blocks, powers, scale_values
 
 

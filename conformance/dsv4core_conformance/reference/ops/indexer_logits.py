@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..quant import F64
-from ..rows import E4M3, read
+from dsv4core_conformance.reference.quant import F64
+from dsv4core_conformance.reference.rows import E4M3, read
+
 from .linear import e2m1_values, powers
 
 BOUND = 1e-5  # of kscale * sum_h |w_h| sum_d |q_hd k_d|

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..quant import F64, U8
-from ..rows import E2M1, E4M3
+from dsv4core_conformance.reference.quant import F64, U8
+from dsv4core_conformance.reference.rows import E2M1, E4M3
 
 BLOCK = 128
 

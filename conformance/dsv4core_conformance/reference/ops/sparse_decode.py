@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..quant import F64
-from ..rows import read
+from dsv4core_conformance.reference.quant import F64
+from dsv4core_conformance.reference.rows import read
+
 from .attention import attend_lists
 
 
