@@ -16,7 +16,8 @@ def make(
     *, tokens: int = 4, heads: int = 4, groups: int = 2, lora: int = 16, o: str = "bf16", weight: str = "bf16",
     seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
-    """`o`: "bf16", "f32", or e4m3 with scales "e4m3 f32" / "e4m3 ue8m0x4"; `weight`: "bf16", "f32", or scales of e4m3."""
+    """`o`: "bf16", "f32", or e4m3 with scales "e4m3_f32" / "e4m3_ue8m0x4"; `weight`:
+    "bf16", "f32", or e4m3 with scales "u8", "e8m0" or "f32_scales"."""
     rng = generator(seed, "grouped")
     inputs = heads * 512 // groups
     if weight in ("bf16", "f32"):
@@ -25,7 +26,7 @@ def make(
             None,
         )
     else:
-        wo_a, wo_a_scales = quantised_blocks(groups * lora, inputs, weight, rng)
+        wo_a, wo_a_scales = quantised_blocks(groups * lora, inputs, weight.removesuffix("_scales"), rng)
     values = rng.standard_normal((tokens, heads, 512))
     o_scales = None
     if o in ("bf16", "f32"):
@@ -35,7 +36,7 @@ def make(
             torch.float8_e4m3fn
         )
         byte = rng.integers(115, 124, (tokens, groups, inputs // 128)).astype(np.uint8)
-        if o == "e4m3 f32":
+        if o == "e4m3_f32":
             o_scales = torch.from_numpy(np.ldexp(1.0, byte.astype(np.int64) - 127).astype(np.float32))
         else:
             o_scales = torch.from_numpy(np.ascontiguousarray(byte).view(np.int32).copy())

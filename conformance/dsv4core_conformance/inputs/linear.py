@@ -28,12 +28,15 @@ def quantised_blocks(
 
 def make(
     *, tokens: int = 5, inputs: int = 256, outputs: int = 130, format: str = "bf16", scale: str = "e8m0",
-    act: str = "bf16", out: str = "bf16", column: int = 0, seed: int = 0,
+    act: str = "bf16", out: str = "bf16", global_scale: float = 2.0**-6, column: int = 0, seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
-    """`scale` is the type of block scales; `column` cuts x out of a wider tensor."""
+    """`scale` is the type of block scales; `column` cuts x out of a wider tensor.
+
+    Weights fit bf16 with every `global_scale` that is a power of two.
+    """
     rng = generator(seed, "linear", format)
     x = activation(rng.standard_normal((tokens, column + inputs)), act)[:, column:]
-    scales = global_scale = None
+    scales = overall = None
     if format == "bf16":
         weight = activation(rng.standard_normal((outputs, inputs)) * inputs**-0.5, act)
     elif format == "fp8_block":
@@ -42,11 +45,11 @@ def make(
         weight = torch.from_numpy(rng.integers(0, 256, (outputs, inputs // 2)).astype(np.uint8))
         if format == "nvfp4":
             codes = rng.integers(0x20, 0x68, (outputs, inputs // 16)).astype(np.uint8)
-            scales, global_scale = torch.from_numpy(codes).view(torch.float8_e4m3fn), torch.tensor([0.0123])
+            scales, overall = torch.from_numpy(codes).view(torch.float8_e4m3fn), torch.tensor([global_scale])
         else:
             byte = torch.from_numpy(rng.integers(118, 124, (outputs, inputs // 32)).astype(np.uint8))
             scales = byte.view(torch.float8_e8m0fnu) if scale == "e8m0" else byte
     return {
-        "x": x, "weight": weight, "scales": scales, "global_scale": global_scale, "format": format,
+        "x": x, "weight": weight, "scales": scales, "global_scale": overall, "format": format,
         "out_dtype": TYPES[out],
     }  # fmt: skip
