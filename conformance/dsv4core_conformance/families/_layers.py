@@ -1,4 +1,4 @@
-"""Whole layers for the families: run one over requests, read its caches row by row, know what must come out."""
+"""Whole layers for the families: run one over requests, read its caches, know what must come out."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def layer_of(s: Subject, config: AttentionConfig, layer: int) -> DeepseekV4Atten
 class World:
     """One tiny layer of a backend with a cache whose pages hold a previous owner's bytes.
 
-    `limits` go to the cache, `overrides` to the configuration, `layer` is for schedules other than the preset's.
+    `limits` go to the cache, `overrides` to the configuration; `layer` is for schedules of a case's own.
     Raises what the backend raises.
     """
 
@@ -126,7 +126,7 @@ class World:
         length = self.cache.length(request)
         pages = self.cache.snapshot(request)
         found: Records = {}
-        for spec in self.cache.specs.values():
+        for spec in self.cache.layer(self.layer).specs.values():
             start, end = owned(length, spec.tokens_per_row, spec.sliding)
             first = start // spec.rows * spec.rows
             places = np.arange(start, end) - first
@@ -165,10 +165,14 @@ def read_records(pages: NDArray[np.uint8], slots: NDArray[np.int64], spec: Any) 
     Shapes: u8 [N, B], [n] -> u8 [n, record]
     """
     values, tail = record_parts(spec.layout, spec.row_width)
-    page, row = slots // spec.rows, (slots % spec.rows)[:, None]
-    front = pages[page[:, None], row * values + np.arange(values)]
-    back = pages[page[:, None], spec.rows * values + row * tail + np.arange(tail)]
-    return np.concatenate([front, back], axis=1)
+    page, row = np.divmod(slots, spec.rows)
+    front = np.lib.stride_tricks.as_strided(
+        pages, (len(pages), spec.rows, values), (pages.strides[0], values, 1), writeable=False
+    )[page, row]
+    if not tail:
+        return front
+    place = (spec.rows * values + row * tail)[:, None] + np.arange(tail)
+    return np.concatenate([front, pages[page[:, None], place]], axis=1)
 
 
 @cache

@@ -18,7 +18,6 @@ from dsv4core_conformance.families._layers import (
     right_outputs,
     right_records,
     same_rows,
-    text,
 )
 from dsv4core_conformance.hosts import cloned, storage_bytes
 from dsv4core_conformance.reference.counter import hashed_values, hashed_words
@@ -47,7 +46,7 @@ SIZES: tuple[dict[str, Any], ...] = (
     catches=("E1", "E2", "E3", "E8", "E10", "E15", "D6", "J10"),
 )
 def any_partition(s: Subject, kind: str, sizes: Sequence[int], length: dict[str, int]) -> None:
-    """A prompt in pieces of any size, in pages of somebody else's, gives the bytes and outputs of the model."""
+    """A prompt in pieces of any size, on used pages, gives the bytes and outputs of the model."""
     w = World(s, kind)
     out = w.feed("a", cut(length[kind], sizes))
     right_records(w, "a")
@@ -146,8 +145,8 @@ def _arguments(op: str, tokens: int) -> dict[str, Any]:
     state = torch.full((pages + 1, state_rows, 2 * width), torch.nan)
     if op == "save_partial_states":
         return {
-            "kv": values(tokens, width), "score": values(tokens, width + 1)[:, 1:], "ape": values(ratio, width),
-            "positions": positions, "state_cache": state, "slot_mapping": slots, "ratio": ratio,
+            "kv": values(tokens, width), "score": values(tokens, width + 1)[:, 1:],
+            "ape": values(ratio, width), "positions": positions, "state_cache": state, "slot_mapping": slots, "ratio": ratio,
         }  # fmt: skip
     state[slots // state_rows, slots % state_rows] = values(tokens, 2 * width)
     entries = tokens // ratio
@@ -156,7 +155,7 @@ def _arguments(op: str, tokens: int) -> dict[str, Any]:
         "state_cache": state, "positions": positions, "token_to_req": torch.zeros(tokens, dtype=torch.int32),
         "slot_mapping": slots, "block_table": table, "cos_sin": cos_sin(160000.0, None, tokens),
         "norm_weight": values(512).abs() + 0.5,
-        "k_cache": torch.full((-(-entries // rows) + 1, 37440 if rows == 64 else 1728), 0xA5, dtype=torch.uint8),
+        "k_cache": torch.full((-(-entries // rows) + 1, -(-rows * 584 // 576) * 576), 0xA5, dtype=torch.uint8),
         "kv_slot_mapping": kv_slots, "ratio": ratio, "head_dim": 512, "rows": rows, "layout": "fp8_ds_mla",
         "eps": 1e-6, "rotate": "none",
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""PREDEC: a decoded token is the prefilled one, wherever a window, a page, an entry or the top-k limit ends."""
+"""PREDEC: a decoded token is the prefilled one, wherever windows, pages, entries and the top-k end."""
 
 from __future__ import annotations
 

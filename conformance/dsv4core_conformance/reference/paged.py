@@ -1,7 +1,8 @@
 """One layer over one sequence with every cache byte, by the canonical arithmetic.
 
-Projections are exact sums where hidden rows and weights are small integers times powers of two, so what reaches a
-cache does not depend on how a backend sums: its bytes are given to the last one. Outputs are float64 with a bound.
+Projections are exact sums where hidden rows and weights are small integers times powers of two, so what
+reaches a cache does not depend on how a backend sums: its bytes are given to the last one. Outputs are float64
+with a bound.
 """
 
 from __future__ import annotations
@@ -145,6 +146,8 @@ class PagedReference:
         state = np.concatenate([kv, score], axis=1).view(np.uint8)
         norm = self.weights[f"{prefix}.norm"]
         width, count = len(norm), len(x) // r
+        if not count:
+            return state, np.zeros((0, width), dtype=np.float32)
         parts = [half[: count * r].reshape(count, r, -1) for half in (kv, score)]
         valid = np.ones((count, r), dtype=bool)
         if kv.shape[1] == 2 * width:  # windows overlap: the first columns of a token are for the next entry
@@ -153,8 +156,6 @@ class PagedReference:
                 for part in parts
             ]
             valid = np.concatenate([np.repeat(np.arange(count)[:, None] > 0, r, axis=1), valid], axis=1)
-        if not count:
-            return state, np.zeros((0, width), dtype=np.float32)
         normed = ca1.rms_norm(ca1.pool(parts[0], parts[1], valid), norm, self.config.eps)
         return state, ca1.rope(normed, self._table(np.arange(count) * r))
 
