@@ -105,21 +105,21 @@ def baseline(cases: Iterable[Case], targets: Sequence[str]) -> dict[str, Baselin
     functions = {resolve(target).__code__: target for target in targets}
     result: dict[str, Baseline] = {}
     for case in cases:
-        start = time.perf_counter()
+        start = time.process_time()
         with visited(functions) as entered:
             outcome, detail = run_case(subject, case)
-        result[case.id] = Baseline(outcome, time.perf_counter() - start, frozenset(entered), detail)
+        result[case.id] = Baseline(outcome, time.process_time() - start, frozenset(entered), detail)
     return result
 
 
 def examine(mutant: Mutant, known: Mapping[str, Baseline], *, everything: bool = False) -> Report:
     """Run the suite's cases against one mutant, as far as needed or `everything` that enters its code."""
     prepare()
-    cases, start = cases_at_core(), time.perf_counter()
+    cases, start = cases_at_core(), time.process_time()
     counted = [name for name, base in known.items() if base.outcome == "pass"]
     entering = [name for name in counted if known[name].entered & set(mutant.targets)]
     own = sorted(
-        (n for n in counted if cases[n].family == mutant.family and fnmatchcase(n, mutant.case)),
+        (n for n in entering if cases[n].family == mutant.family and fnmatchcase(n, mutant.case)),
         key=lambda name: known[name].seconds,
     )
     tally, untouched, spent = _Tally(), len(counted) - len(entering), 0.0
@@ -144,7 +144,7 @@ def examine(mutant: Mutant, known: Mapping[str, Baseline], *, everything: bool =
         mutant.name, mutant.rows, mutant.family, caught, tally.failed.get(caught, ""), passing,
         len(tally.failed) + len(tally.passed), tuple(tally.failed),
         tuple(f"{name}: {text}" for name, text in tally.raised.items()),
-        time.perf_counter() - start,
+        time.process_time() - start,
     )  # fmt: skip
 
 
