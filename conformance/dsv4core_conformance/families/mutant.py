@@ -105,7 +105,8 @@ EXACT: tuple[dict[str, Any], ...] = (
 )
 RESULTS = (
     "fused_q_kv_rmsnorm", "compressed_slot_mapping", "fused_indexer_q_rope_quant", "indexer_topk",
-    "compute_global_topk_indices_and_lens", "combine_topk_swa_indices", "inverse_rope", "fused_inv_rope_fp8_quant",
+    "compute_global_topk_indices_and_lens", "combine_topk_swa_indices", "inverse_rope",
+    "fused_inv_rope_fp8_quant",
 )  # fmt: skip
 
 
@@ -164,7 +165,7 @@ ATTENTION: tuple[dict[str, Any], ...] = (
     catches=("B12",),
 )
 def attention_result(s: Subject, op: str, spoil: Spoil, words: tuple[str, ...]) -> None:
-    """Sinks left out, one head off, NaN, and rows without keys that are not empty are found, with their place."""
+    """Sinks left out, one head off, NaN, and rows without keys that are not empty are found."""
     before, after, results = _right(op, lens=[20, 7, 0], **({"extra": None} if op == "sparse_decode" else {}))
     spoil(after, results)
     _rejected(op, before, after, results, *words)

@@ -113,20 +113,6 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "entry_quantised_from_f32",
-        ("B11", "B9"),
-        "bytes",
-        "*",
-        "the compressed entry is quantised before it was rounded to bf16",
-        (
-            Edit(
-                "dsv4core.layout.fp8_ds_mla:Fp8DsMla._encode",
-                "blocks(row[..., :NOPE], BLOCK)",
-                "blocks(values[..., :NOPE].float(), BLOCK)",
-            ),
-        ),
-    ),
-    Mutant(
         "query_of_the_other_bias",
         ("B2", "B1"),
         "enc",

@@ -67,13 +67,12 @@ MUTANTS = (
         ("A8", "I9"),
         "stride",
         "*",
-        "readers compute base + slot * row, although pages lie further apart",
+        "decode computes base + slot * row, although pages lie further apart",
         (
             Edit(
-                "dsv4core.layout.base:CacheLayout.read",
-                "        return paging.read(",
-                "        pages = pages.as_strided(pages.shape, (pages.shape[1], 1))\n        return "
-                "paging.read(",
+                "dsv4core.ops.sparse_decode:sparse_decode",
+                "source.decode(source.read(cache, listed, rows))",
+                "source.decode(source.read(cache.as_strided(cache.shape, (cache.shape[1], 1)), listed, rows))",
             ),
         ),
     ),
@@ -96,13 +95,12 @@ MUTANTS = (
         ("A7",),
         "stride",
         "*",
-        "every layer reads the pages at the start of the shared storage",
+        "every layer gathers the pages at the start of the shared storage",
         (
             Edit(
-                "dsv4core.layout.base:CacheLayout.read",
-                "        return paging.read(",
-                "        pages = pages.as_strided(pages.shape, pages.stride(), 0)\n        return "
-                "paging.read(",
+                "dsv4core.ops.dequantize_and_gather_k_cache:dequantize_and_gather_k_cache",
+                "    # Everything is checked before the first row is written.\n",
+                "    k_cache = k_cache.as_strided(k_cache.shape, k_cache.stride(), 0)\n",
             ),
         ),
     ),
@@ -114,9 +112,13 @@ MUTANTS = (
         "the view of the scales starts at an absolute offset, so every layer has the scales of the first",
         (
             Edit(
-                "dsv4core.layout.paging:parts",
-                "pages[:, start : start + rows * tail_bytes].view(count, rows, tail_bytes)",
-                "pages.as_strided((count, rows, tail_bytes), (pages.stride(0), tail_bytes, 1), start)",
+                _ENTRIES,
+                _READ,
+                "    record, size = layout.read(k_cache, slots, rows), layout.tail_bytes\n"
+                "    shape, stride = (k_cache.shape[0], rows, size), (k_cache.stride(0), size, 1)\n"
+                "    tails = k_cache.as_strided(shape, stride, rows * layout.row_bytes)\n"
+                "    record[:, layout.row_bytes :] = tails[slots // rows, slots % rows]\n"
+                "    values, factor = layout.factors(record)\n",
             ),
         ),
     ),

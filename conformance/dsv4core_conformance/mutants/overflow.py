@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from dsv4core_conformance.mutants.engine import Edit, Mutant
 
-_READ = "dsv4core.layout.base:CacheLayout.read"
 _WRITE = "dsv4core.layout.base:CacheLayout.write"
 
 MUTANTS = (
     Mutant(
-        "page_offset_wraps_in_readers",
+        "page_offset_wraps_in_scores",
         ("G1", "G3", "G2"),
         "bigoff",
         "*",
-        "page * stride is an int32: pages behind 2^31 bytes read as zeros",
+        "page * stride is an int32: index keys behind 2^31 bytes are zeros, and so are their scores",
         (
             Edit(
-                _READ,
-                "        return paging.read(self.parts(pages, rows), slots, rows)",
-                "        record = paging.read(self.parts(pages, rows), slots, rows)\n"
-                "        record[(slots // rows * pages.stride(0)).to(torch.int32) < 0] = 0\n"
-                "        return record",
+                "dsv4core.ops._scores:entry_values",
+                "    values, factor = layout.factors(layout.read(k_cache, slots, rows))\n",
+                "    record = layout.read(k_cache, slots, rows)\n"
+                "    record[(slots // rows * k_cache.stride(0)).to(torch.int32) < 0] = 0\n"
+                "    values, factor = layout.factors(record)\n",
             ),
         ),
     ),
@@ -48,12 +47,11 @@ MUTANTS = (
         "page * stride is an uint32: pages behind 2^32 bytes are those at the start",
         (
             Edit(
-                _READ,
-                "        return paging.read(",
-                "        page = (slots.long() // rows * pages.stride(0) & 0xFFFFFFFF) // "
-                "max(pages.stride(0), 1)\n"
-                "        slots = page * rows + slots % rows\n"
-                "        return paging.read(",
+                "dsv4core.ops.sparse_decode:sparse_decode",
+                "            keys.append(",
+                "            page = (listed // rows * cache.stride(0) & 0xFFFFFFFF) // max(cache.stride(0), 1)\n"
+                "            listed = page * rows + listed % rows\n"
+                "            keys.append(",
             ),
         ),
     ),

@@ -74,6 +74,10 @@ def _attend(q: Tensor, keys: Tensor, sink: Tensor, scale: float, out: Tensor, ls
 
     Shapes: q [H, 512], keys f32 [n, 512], sink f32 [H], out [H, 512], lse f32 [H].
     """
+    if not keys.shape[0]:
+        out.zero_()
+        lse.fill_(torch.inf)
+        return
     heads = q.shape[0]
     peak = torch.full((heads, 1), -torch.inf)
     mass, total = torch.zeros(heads, 1), torch.zeros(heads, 512)
@@ -84,10 +88,6 @@ def _attend(q: Tensor, keys: Tensor, sink: Tensor, scale: float, out: Tensor, ls
         p = (scores - higher).exp()
         mass, peak = mass * shrink + p.sum(1, keepdim=True), higher
         total = total * shrink + p @ tile
-    if not keys.shape[0]:
-        out.zero_()
-        lse.fill_(torch.inf)
-        return
     found = peak + mass.log()
     lse.copy_(found.squeeze(1))
     share = 1 / (1 + (sink.double().unsqueeze(1) - found.double()).exp())
