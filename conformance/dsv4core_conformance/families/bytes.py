@@ -130,7 +130,9 @@ def padding_untouched(s: Subject, op: str, options: dict[str, Any], layout: str)
     rows = 5
     a = _called(s, op, layout, {**options, "rows": rows})
     behind = a["k_cache"][:, rows * 584 :]
-    require(bool((behind == POISON).all()), f"{op}: {int((behind != POISON).sum())} padding bytes were written")
+    require(
+        bool((behind == POISON).all()), f"{op}: {int((behind != POISON).sum())} padding bytes were written"
+    )
 
 
 @case(
@@ -144,10 +146,18 @@ def other_rows_untouched(s: Subject, op: str, options: dict[str, Any], layout: s
     others = np.setdiff1d(np.arange(a["k_cache"].shape[0] * a["rows"]), written)
     front, tail = reference.records(layout, a["k_cache"].numpy(), others, a["rows"])
     wrong = others[(front != POISON).any(1) | (tail != POISON).any(1)]
-    require(not wrong.size, f"{op}: rows at slots {wrong[:8]} changed, though only {written[:8]}.. were named")
+    require(
+        not wrong.size, f"{op}: rows at slots {wrong[:8]} changed, though only {written[:8]}.. were named"
+    )
 
 
-@case("layout/{layout}/write/sign_of_zero", level="layout", layout=tuple(CODES), ops=[WRITE["op"]], catches=("B1",))
+@case(
+    "layout/{layout}/write/sign_of_zero",
+    level="layout",
+    layout=tuple(CODES),
+    ops=[WRITE["op"]],
+    catches=("B1",),
+)
 def sign_of_zero(s: Subject, layout: str) -> None:
     """-0 is 0x80 in OCP e4m3 and 0x00 in FNUZ, where 0x80 means NaN."""
     values = np.tile(np.array([-0.0, 0.0, -(2.0**-40), 1.0], dtype=np.float32), (3, 128))
@@ -181,7 +191,12 @@ def sign_of_zero(s: Subject, layout: str) -> None:
 def prompt_length(s: Subject, layout: str, ratio: int, head_dim: int, length: int) -> None:
     """A prompt of this length gives floor(length / ratio) entries; the first window has no older half."""
     a = make(
-        "compress_norm_rope_store", lengths=(length,), ratio=ratio, head_dim=head_dim, layout=layout, place=PACKED
+        "compress_norm_rope_store",
+        lengths=(length,),
+        ratio=ratio,
+        head_dim=head_dim,
+        layout=layout,
+        place=PACKED,
     )
     entries = len(written_slots("compress_norm_rope_store", a))
     assert entries == length // ratio
@@ -203,7 +218,9 @@ def gather_page_rows(s: Subject, layout: str, rows: int) -> None:
 
 def _gather_all(s: Subject, layout: str, pages: torch.Tensor, rows: int) -> torch.Tensor:
     """All rows of one page by the backend's gather. Shapes: u8 [1, B] -> [rows, 512]"""
-    a = make("dequantize_and_gather_k_cache", layout=layout, lengths=(rows,), rows=rows, offset=0, spare=0, pages=1)
+    a = make(
+        "dequantize_and_gather_k_cache", layout=layout, lengths=(rows,), rows=rows, offset=0, spare=0, pages=1
+    )
     a["k_cache"], a["block_table"] = pages, integers([[0]], torch.int32)
     s.check("dequantize_and_gather_k_cache", a)
     return a["out"][0]
@@ -313,11 +330,21 @@ def row_counts(s: Subject, op: str, tokens: int) -> None:
     s.check(op, make(op, tokens=tokens))
 
 
-@case("suite/bytes/allocation/{kind}", level="layout", kind=("swa", "csa", "hca"), catches=("A9", "A13", "A17"))
+@case(
+    "suite/bytes/allocation/{kind}", level="layout", kind=("swa", "csa", "hca"), catches=("A9", "A13", "A17")
+)
 def allocation(s: Subject, kind: str) -> None:
     """Every cache of a layer is shaped by its own layout: size and distance of pages, zeroed."""
     layer = {"swa": 0, "csa": 1, "hca": 2}[kind]
-    rows_of = {"swa": 64, "c4": 64, "c128": 2, "indexer": 64, "state_c4": 4, "state_indexer": 4, "state_c128": 8}
+    rows_of = {
+        "swa": 64,
+        "c4": 64,
+        "c128": 2,
+        "indexer": 64,
+        "state_c4": 4,
+        "state_indexer": 4,
+        "state_c128": 8,
+    }
     widths = {"state_c4": 1024, "state_indexer": 256, "state_c128": 512}
     for profile in ("vllm", "official", "sglang"):
         config = AttentionConfig.preset("tiny", profile=profile)
@@ -332,11 +359,18 @@ def allocation(s: Subject, kind: str) -> None:
             require(tensor is not None, f"{profile}: layer {layer} has no {spec.group}")
             have = tensor.stride(0) * tensor.element_size()
             require(spec.rows == rows_of[spec.group], f"{spec.key}: {spec.rows} rows per page")
-            require(have == size, f"{profile} {spec.key}: pages are {have} bytes apart, {spec.layout} has {size}")
+            require(
+                have == size, f"{profile} {spec.key}: pages are {have} bytes apart, {spec.layout} has {size}"
+            )
             require(not tensor.any(), f"{profile} {spec.key}: a fresh cache must be zero")
 
 
-@case("op/{op}/bytes/page_bytes_may_be_more", op=(INSERT["op"], WRITE["op"]), level="layout", catches=("A8", "A11"))
+@case(
+    "op/{op}/bytes/page_bytes_may_be_more",
+    op=(INSERT["op"], WRITE["op"]),
+    level="layout",
+    catches=("A8", "A11"),
+)
 def longer_pages(s: Subject, op: str) -> None:
     """Pages with more bytes than the layout needs keep those bytes."""
     a = make(op, rows=5)

@@ -11,10 +11,17 @@ from dsv4core_conformance.case import case
 from dsv4core_conformance.compare import require
 from dsv4core_conformance.contracts import CONTRACTS
 from dsv4core_conformance.inputs import make
-from dsv4core_conformance.inputs.pages import column_slice, every_second, layered, row_slice, spoiled, transposed
+from dsv4core_conformance.inputs.pages import (
+    column_slice,
+    every_second,
+    layered,
+    row_slice,
+    spoiled,
+    transposed,
+)
 from dsv4core_conformance.inputs.writers import PAGES, UNALIGNED
-from dsv4core_conformance.refusal import refused_or_right
 from dsv4core_conformance.reference.rows import INDEX, MAIN
+from dsv4core_conformance.refusal import refused_or_right
 from dsv4core_conformance.subject import Subject
 
 TABLES = (
@@ -50,7 +57,12 @@ def _inputs(op: str, a: dict[str, Any]) -> list[str]:
     return [name for name, value in a.items() if isinstance(value, Tensor) and name not in pages]
 
 
-@case("op/{op}/stride/packed_layer_{layer}", op=tuple(PAGES), layer=(0, 1, 2), catches=("A7", "A8", "A11", "A12"))
+@case(
+    "op/{op}/stride/packed_layer_{layer}",
+    op=tuple(PAGES),
+    layer=(0, 1, 2),
+    catches=("A7", "A8", "A11", "A12"),
+)
 def packed(s: Subject, op: str, layer: int) -> None:
     """Pages of one layer of three in a shared block: distance and offset come from the tensor, not from its size."""
     a = make(op)
@@ -136,7 +148,9 @@ def strided_outputs(s: Subject, op: str) -> None:
     """An output whose rows lie apart is written inside its rows only."""
     a = make(op)
     rows = a["out"]
-    parent = spoiled(torch.empty((rows.shape[0], 2, *rows.shape[1:-1], rows.shape[-1] + 64), dtype=rows.dtype))
+    parent = spoiled(
+        torch.empty((rows.shape[0], 2, *rows.shape[1:-1], rows.shape[-1] + 64), dtype=rows.dtype)
+    )
     a["out"] = parent[:, 1, ..., 16 : 16 + rows.shape[-1]]
     a["out"].copy_(rows)
     before = parent.view(torch.uint8).clone()

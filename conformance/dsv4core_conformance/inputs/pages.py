@@ -117,7 +117,9 @@ def spoiled(tensor: Tensor) -> Tensor:
 
 def column_slice(tensor: Tensor, before: int = 8, behind: int = 24) -> Tensor:
     """The same numbers as columns of a wider tensor with all bits set around them. Shapes: any -> the same"""
-    parent = spoiled(torch.empty((*tensor.shape[:-1], before + tensor.shape[-1] + behind), dtype=tensor.dtype))
+    parent = spoiled(
+        torch.empty((*tensor.shape[:-1], before + tensor.shape[-1] + behind), dtype=tensor.dtype)
+    )
     view = parent[..., before : before + tensor.shape[-1]]
     view.copy_(tensor)
     return view
