@@ -19,7 +19,8 @@ from dsv4core_conformance.subject import Subject
 ATTENTION = ("sparse_decode", "sparse_prefill")
 INDEXER = ("indexer_logits", "sparse_indexer")
 INDEX_LAYOUTS = (
-    "index_fp8", "index_fp8_ue8m0x4", "index_fp8_hadamard_f32", "index_mxfp4", "index_mxfp4_hadamard", "index_f32",
+    "index_fp8", "index_fp8_ue8m0x4", "index_fp8_hadamard_f32", "index_mxfp4", "index_mxfp4_hadamard",
+    "index_f32",
 )  # fmt: skip
 MAIN_LAYOUTS = ("fp8_ds_mla", "fp8_ds_mla_fnuz", "bf16_row", "fp8_row", "f32_row")
 CHECK = "DSV4CORE_CHECK"

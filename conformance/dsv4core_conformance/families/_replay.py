@@ -18,9 +18,11 @@ TABLE_WIDTH = 256
 
 
 class Bucket:
-    """A captured step of `size` tokens of a world. `graph`: record a device graph, else call the layer again."""
+    """A captured step of `size` tokens of a world. With `graph` a device graph, else called again."""
 
-    def __init__(self, w: World, new: Mapping[str, int], size: int, *, graph: bool, c128_width: int = 64) -> None:
+    def __init__(
+        self, w: World, new: Mapping[str, int], size: int, *, graph: bool, c128_width: int = 64
+    ) -> None:
         """Run `new` once, capture it (which runs it again, and must change nothing), keep its tensors."""
         self.w, self.size, self.width = w, size, c128_width
         self.hidden = torch.zeros(size, w.config.hidden_size, dtype=torch.bfloat16, device=w.s.device)
@@ -107,7 +109,11 @@ def copy_plan(into: BatchPlan, plan: BatchPlan) -> None:
     pairs += [(into.context_lens[r], plan.context_lens[r]) for r in into.context_lens]
     for field in fields(into):
         mine, other = getattr(into, field.name), getattr(plan, field.name)
-        if isinstance(mine, Tensor) and isinstance(other, Tensor) and field.name not in ("permutation", "inverse"):
+        if (
+            isinstance(mine, Tensor)
+            and isinstance(other, Tensor)
+            and field.name not in ("permutation", "inverse")
+        ):
             pairs.append((mine, other))
     for mine, other in pairs:
         if mine.shape != other.shape:

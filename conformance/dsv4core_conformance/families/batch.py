@@ -8,10 +8,12 @@ import torch
 
 from dsv4core_conformance.case import case
 from dsv4core_conformance.contracts import CONTRACTS
+from dsv4core_conformance.families import _batch_layers as layers
 from dsv4core_conformance.families._calls import TOKENS, at_tokens, produced, same_bytes, with_tokens
+from dsv4core_conformance.families._layers import KINDS
 from dsv4core_conformance.hosts import cloned
 from dsv4core_conformance.inputs import make
-from dsv4core_conformance.subject import Subject
+from dsv4core_conformance.subject import LAYER_OPS, Subject
 
 COUNT = 65
 SIZES = (1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64)
@@ -32,7 +34,11 @@ FORMATS = (
     {"name": "linear/batch/nvfp4", "op": "linear", "more": {"format": "nvfp4"}},
     {"name": "linear/batch/mxfp4", "op": "linear", "more": {"format": "mxfp4"}},
     {"name": "linear/batch/to_f32", "op": "linear", "more": {"out": "f32"}},
-    {"name": "grouped_output_projection/batch/fp8", "op": "grouped_output_projection", "more": {"o": "e4m3_ue8m0x4", "weight": "e8m0"}},
+    {
+        "name": "grouped_output_projection/batch/fp8",
+        "op": "grouped_output_projection",
+        "more": {"o": "e4m3_ue8m0x4", "weight": "e8m0"},
+    },
     {"name": "sparse_indexer/batch/index_mxfp4", "op": "sparse_indexer", "more": {"layout": "index_mxfp4"}},
     {"name": "sparse_decode/batch/bf16_row", "op": "sparse_decode", "more": {"layout": "bf16_row"}},
 )
@@ -60,7 +66,12 @@ def sizes(s: Subject, op: str) -> None:
         same_bytes(f"{op}: the first {size} of {COUNT} tokens", got, at_tokens(results, first))
 
 
-@case("op/{op}/batch/order/{order}", op=tuple(BATCHES), order=("reversed", "shuffled", "twice"), catches=("E12", "L5", "H3"))
+@case(
+    "op/{op}/batch/order/{order}",
+    op=tuple(BATCHES),
+    order=("reversed", "shuffled", "twice"),
+    catches=("E12", "L5", "H3"),
+)
 def order(s: Subject, op: str, order: str) -> None:
     """Tokens in another order, or twice in a batch, give their bytes."""
     whole, results = _whole(s, op, BATCHES[op])
@@ -70,8 +81,11 @@ def order(s: Subject, op: str, order: str) -> None:
     same_bytes(f"{op}: tokens {order}", got, at_tokens(results, tokens))
 
 
-@case("op/{op}/batch/requests", op=("indexer_logits", "sparse_indexer", "compute_global_topk_indices_and_lens"),
-      catches=("E12", "L6"))  # fmt: skip
+@case(
+    "op/{op}/batch/requests",
+    op=("indexer_logits", "sparse_indexer", "compute_global_topk_indices_and_lens"),
+    catches=("E12", "L6"),
+)
 def request_order(s: Subject, op: str) -> None:
     """Requests in other rows of the tables, as after a reordering of the batch, change nothing."""
     whole, results = _whole(s, op, BATCHES[op])
@@ -84,7 +98,7 @@ def request_order(s: Subject, op: str) -> None:
 
 @case("op/{op}/batch/padded/{bucket}", op=tuple(BATCHES), bucket=(72, 128), catches=("C5", "H1", "M2"))
 def padded_to_a_bucket(s: Subject, op: str, bucket: int) -> None:
-    """Padding tokens behind the live ones change no bit of them, and the padding itself is as the contract says."""
+    """Padding tokens behind the live ones change no bit of them, and are themselves as the contract says."""
     whole, results = _whole(s, op, BATCHES[op])
     padded = with_tokens(op, whole, torch.arange(bucket).clamp(max=COUNT - 1))
     for name in TOKENS[op]:
@@ -114,3 +128,52 @@ def _alone(s: Subject, op: str, options: dict[str, Any]) -> None:
         one = torch.tensor([t])
         got = produced(s, op, with_tokens(op, whole, one))
         same_bytes(f"{op}: token {t} alone", got, at_tokens(results, one))
+
+
+@case("layer/{kind}/batch/alone", kind=KINDS, ops=LAYER_OPS, catches=("E12", "C5", "J8"))
+def a_request_alone_and_in_a_batch(s: Subject, kind: str) -> None:
+    """Requests that share steps have the outputs and bytes that each has in a cache of its own."""
+    layers.alone_and_together(s, kind, bits=False)
+
+
+@case(
+    "layer/{kind}/batch/same_bits",
+    kind=KINDS,
+    ops=LAYER_OPS,
+    needs=("batch_invariant_linear",),
+    catches=("L5", "L6"),
+)
+def a_request_has_the_same_bits_in_a_batch(s: Subject, kind: str) -> None:
+    """Where projections do not depend on the batch, whole layers do not either."""
+    layers.alone_and_together(s, kind, bits=True)
+
+
+@case("layer/{kind}/batch/order", kind=KINDS, ops=LAYER_OPS, catches=("E12", "H3"))
+def any_order_of_requests(s: Subject, kind: str) -> None:
+    """Requests change places, leave and come: states and pages belong to the request and not to its row."""
+    layers.any_order(s, kind)
+
+
+@case("layer/{kind}/batch/padded", kind=KINDS, ops=LAYER_OPS, catches=("D3", "D4", "D11", "H1"))
+def padding_rows_do_nothing(s: Subject, kind: str) -> None:
+    """Steps padded to a bucket, and idle ones, are the steps without padding."""
+    layers.padded(s, kind)
+
+
+@case("layer/{kind}/batch/finishing", kind=KINDS, ops=LAYER_OPS, catches=("E12", "D11", "J8"))
+def requests_finish_at_different_steps(s: Subject, kind: str) -> None:
+    """Seven requests finish one after another while others are admitted."""
+    layers.finishing(s, kind, 7)
+
+
+@case(
+    "layer/{kind}/batch/finishing_20",
+    kind=KINDS,
+    ops=LAYER_OPS,
+    level="extended",
+    catches=("E12", "J8"),
+    limit=180,
+)
+def twenty_requests_finish_at_different_steps(s: Subject, kind: str) -> None:
+    """Twenty of them."""
+    layers.finishing(s, kind, 20)

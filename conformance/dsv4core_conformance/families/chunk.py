@@ -146,7 +146,8 @@ def _arguments(op: str, tokens: int) -> dict[str, Any]:
     if op == "save_partial_states":
         return {
             "kv": values(tokens, width), "score": values(tokens, width + 1)[:, 1:],
-            "ape": values(ratio, width), "positions": positions, "state_cache": state, "slot_mapping": slots, "ratio": ratio,
+            "ape": values(ratio, width), "positions": positions, "state_cache": state, "slot_mapping": slots,
+            "ratio": ratio,
         }  # fmt: skip
     state[slots // state_rows, slots % state_rows] = values(tokens, 2 * width)
     entries = tokens // ratio
@@ -155,7 +156,7 @@ def _arguments(op: str, tokens: int) -> dict[str, Any]:
         "state_cache": state, "positions": positions, "token_to_req": torch.zeros(tokens, dtype=torch.int32),
         "slot_mapping": slots, "block_table": table, "cos_sin": cos_sin(160000.0, None, tokens),
         "norm_weight": values(512).abs() + 0.5,
-        "k_cache": torch.full((-(-entries // rows) + 1, -(-rows * 584 // 576) * 576), 0xA5, dtype=torch.uint8),
+        "k_cache": torch.full((entries // rows + 2, -(-rows * 584 // 576) * 576), 0xA5, dtype=torch.uint8),
         "kv_slot_mapping": kv_slots, "ratio": ratio, "head_dim": 512, "rows": rows, "layout": "fp8_ds_mla",
         "eps": 1e-6, "rotate": "none",
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Cases of the family EMPTY: no key, no entry, no token, no request; results are exact zeros, and come at once."""
+"""Cases of the family EMPTY: no key, no entry, no token, no request: exact zeros, and at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ import torch
 
 from dsv4core_conformance.case import case
 from dsv4core_conformance.compare import require
-from dsv4core_conformance.families._calls import ATTENTION, INDEX_LAYOUTS, INDEXER, MAIN_LAYOUTS, TOKENS, with_tokens
+from dsv4core_conformance.families._calls import (
+    ATTENTION,
+    INDEX_LAYOUTS,
+    INDEXER,
+    MAIN_LAYOUTS,
+    TOKENS,
+    with_tokens,
+)
 from dsv4core_conformance.hosts import to_numpy
 from dsv4core_conformance.inputs import make
 from dsv4core_conformance.subject import Subject
@@ -29,7 +36,14 @@ NO_TOKENS: dict[str, dict[str, Any]] = {
 }
 
 
-@case("op/{op}/empty/rows_{where}/{sink}", op=ATTENTION, where=ROWS, sink=SINKS, limit=LIMIT, catches=("D3", "D5", "D12", "D4"))
+@case(
+    "op/{op}/empty/rows_{where}/{sink}",
+    op=ATTENTION,
+    where=ROWS,
+    sink=SINKS,
+    limit=LIMIT,
+    catches=("D3", "D5", "D12", "D4"),
+)
 def rows_without_keys(s: Subject, op: str, where: str, sink: str) -> None:
     """Tokens without a key among others: exactly 0 and lse +inf, with any sink, the others untouched."""
     empty = {"leading": (0, 1), "middle": (3, 4), "trailing": (6, 7), "all": range(8)}[where]
@@ -40,8 +54,14 @@ def rows_without_keys(s: Subject, op: str, where: str, sink: str) -> None:
     _zeros(op, arguments, lse, list(empty))
 
 
-@case("op/{op}/empty/holes_{holes}/{sink}", op=ATTENTION, holes=("leading", "middle", "trailing", "block", "all"), sink=SINKS,
-      limit=LIMIT, catches=("D5", "D10", "D12"))  # fmt: skip
+@case(
+    "op/{op}/empty/holes_{holes}/{sink}",
+    op=ATTENTION,
+    holes=("leading", "middle", "trailing", "block", "all"),
+    sink=SINKS,
+    limit=LIMIT,
+    catches=("D5", "D10", "D12"),
+)
 def holes(s: Subject, op: str, holes: str, sink: str) -> None:
     """Negative slots in front (a whole block of 64), in the middle, behind, everywhere: they are no keys."""
     arguments = make(op, heads=4, window=130, lens="full", holes=holes, sink=sink)
@@ -50,12 +70,21 @@ def holes(s: Subject, op: str, holes: str, sink: str) -> None:
         _zeros(op, arguments, lse, [0, 1, 2])
 
 
-@case("op/sparse_decode/empty/{which}/{layout}", ops=("sparse_decode",), which=("window", "extra", "both", "single"),
-      layout=MAIN_LAYOUTS, limit=LIMIT, catches=("D5", "D12", "E11"))  # fmt: skip
+@case(
+    "op/sparse_decode/empty/{which}/{layout}",
+    ops=("sparse_decode",),
+    which=("window", "extra", "both", "single"),
+    layout=MAIN_LAYOUTS,
+    limit=LIMIT,
+    catches=("D5", "D12", "E11"),
+)
 def one_list_empty(s: Subject, which: str, layout: str) -> None:
     """One of the two lists, or both, are empty: by length, by holes, by having no column at all."""
-    op, names = "sparse_decode", {"window": ("lens",), "extra": ("extra_lens",), "both": ("lens", "extra_lens")}
-    both = {name: 0 for name in names.get(which, ("lens",))}
+    op, names = (
+        "sparse_decode",
+        {"window": ("lens",), "extra": ("extra_lens",), "both": ("lens", "extra_lens")},
+    )
+    both = dict.fromkeys(names.get(which, ("lens",)), 0)
     single: dict[str, Any] = {"extra": None} if which == "single" else {}
     s.check(op, make(op, layout=layout, **single, **both))
     arguments = make(op, layout=layout, **single, lens="full")
@@ -74,11 +103,20 @@ def no_pages(s: Subject) -> None:
     """A cache without a page, as before the first token: nothing to attend to."""
     op = "sparse_decode"
     arguments = make(op, lens=0, extra_lens=0)
-    arguments["swa_cache"], arguments["extra_cache"] = arguments["swa_cache"][:0], arguments["extra_cache"][:0]
+    arguments["swa_cache"], arguments["extra_cache"] = (
+        arguments["swa_cache"][:0],
+        arguments["extra_cache"][:0],
+    )
     _zeros(op, arguments, s.check(op, arguments).results[0], [0, 1, 2])
 
 
-@case("op/{op}/empty/contexts/{layout}", op=INDEXER, layout=INDEX_LAYOUTS, limit=LIMIT, catches=("D3", "D4", "E11"))
+@case(
+    "op/{op}/empty/contexts/{layout}",
+    op=INDEXER,
+    layout=INDEX_LAYOUTS,
+    limit=LIMIT,
+    catches=("D3", "D4", "E11"),
+)
 def empty_contexts(s: Subject, op: str, layout: str) -> None:
     """Tokens that see no entry: only hidden cells, a list of -1."""
     for lens in ([0, 0, 0], [0, 70, 0], [70, 0, 1]):
@@ -101,10 +139,15 @@ def nothing_to_choose(s: Subject) -> None:
     s.check("indexer_topk", make("indexer_topk", width=0, lens=0, k=8))
 
 
-@case("op/compute_global_topk_indices_and_lens/empty/{what}", ops=("compute_global_topk_indices_and_lens",),
-      what=("padding", "holes", "columns", "requests", "table"), limit=LIMIT, catches=("D3", "D7", "E11"))  # fmt: skip
+@case(
+    "op/compute_global_topk_indices_and_lens/empty/{what}",
+    ops=("compute_global_topk_indices_and_lens",),
+    what=("padding", "holes", "columns", "requests", "table"),
+    limit=LIMIT,
+    catches=("D3", "D7", "E11"),
+)
 def no_slots(s: Subject, what: str) -> None:
-    """Only padding tokens, only negative entries, lists without a column, no request, tables without a page."""
+    """Only padding tokens, only holes, lists without a column, no request, tables without a page."""
     op = "compute_global_topk_indices_and_lens"
     options: dict[str, dict[str, Any]] = {
         "padding": {"valid": 0.0}, "holes": {"holes": "all"}, "columns": {"k": 0},
@@ -116,8 +159,13 @@ def no_slots(s: Subject, what: str) -> None:
     s.check(op, arguments)
 
 
-@case("op/combine_topk_swa_indices/empty/{what}", ops=("combine_topk_swa_indices",),
-      what=("queries", "requests", "lists", "first_tokens"), limit=LIMIT, catches=("E11", "D3", "D10"))  # fmt: skip
+@case(
+    "op/combine_topk_swa_indices/empty/{what}",
+    ops=("combine_topk_swa_indices",),
+    what=("queries", "requests", "lists", "first_tokens"),
+    limit=LIMIT,
+    catches=("E11", "D3", "D10"),
+)
 def nothing_to_combine(s: Subject, what: str) -> None:
     """Requests without a query, no request, no entries, tokens before the first entry."""
     options: dict[str, dict[str, Any]] = {
@@ -139,8 +187,12 @@ def no_tokens(s: Subject, op: str) -> None:
     s.check(op, make(op, tokens=0, **({"requests": 1, "lens": []} if op in INDEXER else {})))
 
 
-@case("op/{op}/empty/nothing", op=("compress_norm_rope_store", "compressed_slot_mapping", "dequantize_and_gather_k_cache"),
-      limit=LIMIT, catches=("E11", "D11"))  # fmt: skip
+@case(
+    "op/{op}/empty/nothing",
+    op=("compress_norm_rope_store", "compressed_slot_mapping", "dequantize_and_gather_k_cache"),
+    limit=LIMIT,
+    catches=("E11", "D11"),
+)
 def no_requests(s: Subject, op: str) -> None:
     """No request at all, and requests without a token."""
     for lengths in ((), (0,), (0, 0, 0)):
@@ -151,4 +203,6 @@ def _zeros(op: str, arguments: dict[str, Any], lse: torch.Tensor | None, empty: 
     out, sums = to_numpy(arguments["out"]), to_numpy(lse)
     for t in empty:
         require(not out[t].any(), f"{op}: token {t} has no key: its output must be exactly 0")
-        require(np.isposinf(sums[t]).all(), f"{op}: token {t} has no key: its lse must be +inf, is {sums[t][:4]}")
+        require(
+            np.isposinf(sums[t]).all(), f"{op}: token {t} has no key: its lse must be +inf, is {sums[t][:4]}"
+        )

@@ -32,7 +32,7 @@ def bucket(s: Subject, kind: str, size: int, graph: bool, **options: Any) -> Buc
     threshold = {"decode_threshold": options.pop("threshold", 1)}
     w = World(s, kind, requests=10, tokens=4096, **threshold)
     w.step(LENGTHS)
-    return Bucket(w, {n: 1 for n in list(LENGTHS)[:size]}, size, graph=graph, **options)
+    return Bucket(w, dict.fromkeys(list(LENGTHS)[:size], 1), size, graph=graph, **options)
 
 
 def run(b: Bucket, new: Mapping[str, int]) -> None:
@@ -46,7 +46,7 @@ def run(b: Bucket, new: Mapping[str, int]) -> None:
 
 def sequence(b: Bucket) -> None:
     """Full, fewer rows, other requests, other pages, nothing at all, full again."""
-    run(b, {n: 1 for n in LENGTHS})
+    run(b, dict.fromkeys(LENGTHS, 1))
     run(b, {"g3": 1, "g0": 1, "g5": 1})
     run(b, {"g5": 1})
     b.w.cache.free("g4")
@@ -100,7 +100,7 @@ def odd_bucket_sizes(s: Subject, kind: str, size: int) -> None:
     """Captured graphs of other sizes, exactly full."""
     b = bucket(s, kind, size, graph=True)
     for _ in range(3):
-        run(b, {n: 1 for n in list(LENGTHS)[:size]})
+        run(b, dict.fromkeys(list(LENGTHS)[:size], 1))
 
 
 @case("layer/{kind}/graph/poisoned", kind=KINDS, ops=LAYER_OPS, catches=("H6", "D11"))
@@ -113,7 +113,7 @@ def poison_between_replays(s: Subject, kind: str) -> None:
         b.out.fill_(torch.nan)
         del held
 
-    for new in ({n: 1 for n in LENGTHS}, {"g1": 1, "g6": 1}):
+    for new in (dict.fromkeys(LENGTHS, 1), {"g1": 1, "g6": 1}):
         starts = {n: b.w.cache.length(n) for n in new}
         for n, out in b.step(new, poison).items():
             right_outputs(b.w, out, starts[n], n)

@@ -1,4 +1,4 @@
-"""Cases of the family HEADS: any number of heads, padded lanes that stay out of it, groups and shards of heads."""
+"""Cases of the family HEADS: any number of heads, padded lanes that stay out of it, groups, shards."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def index_query_heads(s: Subject, heads: int) -> None:
 
 @case("op/{op}/heads/padded/{padded}", op=ATTENTION, padded=PADDED, catches=("C5", "C10"))
 def padded_heads(s: Subject, op: str, heads: int, lanes: int) -> None:
-    """Padded heads (zero queries, sink -inf) are inert: right beside them, and no bit depends on what is in them."""
+    """Padded heads (zero queries, sink -inf) are inert: no bit of the others depends on what is in them."""
     alone = make(op, heads=heads)
     s.check(op, alone)
     padded = _padded(alone, lanes, 0.0)
@@ -139,7 +139,7 @@ def grouped_shards(s: Subject, tp: int, weight: str) -> None:
     catches=("C8",),
 )
 def one_group_at_a_time(s: Subject, groups: int) -> None:
-    """A group reads its own heads and its own rows of the weight: with one live group the others are exactly 0."""
+    """A group reads its own heads and rows of the weight: with one live group the others are exactly 0."""
     op = "grouped_output_projection"
     s.check(op, make(op, heads=16, groups=groups))
     for live in range(groups):

@@ -50,7 +50,7 @@ def put(pages: U8, slots: NDArray[np.int64], records: U8, layout: str, width: in
     catches=("A8", "D2", "J5", "K9", "K15", "A6"),
 )
 def tables_of_an_engine(s: Subject, kind: str) -> None:
-    """Two requests on an engine's own pages in random order: exactly their rows are written, byte for byte."""
+    """Two requests on an engine's pages in random order: exactly their rows are written, byte for byte."""
     w = World(s, kind, tokens=2048)
     names, done, total = ("a", "b"), {"a": 0, "b": 0}, 270
     free = {g: np.argsort(hashed_words(t.shape[0], 3)).astype(np.int32) for g, t in w.storages().items()}
@@ -74,7 +74,9 @@ def tables_of_an_engine(s: Subject, kind: str) -> None:
         trace = trace_of(w, n, done[n])
         for group, spec in specs.items():
             row = np.arange(done[n] // spec.tokens_per_row)
-            slots = tables[group][place].numpy().astype(np.int64)[row // spec.rows] * spec.rows + row % spec.rows
+            slots = (
+                tables[group][place].numpy().astype(np.int64)[row // spec.rows] * spec.rows + row % spec.rows
+            )
             put(wanted[group], slots, trace.caches[group][row], spec.layout, spec.row_width, spec.rows)
     for group, pages in everything(w).items():
         wrong = np.argwhere(pages != wanted[group])
@@ -100,7 +102,7 @@ def pages_of_the_dead(s: Subject, kind: str) -> None:
 
 @case("layer/{kind}/pageperm/drafts_stay_home", kind=KINDS, ops=LAYER_OPS, catches=("J5", "K9", "J2"))
 def only_own_slots_change(s: Subject, kind: str) -> None:
-    """A step changes the rows of its own tokens and no other byte of any page, drafts and padding included."""
+    """A step changes the rows of its own tokens and no other byte, drafts and padding included."""
     w = World(s, kind, limits={"max_rollback": 16}, decode_threshold=8)
     w.step({"a": 126, "b": 250, "c": 5})
     specs = w.cache.layer(w.layer).specs
@@ -121,8 +123,14 @@ def only_own_slots_change(s: Subject, kind: str) -> None:
             ):
                 allowed[page, columns] = pages[page, columns]
             wrong = np.argwhere(pages != allowed)
-            where = page_place(w.storages()[group], _at(w, group, wrong), spec.layout, spec.rows) if len(wrong) else ""
-            require(not len(wrong), f"group {group}: {len(wrong)} bytes of nobody changed, the first at {where}")
+            where = (
+                page_place(w.storages()[group], _at(w, group, wrong), spec.layout, spec.rows)
+                if len(wrong)
+                else ""
+            )
+            require(
+                not len(wrong), f"group {group}: {len(wrong)} bytes of nobody changed, the first at {where}"
+            )
         for n, start in starts.items():
             w.cache.truncate(n, max(start, w.cache.min_length(n)))
 
@@ -163,7 +171,7 @@ def layers_share_an_allocation(s: Subject) -> None:
                 right_outputs(w, out[n], starts[n], n)
     for w in worlds:
         for n in ("a", "b"):
-            got = {k: v for k, v in _records(w, n).items()}
+            got = w.records(n)
             wanted = trace_of(w, n, cache.length(n)).records(cache.length(n))
             for group, (start, records) in wanted.items():
                 require(
@@ -187,12 +195,14 @@ def _on(s: Subject, config: AttentionConfig, layer: int, cache: PagedCache) -> W
     return w
 
 
-def _records(w: World, request: str) -> dict[str, tuple[int, U8]]:
-    """`World.records` of one layer of a cache that has several."""
-    return w.records(request)
-
-
-@case("layer/{kind}/pageperm/random_life", kind=KINDS, ops=LAYER_OPS, level="extended", catches=("K9", "E12"), limit=240)
+@case(
+    "layer/{kind}/pageperm/random_life",
+    kind=KINDS,
+    ops=LAYER_OPS,
+    level="extended",
+    catches=("K9", "E12"),
+    limit=240,
+)
 def random_life(s: Subject, kind: str) -> None:
     """Requests come, grow by any number of tokens, shrink and leave on few pages; every one stays right."""
     w = World(s, kind, tokens=900, requests=5)

@@ -50,7 +50,7 @@ def unlisted_rows(s: Subject, layout: str, pattern: str) -> None:
 
 @case("op/sparse_decode/poison/lanes/{tokens}", ops=(DECODE,), tokens=TOKENS, catches=LANES)
 def decode_lanes(s: Subject, tokens: int) -> None:
-    """Lanes behind a length and holes before it: pointing at rows of NaN, at page 0, or far behind the pages."""
+    """Lanes behind a length and holes before it point at rows of NaN, at page 0, or far behind the pages."""
     options = {"tokens": tokens, "heads": 2, "window": 65, "extra": 64, "pages": 4, "holes": 0.1}
     clean = make(DECODE, **options, extra_pages=60)
     for name in ("swa_slots", "extra_slots"):  # page 0 (extra: pages 0 to 9) is nobody's
@@ -122,8 +122,12 @@ def unseen_entries(s: Subject, op: str, layout: str, pattern: str) -> None:
     same_bytes(f"{op}: {pattern} in unseen entries", s.check(op, spoiled).results, expected)
 
 
-@case("op/compute_global_topk_indices_and_lens/poison/{value}", ops=("compute_global_topk_indices_and_lens",),
-      value=(LARGE, 2**31 - 1, -(2**31), 63), catches=("D7", "M2"))  # fmt: skip
+@case(
+    "op/compute_global_topk_indices_and_lens/poison/{value}",
+    ops=("compute_global_topk_indices_and_lens",),
+    value=(LARGE, 2**31 - 1, -(2**31), 63),
+    catches=("D7", "M2"),
+)
 def padding_tokens(s: Subject, value: int) -> None:
     """Whatever the list of a padding token holds, its row is -1 and its length 0."""
     op = "compute_global_topk_indices_and_lens"
@@ -150,8 +154,12 @@ def behind_visible_entries(s: Subject) -> None:
     same_bytes(f"{op}: other entries behind the visible ones", s.check(op, spoiled).results, expected)
 
 
-@case("op/dequantize_and_gather_k_cache/poison/{layout}", ops=("dequantize_and_gather_k_cache",), layout=MAIN_LAYOUTS,
-      catches=("A6", "D2"))  # fmt: skip
+@case(
+    "op/dequantize_and_gather_k_cache/poison/{layout}",
+    ops=("dequantize_and_gather_k_cache",),
+    layout=MAIN_LAYOUTS,
+    catches=("A6", "D2"),
+)
 def ungathered_rows(s: Subject, layout: str) -> None:
     """Rows outside the gathered range hold NaN, and rows of the workspace outside it stay as they are."""
     op = "dequantize_and_gather_k_cache"
@@ -167,12 +175,20 @@ def ungathered_rows(s: Subject, layout: str) -> None:
     same_bytes(f"{op}: 0xff in rows that are not gathered", [spoiled["out"]], [clean["out"]])
 
 
-@case("op/compress_norm_rope_store/poison/states/{ratio}", ops=("compress_norm_rope_store",), ratio=(4, 128),
-      catches=("D5", "K1"))  # fmt: skip
+@case(
+    "op/compress_norm_rope_store/poison/states/{ratio}",
+    ops=("compress_norm_rope_store",),
+    ratio=(4, 128),
+    catches=("D5", "K1"),
+)
 def states_outside_the_window(s: Subject, ratio: int) -> None:
     """States of other requests, of tokens before the window and of tokens after it are not read."""
     op = "compress_norm_rope_store"
-    options = {"ratio": ratio, "lengths": (3 * ratio + 1, ratio, 2 * ratio), "starts": (2 * ratio, 0, 2 * ratio - 1)}
+    options = {
+        "ratio": ratio,
+        "lengths": (3 * ratio + 1, ratio, 2 * ratio),
+        "starts": (2 * ratio, 0, 2 * ratio - 1),
+    }
     clean, spoiled = make(op, **options), make(op, **options)
     s.check(op, clean)
     rows, table = spoiled["state_cache"].shape[1], spoiled["block_table"].numpy()

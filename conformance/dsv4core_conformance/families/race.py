@@ -166,5 +166,3 @@ def one_cache_on_changing_streams(s: Subject, kind: str) -> None:
     torch.accelerator.synchronize()
     right_outputs(w, torch.cat([out.cpu() for out in outs]), 0)
     right_records(w, "a")
-
-

@@ -11,7 +11,14 @@ from dsv4core.errors import OpArgumentError
 from dsv4core_conformance.case import NotRun, case
 from dsv4core_conformance.compare import Mismatch
 from dsv4core_conformance.contracts import CONTRACTS
-from dsv4core_conformance.families._calls import ATTENTION, INDEX_LAYOUTS, INDEXER, MAIN_LAYOUTS, between, refused
+from dsv4core_conformance.families._calls import (
+    ATTENTION,
+    INDEX_LAYOUTS,
+    INDEXER,
+    MAIN_LAYOUTS,
+    between,
+    refused,
+)
 from dsv4core_conformance.inputs import make
 from dsv4core_conformance.inputs.draws import LARGE
 from dsv4core_conformance.inputs.random import options_of
@@ -19,7 +26,35 @@ from dsv4core_conformance.subject import Subject
 
 DECODE, PREFILL = ATTENTION
 TOKENS = (1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129)
-WIDTHS = (1, 2, 3, 8, 15, 16, 17, 31, 33, 63, 64, 65, 100, 127, 128, 129, 133, 191, 192, 193, 255, 256, 257, 300, 512, 640, 1152)
+WIDTHS = (
+    1,
+    2,
+    3,
+    8,
+    15,
+    16,
+    17,
+    31,
+    33,
+    63,
+    64,
+    65,
+    100,
+    127,
+    128,
+    129,
+    133,
+    191,
+    192,
+    193,
+    255,
+    256,
+    257,
+    300,
+    512,
+    640,
+    1152,
+)
 ROWS = (1, 2, 3, 8, 16, 32, 64, 128, 256)
 GRID = ("C6", "C7", "D13", "D14", "J3", "M5")
 PAIRS = ((8, 128), (16, 512), (16, 640), (32, 192), (64, 256), (64, 640), (64, 1152), (128, 128), (128, 1152))
@@ -59,8 +94,14 @@ def every_width(s: Subject, op: str) -> None:
         s.check(op, make(op, tokens=1, heads=2, window=width, lens="full"))
 
 
-@case("op/{op}/shapes/heads_by_width/{heads}x{width}", op=ATTENTION, heads=(1, 8, 16, 64), width=(17, 128, 192, 640),
-      level="extended", catches=GRID)  # fmt: skip
+@case(
+    "op/{op}/shapes/heads_by_width/{heads}x{width}",
+    op=ATTENTION,
+    heads=(1, 8, 16, 64),
+    width=(17, 128, 192, 640),
+    level="extended",
+    catches=GRID,
+)
 def grid(s: Subject, op: str, heads: int, width: int) -> None:
     """The grid of heads by widths by tokens, with one cache and with two."""
     for tokens in (1, 5, 65):
@@ -69,14 +110,24 @@ def grid(s: Subject, op: str, heads: int, width: int) -> None:
             s.check(op, make(op, tokens=tokens, heads=heads, window=width, extra=None))
 
 
-@case("op/{op}/shapes/pairs/{pair}", op=ATTENTION, pair=[{"name": f"{h}x{w}", "heads": h, "width": w} for h, w in PAIRS],
-      catches=(*GRID, "C6"))  # fmt: skip
+@case(
+    "op/{op}/shapes/pairs/{pair}",
+    op=ATTENTION,
+    pair=[{"name": f"{h}x{w}", "heads": h, "width": w} for h, w in PAIRS],
+    catches=(*GRID, "C6"),
+)
 def reported_pairs(s: Subject, op: str, heads: int, width: int) -> None:
     """Pairs of heads and width that are missing in dispatch tables of the field."""
     s.check(op, make(op, tokens=1, heads=heads, window=width))
 
 
-@case("op/sparse_decode/shapes/rows/{layout}/{rows}", ops=(DECODE,), layout=MAIN_LAYOUTS, rows=ROWS, catches=("A2", "A4", "K4"))
+@case(
+    "op/sparse_decode/shapes/rows/{layout}/{rows}",
+    ops=(DECODE,),
+    layout=MAIN_LAYOUTS,
+    rows=ROWS,
+    catches=("A2", "A4", "K4"),
+)
 def rows_per_page(s: Subject, layout: str, rows: int) -> None:
     """Any number of rows per page, another one in the second cache, and one cache alone."""
     pages = max(130 // rows, 2)
@@ -85,8 +136,13 @@ def rows_per_page(s: Subject, layout: str, rows: int) -> None:
     s.check(DECODE, make(DECODE, **options, extra_rows=max(rows // 32, 1), extra_pages=40))
 
 
-@case("op/sparse_decode/shapes/layouts/{layout}+{extra}", ops=(DECODE,), layout=MAIN_LAYOUTS[:4], extra=MAIN_LAYOUTS[:4],
-      catches=("B1", "A5"))  # fmt: skip
+@case(
+    "op/sparse_decode/shapes/layouts/{layout}+{extra}",
+    ops=(DECODE,),
+    layout=MAIN_LAYOUTS[:4],
+    extra=MAIN_LAYOUTS[:4],
+    catches=("B1", "A5"),
+)
 def mixed_layouts(s: Subject, layout: str, extra: str) -> None:
     """Two caches of two layouts, each read by its own."""
     if extra not in s.layouts:
@@ -94,7 +150,13 @@ def mixed_layouts(s: Subject, layout: str, extra: str) -> None:
     s.check(DECODE, make(DECODE, layout=layout, extra_layout=extra))
 
 
-@case("op/{op}/shapes/rows/{layout}/{rows}", op=INDEXER, layout=INDEX_LAYOUTS, rows=(1, 2, 16, 64, 128), catches=("A1", "A2", "A4"))
+@case(
+    "op/{op}/shapes/rows/{layout}/{rows}",
+    op=INDEXER,
+    layout=INDEX_LAYOUTS,
+    rows=(1, 2, 16, 64, 128),
+    catches=("A1", "A2", "A4"),
+)
 def index_rows_per_page(s: Subject, op: str, layout: str, rows: int) -> None:
     """Any number of rows per index page."""
     s.check(op, make(op, layout=layout, rows=rows, lens=[70, 33, 1]))
@@ -106,15 +168,24 @@ def index_tokens(s: Subject, op: str, tokens: int) -> None:
     s.check(op, make(op, tokens=tokens, requests=min(3, tokens), context=80, heads=2))
 
 
-@case("op/indexer_logits/shapes/max_len/{max_len}", ops=("indexer_logits",), max_len=(0, 1, 63, 64, 65, 100, 128, 300),
-      catches=("N7", "N6"))  # fmt: skip
+@case(
+    "op/indexer_logits/shapes/max_len/{max_len}",
+    ops=("indexer_logits",),
+    max_len=(0, 1, 63, 64, 65, 100, 128, 300),
+    catches=("N7", "N6"),
+)
 def logits_width(s: Subject, max_len: int) -> None:
     """Any width of the result, also below a context."""
     s.check("indexer_logits", make("indexer_logits", lens=[100, 1, 64, 0], max_len=max_len))
 
 
-@case("op/combine_topk_swa_indices/shapes/{window}_{top_k}", ops=("combine_topk_swa_indices",), window=(1, 5, 127, 128),
-      top_k=(0, 1, 9, 128, 512, 1024), catches=("D13", "D14"))  # fmt: skip
+@case(
+    "op/combine_topk_swa_indices/shapes/{window}_{top_k}",
+    ops=("combine_topk_swa_indices",),
+    window=(1, 5, 127, 128),
+    top_k=(0, 1, 9, 128, 512, 1024),
+    catches=("D13", "D14"),
+)
 def combined_widths(s: Subject, window: int, top_k: int) -> None:
     """Window and k that are no multiples of anything; the list is as wide as the next multiple of 128."""
     op = "combine_topk_swa_indices"
@@ -123,8 +194,12 @@ def combined_widths(s: Subject, window: int, top_k: int) -> None:
     s.check(op, make(op, window=window, top_k=top_k, ratio=1, first=0, spare=0, holes=0.2))
 
 
-@case("op/compute_global_topk_indices_and_lens/shapes/{rows}", ops=("compute_global_topk_indices_and_lens",), rows=(1, 2, 64, 100),
-      catches=("K4",))  # fmt: skip
+@case(
+    "op/compute_global_topk_indices_and_lens/shapes/{rows}",
+    ops=("compute_global_topk_indices_and_lens",),
+    rows=(1, 2, 64, 100),
+    catches=("K4",),
+)
 def slot_rows(s: Subject, rows: int) -> None:
     """Any number of rows per page, tokens, k and requests."""
     op = "compute_global_topk_indices_and_lens"
@@ -132,12 +207,21 @@ def slot_rows(s: Subject, rows: int) -> None:
         s.check(op, make(op, rows=rows, tokens=tokens, k=k, requests=requests))
 
 
-@case("op/linear/shapes/{format}/{inputs}x{outputs}", ops=("linear",), format=("bf16", "fp8_block", "nvfp4", "mxfp4"),
-      inputs=(32, 96, 128, 416), outputs=(1, 24, 128, 130), catches=("C9",))  # fmt: skip
+@case(
+    "op/linear/shapes/{format}/{inputs}x{outputs}",
+    ops=("linear",),
+    format=("bf16", "fp8_block", "nvfp4", "mxfp4"),
+    inputs=(32, 96, 128, 416),
+    outputs=(1, 24, 128, 130),
+    catches=("C9",),
+)
 def linear_sizes(s: Subject, format: str, inputs: int, outputs: int) -> None:
     """Sizes that are no multiples of a block, in every format and type of scale."""
     for tokens, scale in ((1, "u8"), (9, "e8m0"), (33, "f32" if format == "fp8_block" else "u8")):
-        s.check("linear", make("linear", format=format, inputs=inputs, outputs=outputs, tokens=tokens, scale=scale))
+        s.check(
+            "linear",
+            make("linear", format=format, inputs=inputs, outputs=outputs, tokens=tokens, scale=scale),
+        )
     s.check("linear", make("linear", format=format, inputs=inputs, outputs=outputs, out="f32"))
 
 
@@ -146,11 +230,18 @@ def global_scales(s: Subject) -> None:
     """One scale over all of an nvfp4 weight, whatever number it is."""
     for scale in (1.0, 0.0123, 3e-5, 700.0):
         for out in ("bf16", "f32"):
-            s.check("linear", make("linear", format="nvfp4", global_scale=scale, out=out, tokens=20, outputs=300))
+            s.check(
+                "linear", make("linear", format="nvfp4", global_scale=scale, out=out, tokens=20, outputs=300)
+            )
 
 
-@case("op/grouped_output_projection/shapes/{o}/{weight}", ops=("grouped_output_projection",),
-      o=("bf16", "f32", "e4m3_f32", "e4m3_ue8m0x4"), weight=("bf16", "u8", "e8m0", "f32_scales"), catches=("C8",))  # fmt: skip
+@case(
+    "op/grouped_output_projection/shapes/{o}/{weight}",
+    ops=("grouped_output_projection",),
+    o=("bf16", "f32", "e4m3_f32", "e4m3_ue8m0x4"),
+    weight=("bf16", "u8", "e8m0", "f32_scales"),
+    catches=("C8",),
+)
 def projection_types(s: Subject, o: str, weight: str) -> None:
     """Every combination of inputs and weights, one token and many."""
     op = "grouped_output_projection"
@@ -164,8 +255,12 @@ def many_lists(s: Subject, tokens: int) -> None:
     s.check("indexer_topk", make("indexer_topk", tokens=tokens, width=5, k=2, lens="mixed"))
 
 
-@case("op/compute_global_topk_indices_and_lens/shapes/tokens/{tokens}", ops=("compute_global_topk_indices_and_lens",),
-      tokens=CEILING, catches=("E14",))  # fmt: skip
+@case(
+    "op/compute_global_topk_indices_and_lens/shapes/tokens/{tokens}",
+    ops=("compute_global_topk_indices_and_lens",),
+    tokens=CEILING,
+    catches=("E14",),
+)
 def many_slots(s: Subject, tokens: int) -> None:
     """Around 65,536 tokens nothing is cut off."""
     op = "compute_global_topk_indices_and_lens"
@@ -178,15 +273,26 @@ def many_rows(s: Subject, tokens: int) -> None:
     s.check("linear", make("linear", tokens=tokens, inputs=16, outputs=8))
 
 
-@case("op/combine_topk_swa_indices/shapes/tokens/{tokens}", ops=("combine_topk_swa_indices",), tokens=CEILING[::2], catches=("E14",))
+@case(
+    "op/combine_topk_swa_indices/shapes/tokens/{tokens}",
+    ops=("combine_topk_swa_indices",),
+    tokens=CEILING[::2],
+    catches=("E14",),
+)
 def many_combined(s: Subject, tokens: int) -> None:
     """Around 65,536 queries of a request, and a request that starts behind them."""
     op = "combine_topk_swa_indices"
     s.check(op, make(op, queries=(tokens, 3), prefixes=(0, 5), window=2, top_k=1, spare=0))
 
 
-@case("op/{op}/shapes/tokens/{tokens}", op=("sparse_prefill", "fused_indexer_q_rope_quant"), tokens=CEILING[::2],
-      level="extended", limit=180.0, catches=("E14",))  # fmt: skip
+@case(
+    "op/{op}/shapes/tokens/{tokens}",
+    op=("sparse_prefill", "fused_indexer_q_rope_quant"),
+    tokens=CEILING[::2],
+    level="extended",
+    limit=180.0,
+    catches=("E14",),
+)
 def many_queries(s: Subject, op: str, tokens: int) -> None:
     """Around 65,536 queries nothing is cut off."""
     s.check(op, make(op, tokens=tokens, heads=1, **({"window": 2} if op == PREFILL else {})))
@@ -222,7 +328,17 @@ TIED = {
     "sparse_indexer": ("weights", "weights.1", "context_lens", "token_to_req", "q.2"),
     "compute_global_topk_indices_and_lens": ("token_to_req", "is_valid"),
     "combine_topk_swa_indices": ("query_start_loc", "gather_lens"),
-    "sparse_decode": ("swa_slots", "swa_lens", "extra_slots", "extra_lens", "attn_sink", "out", "out.1", "out.2", "q.2"),
+    "sparse_decode": (
+        "swa_slots",
+        "swa_lens",
+        "extra_slots",
+        "extra_lens",
+        "attn_sink",
+        "out",
+        "out.1",
+        "out.2",
+        "q.2",
+    ),
     "sparse_prefill": ("indices", "lens", "attn_sink", "out", "out.1", "out.2", "q.2", "kv.1"),
     "grouped_output_projection": ("wo_a", "wo_a.1", "o.2"),
     "linear": ("weight.1", "x.1"),
@@ -270,7 +386,13 @@ def random_options(s: Subject, op: str, seed: int) -> None:
     _random(s, op, seed)
 
 
-@case("op/{op}/random/{seed}", op=SWEEPS, seed=tuple(range(10, 100)), level="extended", catches=("C6", "C7", "D13", "M5"))
+@case(
+    "op/{op}/random/{seed}",
+    op=SWEEPS,
+    seed=tuple(range(10, 100)),
+    level="extended",
+    catches=("C6", "C7", "D13", "M5"),
+)
 def more_random_options(s: Subject, op: str, seed: int) -> None:
     """The same, more often."""
     _random(s, op, seed)
@@ -278,11 +400,12 @@ def more_random_options(s: Subject, op: str, seed: int) -> None:
 
 def _random(s: Subject, op: str, seed: int) -> None:
     options = options_of(op, seed, s.layouts)
+    drawn = ", ".join(f"{name}={value!r}" for name, value in options.items())
     try:
         s.check(op, make(op, **options))
     except (Mismatch, OpArgumentError) as error:
         raise Mismatch(
-            f"{error}\n  arguments: make({op!r}, {', '.join(f'{n}={v!r}' for n, v in options.items())})\n  again: "
+            f"{error}\n  arguments: make({op!r}, {drawn})\n  again: "
             f"python -m pytest --pyargs dsv4core_conformance --backend {s.name} --level extended "
             f"--case 'op/{op}/random/{seed}'"
         ) from error

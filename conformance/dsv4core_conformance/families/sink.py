@@ -82,7 +82,7 @@ def sink_is_not_scaled(s: Subject, op: str, scale: float) -> None:
 
 @case("op/{op}/sink/shards/{tp}", op=ATTENTION, tp=(2, 4, 8), catches=("C1", "C3", "C8"))
 def sink_shards(s: Subject, op: str, tp: int) -> None:
-    """Every shard of the heads equals its slice of the unsharded call; sinks come as views into all of them."""
+    """Every shard of the heads equals its slice of the unsharded call; its sinks are a view into all."""
     whole = make(op, heads=HEADS, sink="distinct")
     lse = s.check(op, whole).results[0]
     assert lse is not None

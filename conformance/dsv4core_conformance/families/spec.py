@@ -50,7 +50,7 @@ def drafting(s: Subject, kind: str, **options: Any) -> World:
     catches=("E4", "J1", "J2", "J7", "J9"),
 )
 def every_acceptance(s: Subject, kind: str, width: int) -> None:
-    """Steps of one width with 1 to all tokens accepted, from every phase: outputs and bytes of the plain run."""
+    """Steps of one width with 1 to all tokens accepted, from every phase: outputs and bytes as without."""
     w = drafting(s, kind)
     at = 0
     for start in STARTS if width <= 8 else STARTS[1:3]:
@@ -89,7 +89,7 @@ def a_run_of_verifications(s: Subject, kind: str) -> None:
 
 @case("layer/{kind}/spec/minimal_state", kind=KINDS, ops=LAYER_OPS, catches=("E4", "E5", "J1", "K7"))
 def only_the_open_windows_are_read(s: Subject, kind: str) -> None:
-    """Everything but the last 128 window rows and the open compressor windows (8 rows in ratio 4) may be NaN."""
+    """All but the last 128 window rows and the open compressor windows (8 rows in ratio 4) may be NaN."""
     ratio = {"swa": 1, "csa": 4, "hca": 128}[kind]
     for start in (*STARTS, 131):
         w = drafting(s, kind)
@@ -115,7 +115,9 @@ def only_the_open_windows_are_read(s: Subject, kind: str) -> None:
         right_outputs(w, w.step({"a": 9})["a"], start)
         got, wanted = w.records("a"), trace_of(w, "a", start + 9).records(start + 9)
         for group in ENTRIES[kind]:
-            same_records("after the rows nobody needs were poisoned", {group: got[group]}, {group: wanted[group]})
+            same_records(
+                "after the rows nobody needs were poisoned", {group: got[group]}, {group: wanted[group]}
+            )
 
 
 @case("layer/{kind}/spec/plans_are_their_own", kind=KINDS, ops=LAYER_OPS, catches=("J4", "I5"))
@@ -170,7 +172,14 @@ def a_mixed_batch(s: Subject, kind: str) -> None:
     mixed(s, kind, 6, 4)
 
 
-@case("layer/{kind}/spec/mixed_batch_of_20", kind=KINDS, ops=LAYER_OPS, level="extended", catches=("J8",), limit=180)
+@case(
+    "layer/{kind}/spec/mixed_batch_of_20",
+    kind=KINDS,
+    ops=LAYER_OPS,
+    level="extended",
+    catches=("J8",),
+    limit=180,
+)
 def a_large_mixed_batch(s: Subject, kind: str) -> None:
     """Twenty of them, for ten steps."""
     mixed(s, kind, 20, 10)
@@ -186,7 +195,7 @@ PLANS: tuple[dict[str, Any], ...] = (
 
 @case("suite/spec/plan_{plan}", plan=PLANS, catches=("E4", "E6", "E13", "J1", "J9"))
 def plans_agree(s: Subject, queries: Sequence[int], lengths: Sequence[int], pad_to: int | None) -> None:
-    """Positions, slots, window lists and lengths of a plan are those of the definition, on the host and here."""
+    """Positions, slots, lists and lengths of a plan are those of the definition, on the host and here."""
     config = AttentionConfig.preset("tiny", decode_threshold=8)
     rows = {"swa": 64, "c4": 64, "indexer": 64, "state_c4": 4, "state_indexer": 4, "c128": 2, "state_c128": 8}
     ratio = {"c4": 4, "indexer": 4, "c128": 128}
@@ -205,7 +214,12 @@ def plans_agree(s: Subject, queries: Sequence[int], lengths: Sequence[int], pad_
 
     for device in dict.fromkeys(["cpu", str(s.device)]):
         plan = BatchPlan.build(
-            config, query_lens=list(queries), seq_lens=list(lengths), tables=tables, pad_to=pad_to, device=device
+            config,
+            query_lens=list(queries),
+            seq_lens=list(lengths),
+            tables=tables,
+            pad_to=pad_to,
+            device=device,
         )
         require(plan.num_tokens == total, f"a plan of {plan.num_tokens} tokens, expected {total}")
         wanted = {"positions": np.zeros(total, dtype=np.int64), "swa_lens": np.zeros(total, dtype=np.int32)}

@@ -1,4 +1,4 @@
-"""Cases of the family TOPK: one defined list for every row of scores, also where scores tie or are hard to tell apart."""
+"""Cases of the family TOPK: one defined list for every row of scores, also where they tie."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from dsv4core_conformance.subject import Subject
 
 TOPK, INDEXER = "indexer_topk", "sparse_indexer"
 KINDS = (
-    "normal", "negative", "ties", "equal", "zeros", "near", "bin", "negative_bin", "ascending", "descending", "huge",
-    "infinite",
+    "normal", "negative", "ties", "equal", "zeros", "near", "bin", "negative_bin", "ascending", "descending",
+    "huge", "infinite",
 )  # fmt: skip
 CHOICES = (1, 8, 63, 64, 512, 1024, 2048)
 RANKED = ("D9", "L2", "L4", "L8", "L9")
@@ -73,7 +73,7 @@ def tie_at_the_threshold(s: Subject, ties: int) -> None:
 
 @case("op/indexer_topk/topk/one_ulp", ops=(TOPK,), catches=("L8", "D9"))
 def one_ulp_apart(s: Subject) -> None:
-    """Scores that differ in the last bit alone are told apart, on both sides of zero and around powers of two."""
+    """Scores that differ in the last bit alone are told apart, around either zero and powers of two."""
     for centre in (1.0, 1.2345, -1.0, -7.5, 2.0**-126, -(2.0**-126), 65504.0, -3.0e38):
         word = int(np.float32(centre).view(np.int32))
         steps = np.random.default_rng(3).permutation(600) - 300
@@ -128,7 +128,7 @@ def needle(s: Subject, k: int) -> None:
 
 @case("op/indexer_topk/topk/nan", ops=(TOPK,), catches=("D8",))
 def nan_score(s: Subject) -> None:
-    """A visible NaN is refused in checked mode; unchecked, the list still is ascending, unique and in range."""
+    """A visible NaN is refused in checked mode; unchecked, the list is ascending, unique and in range."""
     arguments = make(TOPK, tokens=4, width=90, lens=[90, 90, 90, 7], k=12)
     arguments["logits"][1, 3:80], arguments["logits"][2], arguments["logits"][3, 2] = np.nan, np.nan, np.nan
     with value_checks(True):
@@ -180,7 +180,7 @@ def chosen_by_margin(s: Subject, layout: str) -> None:
     catches=("A3", "L4", "L7", "L8"),
 )
 def chosen_exactly(s: Subject, layout: str) -> None:
-    """Scores that need no rounding and often tie: the list is the one of the exact scores, index for index."""
+    """Scores that need no rounding and often tie: the list is that of the exact scores, index for index."""
     for k in (1, 16, 200):
         _exact(s, make(INDEXER, layout=layout, kind="dyadic", lens=[300, 65, 1, 0, 299], k=k))
 
@@ -214,7 +214,7 @@ def score_flood(s: Subject, what: str) -> None:
 
 @case("op/sparse_indexer/topk/relu", ops=(INDEXER, "indexer_logits"), catches=("A3",))
 def relu_matters(s: Subject) -> None:
-    """Negative products count as nothing: with weights of one sign the order without ReLU would be another."""
+    """Negative products count as nothing: without ReLU the order would be another."""
     arguments = make(INDEXER, heads=8, kind="dyadic", lens=[256, 256], k=32, weights="positive")
     q = to_numpy(arguments["q"]).astype(np.uint8)
     q[:, 1::2] = q[:, 0::2] ^ 0x80  # every second head is the opposite of the one before
@@ -234,7 +234,7 @@ def relu_matters(s: Subject) -> None:
     catches=("N1", "L3", "L6"),
 )
 def independent_of_workspace(s: Subject, layout: str) -> None:
-    """The list does not depend on how large the workspace is, that is, on how the scores are cut into chunks."""
+    """The list does not depend on the size of the workspace, that is, on how scores are cut into chunks."""
     options = {"layout": layout, "lens": [1500, 700, 65, 1], "k": 130}
     for kind in ("dyadic", "normal"):
         wide = s.check(INDEXER, make(INDEXER, kind=kind, **options)).results

@@ -24,8 +24,12 @@ from dsv4core_conformance.families._layers import (
 from dsv4core_conformance.subject import LAYER_OPS, Subject, others
 
 GEOMETRIES: tuple[dict[str, Any], ...] = (
-    {"name": "small_pages", "rows": dict(swa=16, c4=6, indexer=10, state_c4=3, state_indexer=8, c128=1, state_c128=4)},
-    {"name": "large_pages", "rows": dict(swa=256, c4=128, indexer=96, state_c4=16, state_indexer=4, c128=3, state_c128=64)},
+    {"name": "small_pages", "rows": {
+        "swa": 16, "c4": 6, "indexer": 10, "state_c4": 3, "state_indexer": 8, "c128": 1, "state_c128": 4,
+    }},
+    {"name": "large_pages", "rows": {
+        "swa": 256, "c4": 128, "indexer": 96, "state_c4": 16, "state_indexer": 4, "c128": 3, "state_c128": 64,
+    }},
 )  # fmt: skip
 
 
@@ -45,11 +49,21 @@ def carries_on(target: World) -> None:
 
 def rows_of(w_kind: str, rows: Mapping[str, int]) -> dict[str, int]:
     """Those rows per page that a layer of a kind has groups for."""
-    groups = {"swa": ("swa",), "csa": ("c4", "indexer", "state_c4", "state_indexer"), "hca": ("c128", "state_c128")}
+    groups = {
+        "swa": ("swa",),
+        "csa": ("c4", "indexer", "state_c4", "state_indexer"),
+        "hca": ("c128", "state_c128"),
+    }
     return {g: n for g, n in rows.items() if g in (*groups[w_kind], "swa")}
 
 
-@case("layer/{kind}/xfer/{pages}", kind=KINDS, pages=GEOMETRIES, ops=LAYER_OPS, catches=("K12", "A11", "A12", "K15"))
+@case(
+    "layer/{kind}/xfer/{pages}",
+    kind=KINDS,
+    pages=GEOMETRIES,
+    ops=LAYER_OPS,
+    catches=("K12", "A11", "A12", "K15"),
+)
 def other_pages(s: Subject, kind: str, rows: dict[str, int]) -> None:
     """Into pages of another size and back, at odd and even lengths; decode goes on in each."""
     there = World(s, kind, limits={"rows": rows_of(kind, rows)})
@@ -176,7 +190,10 @@ def what_does_not_fit_is_refused(s: Subject) -> None:
     pages = {key: page.clone() for key, page in export.pages.items()}
     next(iter(pages.values()))[0, 5] += 1
     there = World(s, "csa")
-    _refused("pages that lost their checksum", lambda: there.cache.import_(RequestExport(export.header, pages), "a"))
+    _refused(
+        "pages that lost their checksum",
+        lambda: there.cache.import_(RequestExport(export.header, pages), "a"),
+    )
     there.cache.import_(export, "a")
     carries_on(there)
     try:

@@ -11,7 +11,8 @@ from dsv4core_conformance.inputs.draws import LARGE, generator, i32, punch
 
 
 def make(
-    *, queries: Sequence[int] = (1, 5, 3, 0, 20), prefixes: Sequence[int] = (0, 0, 200, 7, 511), window: int = 128,
+    *, queries: Sequence[int] = (1, 5, 3, 0, 20), prefixes: Sequence[int] = (0, 0, 200, 7, 511),
+    window: int = 128,
     ratio: int = 4, top_k: int = 9, first: int = 11, spare: int = 4, room: int = 30, holes: str | float = 0.0,
     seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip

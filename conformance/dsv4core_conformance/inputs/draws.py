@@ -39,7 +39,7 @@ def i32(values: NDArray[np.integer] | Sequence[int]) -> Tensor:
 
 
 def lengths(lens: Lens, tokens: int, width: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Lengths from 0 to `width`: "random" (1 and more), "full", "short" (0..2), "mixed", one number, or a list.
+    """Lengths up to `width`: "random" (from 1 on), "full", "short" (0..2), "mixed", a number, or a list.
 
     Shapes: -> i64 [tokens]
     """
@@ -70,7 +70,7 @@ def punch(listed: NDArray[np.int64], holes: str | float, rng: np.random.Generato
 
 
 def sinks(sink: Sink, heads: int) -> Tensor:
-    """Sinks: "none" (-inf), "zero", "five", "distinct" (one per head, none of them negligible), "plus_inf", or numbers.
+    """Sinks: "none" (-inf), "zero", "five", "distinct" (0..7, one per head), "plus_inf", or numbers.
 
     Shapes: -> f32 [heads]
     """

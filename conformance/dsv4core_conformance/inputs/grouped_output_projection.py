@@ -13,7 +13,8 @@ from dsv4core_conformance.reference.quant import e4m3_codes
 
 
 def make(
-    *, tokens: int = 4, heads: int = 4, groups: int = 2, lora: int = 16, o: str = "bf16", weight: str = "bf16",
+    *, tokens: int = 4, heads: int = 4, groups: int = 2, lora: int = 16, o: str = "bf16",
+    weight: str = "bf16",
     seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """`o`: "bf16", "f32", or e4m3 with scales "e4m3_f32" / "e4m3_ue8m0x4"; `weight`:

@@ -31,7 +31,8 @@ def packed_queries(
 
 
 def common(
-    *, tokens: int = 3, heads: int = 4, context: int = 150, lens: Sequence[int] | None = None, requests: int = 2,
+    *, tokens: int = 3, heads: int = 4, context: int = 150, lens: Sequence[int] | None = None,
+    requests: int = 2,
     layout: str = "index_fp8", rows: int = 64, kind: str = "normal", weights: str = "both",
     place: Place | None = None, physical: int | None = None, seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip

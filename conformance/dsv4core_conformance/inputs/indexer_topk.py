@@ -17,8 +17,10 @@ def hard_scores(kind: str, shape: tuple[int, int], rng: np.random.Generator) -> 
     """Scores of a kind.
 
     "normal", "negative"; "ties" (steps of 0.5), "equal" (all the same), "zeros" (-0 and +0); "near" (equal in
-    the top 22 bits), "bin" (equal in the top 12 bits, so that a coarse histogram sees one bin), "negative_bin";
-    "ascending", "descending"; "huge" (up to the largest float32 and the smallest subnormals); "infinite" (some
+    the top 22 bits), "bin" (equal in the top 12 bits, so that a coarse histogram sees one bin),
+    "negative_bin";
+    "ascending",
+    "descending"; "huge" (up to the largest float32 and the smallest subnormals); "infinite" (some
     -inf and +inf). Shapes: -> f32 [T, L]
     """
     normal = rng.standard_normal(shape).astype(np.float32)

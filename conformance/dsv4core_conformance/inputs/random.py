@@ -53,8 +53,10 @@ def _decode(d: Draw) -> Options:
         "tokens": d.size(1, 12), "heads": d.size(1, 20), "window": d.size(1, 140), "layout": layout,
         "extra": d.one(None, d.size(1, 200)), "rows": d.one(1, 16, 64, 100),
         "extra_layout": layout if plain else d.layout(*(m for m in MAIN if m not in PLAIN)),
-        "extra_rows": d.one(1, 2, 64), "pages": d.size(1, 6), "extra_pages": d.size(1, 40), "place": d.place(),
-        "lens": d.one("random", "full", "short", "mixed"), "extra_lens": d.one("random", "full", "short", "mixed"),
+        "extra_rows": d.one(1, 2, 64), "pages": d.size(1, 6), "extra_pages": d.size(1, 40),
+        "place": d.place(),
+        "lens": d.one("random", "full", "short", "mixed"), "extra_lens": d.one("random", "full", "short",
+        "mixed"),
         "holes": d.one(0.0, 0.1, 0.7, "leading", "trailing", "middle"), "duplicates": d.one(False, True),
         "sink": d.one("none", "zero", "five", "distinct"), "spread": d.one(0.01, 0.5, 2.0, 6.0),
         "scale": d.one(512**-0.5, 0.1),
@@ -73,7 +75,8 @@ def _prefill(d: Draw) -> Options:
 def _index(d: Draw) -> Options:
     requests = d.size(1, 5)
     return {
-        "layout": d.layout(*INDEX), "lens": d.sizes(d.size(1, 12), 300), "requests": requests, "heads": d.size(1, 40),
+        "layout": d.layout(*INDEX), "lens": d.sizes(d.size(1, 12), 300), "requests": requests,
+        "heads": d.size(1, 40),
         "rows": d.one(1, 16, 64, 100), "weights": d.one("both", "negative", "positive"), "place": d.place(4),
         "kind": d.one("normal", "dyadic"),
     }  # fmt: skip
@@ -93,7 +96,8 @@ def _compress(d: Draw) -> Options:
     lengths = d.sizes(d.size(1, 3), 3 * ratio)
     return {
         "ratio": ratio, "head_dim": head_dim, "lengths": lengths, "starts": [d.size(0, n) for n in lengths],
-        "layout": d.layout(*(MAIN if head_dim == 512 else INDEX)), "rows": d.one(1, 2, 64), "place": d.place(),
+        "layout": d.layout(*(MAIN if head_dim == 512 else INDEX)), "rows": d.one(1, 2, 64),
+        "place": d.place(),
         "state_rows": d.one(1, 4, 8), "holes": d.one(False, True), "short": d.one(0, 0, 1),
         "values": d.one("normal", "spread", "corners"), "weights": d.one("bf16", "f32"),
     }  # fmt: skip
@@ -108,20 +112,24 @@ _OPTIONS: dict[str, Callable[[Draw], Options]] = {
     },
     "fused_qnorm_rope_kv_insert": lambda d: {
         "tokens": d.size(0, 12), "heads": 1 + d.size(0, 7), "padded_heads": d.one(None, 8, 16),
-        "layout": d.layout(*MAIN), "rows": d.one(1, 16, 64), "pages": 13, "place": d.place(), "slots": d.one(*_SLOTS),
+        "layout": d.layout(*MAIN), "rows": d.one(1, 16, 64), "pages": 13, "place": d.place(),
+        "slots": d.one(*_SLOTS),
         "values": d.one(*_VALUES), "q_values": d.one(*_VALUES), "positions": d.one(10, 3000),
         "table": d.one("main", "compress"),
     },
     "quantize_and_insert_k_cache": lambda d: {
-        "tokens": d.size(0, 12), "layout": d.layout(*MAIN), "rows": d.one(1, 16, 64), "pages": 13, "place": d.place(),
+        "tokens": d.size(0, 12), "layout": d.layout(*MAIN), "rows": d.one(1, 16, 64), "pages": 13,
+        "place": d.place(),
         "slots": d.one(*_SLOTS), "values": d.one(*_VALUES),
     },
     "dequantize_and_gather_k_cache": lambda d: {
-        "lengths": d.sizes(d.size(1, 4), 150), "layout": d.layout(*MAIN), "rows": d.one(1, 16, 64), "place": d.place(),
+        "lengths": d.sizes(d.size(1, 4), 150), "layout": d.layout(*MAIN), "rows": d.one(1, 16, 64),
+        "place": d.place(),
         "offset": d.size(0, 20), "spare": d.size(0, 4), "values": d.one("normal", "spread"),
     },
     "save_partial_states": lambda d: {
-        "tokens": d.size(0, 12), "width": d.one(128, 256, 512, 1024), "ratio": d.one(4, 128), "rows": d.one(1, 4, 8),
+        "tokens": d.size(0, 12), "width": d.one(128, 256, 512, 1024), "ratio": d.one(4, 128),
+        "rows": d.one(1, 4, 8),
         "pages": 13, "place": d.place(), "slots": d.one(*_SLOTS), "values": d.one("normal", "spread"),
     },
     "compressed_slot_mapping": lambda d: {
@@ -139,9 +147,11 @@ _OPTIONS: dict[str, Callable[[Draw], Options]] = {
         "tokens": d.size(1, 40), "width": d.size(1, 3000), "k": d.size(1, 2048),
         "lens": d.one("random", "full", "short", "mixed"), "behind": d.one(np.nan, np.inf, -np.inf, 0.0),
         "column": d.one(0, 3),
-        "kind": d.one("normal", "negative", "ties", "equal", "zeros", "near", "bin", "negative_bin", "huge", "infinite"),
+        "kind": d.one("normal", "negative", "ties", "equal", "zeros", "near", "bin", "negative_bin", "huge",
+        "infinite"),
     },
-    "sparse_indexer": lambda d: {**_index(d), "k": d.size(1, 320), "workspace_bytes": d.one(1 << 21, 1 << 26)},
+    "sparse_indexer": lambda d: {**_index(d), "k": d.size(1, 320), "workspace_bytes": d.one(1 << 21,
+    1 << 26)},
     "compute_global_topk_indices_and_lens": lambda d: {
         "tokens": d.size(0, 40), "k": d.size(0, 600), "rows": d.one(1, 2, 64), "requests": d.size(1, 9),
         "width": d.size(1, 40), "holes": d.one(0.0, 0.3, "all", "leading"), "valid": d.one(0.0, 0.5, 1.0),
@@ -150,16 +160,19 @@ _OPTIONS: dict[str, Callable[[Draw], Options]] = {
     "sparse_decode": _decode,
     "sparse_prefill": _prefill,
     "inverse_rope": lambda d: {
-        "tokens": d.size(0, 20), "heads": d.size(1, 20), "act": d.one("bf16", "f32"), "values": d.one(*_VALUES),
+        "tokens": d.size(0, 20), "heads": d.size(1, 20), "act": d.one("bf16", "f32"),
+        "values": d.one(*_VALUES),
         "positions": d.one(10, 3000), "table": d.one("main", "compress"),
     },
     "fused_inv_rope_fp8_quant": lambda d: {
-        "tokens": d.size(0, 20), "heads": 8, "groups": d.one(1, 2, 4, 8), "scale_format": d.one("f32", "ue8m0x4"),
+        "tokens": d.size(0, 20), "heads": 8, "groups": d.one(1, 2, 4, 8), "scale_format": d.one("f32",
+        "ue8m0x4"),
         "values": d.one(*_VALUES), "positions": d.one(10, 3000),
     },
     "grouped_output_projection": lambda d: {
         "tokens": d.size(1, 70), "heads": 8, "groups": d.one(1, 2, 4, 8), "lora": d.size(1, 140),
-        "o": d.one("bf16", "f32", "e4m3_f32", "e4m3_ue8m0x4"), "weight": d.one("bf16", "u8", "e8m0", "f32_scales"),
+        "o": d.one("bf16", "f32", "e4m3_f32", "e4m3_ue8m0x4"), "weight": d.one("bf16", "u8", "e8m0",
+        "f32_scales"),
     },
     "linear": lambda d: {
         "tokens": d.size(1, 70), "inputs": 32 * d.size(1, 20), "outputs": d.size(1, 300),

@@ -60,9 +60,11 @@ def listed(
 
 def make(
     *, tokens: int = 3, heads: int = 4, window: int = 40, extra: int | None = 24, layout: str = "fp8_ds_mla",
-    extra_layout: str | None = None, rows: int = 64, extra_rows: int = 2, pages: int = 3, extra_pages: int = 30,
+    extra_layout: str | None = None, rows: int = 64, extra_rows: int = 2, pages: int = 3,
+    extra_pages: int = 30,
     place: Place | None = None, lens: Lens = "random", extra_lens: Lens = "random", holes: str | float = 0.0,
-    extra_holes: str | float | None = None, duplicates: bool = False, sink: Sink = "distinct", spread: float = 2.0,
+    extra_holes: str | float | None = None, duplicates: bool = False, sink: Sink = "distinct",
+    spread: float = 2.0,
     scale: float = SCALE, fill: float = 9.0, seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """`window` and `extra` are list widths (`extra` None: one cache); `fill` is what `out` holds before."""
@@ -82,6 +84,7 @@ def make(
         }
     return {
         "q": q, "swa_cache": placed(main_pages(layout, rows, pages, seed), place), "swa_slots": i32(slots),
-        "swa_lens": i32(n), **second, "attn_sink": sinks(sink, heads), "out": written(tokens, heads, act, fill),
+        "swa_lens": i32(n), **second, "attn_sink": sinks(sink, heads), "out": written(tokens, heads, act,
+        fill),
         "scale": scale, "swa_rows": rows, "extra_rows": extra_rows, "layout": layout, "extra_layout": other,
     }  # fmt: skip

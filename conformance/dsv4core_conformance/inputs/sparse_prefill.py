@@ -9,7 +9,8 @@ from dsv4core_conformance.inputs.sparse_decode import SCALE, listed, written
 
 
 def make(
-    *, tokens: int = 3, heads: int = 4, window: int = 40, keys: int = 70, act: str = "bf16", lens: Lens = "random",
+    *, tokens: int = 3, heads: int = 4, window: int = 40, keys: int = 70, act: str = "bf16",
+    lens: Lens = "random",
     holes: str | float = 0.0, duplicates: bool = False, sink: Sink = "distinct", spread: float = 2.0,
     scale: float = SCALE, fill: float = 9.0, seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip

@@ -15,7 +15,7 @@ PATTERNS = {"ff": (0xFF,), "7f": (0x7F,), "inf": (0x80, 0x7F), "inf32": (0x00, 0
 
 
 def spoil_unread(pages: Tensor, slots: NDArray[np.integer], layout: str, rows: int, pattern: str) -> None:
-    """Overwrite the storage behind pages, all but the rows at these slots; also the unused scale byte of those.
+    """Overwrite the storage behind pages, all but the rows at these slots; also their unused scale byte.
 
     Shapes: pages u8 [N, B], slots i64 [n]
     """

@@ -1,4 +1,4 @@
-"""Softmax attention of one token over rows that are keys and values, with what its error bound is taken from."""
+"""Softmax attention of one token over rows that are keys and values, with the scale of its bound."""
 
 from __future__ import annotations
 

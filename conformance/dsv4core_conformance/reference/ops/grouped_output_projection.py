@@ -29,7 +29,7 @@ def _inputs(a: dict[str, Any], dtypes: dict[str, str]) -> F64:
 def expected(a: dict[str, Any], dtypes: dict[str, str]) -> list[Any]:
     """Group g multiplies its heads with rows g * o_lora .. of wo_a.
 
-    Shapes: o f32 [T, H, 512] or codes [T, G, H * 512 / G], wo_a [G * o_lora, H * 512 / G] -> f64 [T, G, o_lora]
+    Shapes: o f32 [T, H, 512] or codes [T, G, I], wo_a [G * o_lora, I], I = H * 512 / G -> f64 [T, G, o_lora]
     """
     x, weight = _inputs(a, dtypes), a["wo_a"]
     if a["wo_a_scales"] is None:

@@ -11,7 +11,7 @@ I32 = NDArray[np.int32]
 
 
 def chosen(scores: NDArray[np.floating], visible: int, k: int) -> I32:
-    """The k best of the first `visible` scores of one row, ascending, -1 behind; a tie goes to the lower index.
+    """The k best of the first `visible` scores, ascending, -1 behind; a tie goes to the lower index.
 
     -0 and +0 tie, NaN ranks with -inf. Shapes: scores [n] -> i32 [k]
     """

@@ -14,7 +14,7 @@ BLOCK = 128
 
 
 def e2m1_values(packed: U8) -> F64:
-    """Values of packed e2m1 pairs, the even element in the low nibble. Shapes: u8 [..., n] -> f64 [..., 2n]"""
+    """Values of e2m1 pairs, the even element in the low nibble. Shapes: u8 [..., n] -> f64 [..., 2n]"""
     return E2M1[np.stack((packed & 15, packed >> 4), axis=-1).reshape(*packed.shape[:-1], -1)]
 
 
