@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,7 +40,7 @@ TOKENS = {
 
 
 @contextmanager
-def value_checks(on: bool) -> Iterator[None]:
+def value_checks(on: bool) -> Generator[None, None, None]:
     """Switch checked mode on or off."""
     before = os.environ.get(CHECK)
     os.environ[CHECK] = "1" if on else "0"

@@ -6,11 +6,14 @@ from typing import Any
 
 import torch
 
+from dsv4core.errors import OpArgumentError
 from dsv4core_conformance.case import NotRun, case
+from dsv4core_conformance.compare import Mismatch
 from dsv4core_conformance.contracts import CONTRACTS
 from dsv4core_conformance.families._calls import between, produced, same_bytes
 from dsv4core_conformance.hosts import cloned
 from dsv4core_conformance.inputs import make
+from dsv4core_conformance.inputs.random import options_of
 from dsv4core_conformance.subject import Subject
 
 OPS = tuple(CONTRACTS)
@@ -89,3 +92,34 @@ def _first(s: Subject, op: str) -> list[torch.Tensor | None]:
     arguments = make(op, **LARGE.get(op, {}))
     results = s.check(op, arguments).results
     return [*results, *(cloned(arguments)[name] for name in CONTRACTS[op].writes)]
+
+
+@case("op/{op}/random/{seed}", op=OPS, seed=tuple(range(10)), catches=("C6", "C7", "D13", "M5"))
+def random_options(s: Subject, op: str, seed: int) -> None:
+    """Options drawn for the op's inputs: sizes, layouts, holes, places in memory."""
+    _random(s, op, seed)
+
+
+@case(
+    "op/{op}/random/{seed}",
+    op=OPS,
+    seed=tuple(range(10, 100)),
+    level="extended",
+    catches=("C6", "C7", "D13", "M5"),
+)
+def more_random_options(s: Subject, op: str, seed: int) -> None:
+    """The same, more often."""
+    _random(s, op, seed)
+
+
+def _random(s: Subject, op: str, seed: int) -> None:
+    options = options_of(op, seed, s.layouts)
+    drawn = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    try:
+        s.check(op, make(op, **options))
+    except (Mismatch, OpArgumentError) as error:
+        raise Mismatch(
+            f"{error}\n  arguments: make({op!r}, {drawn})\n  again: "
+            f"python -m pytest --pyargs dsv4core_conformance --backend {s.name} --level extended "
+            f"--case 'op/{op}/random/{seed}'"
+        ) from error

@@ -7,9 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsv4core.errors import OpArgumentError
 from dsv4core_conformance.case import NotRun, case
-from dsv4core_conformance.compare import Mismatch
 from dsv4core_conformance.contracts import CONTRACTS
 from dsv4core_conformance.families._calls import (
     ATTENTION,
@@ -21,7 +19,6 @@ from dsv4core_conformance.families._calls import (
 )
 from dsv4core_conformance.inputs import make
 from dsv4core_conformance.inputs.draws import LARGE
-from dsv4core_conformance.inputs.random import options_of
 from dsv4core_conformance.subject import Subject
 
 DECODE, PREFILL = ATTENTION
@@ -375,37 +372,3 @@ def refused_parameters(s: Subject, op: str) -> None:
             wrong += (float("nan"), float("inf"), "1")
         for other in wrong:
             refused(s, op, {**make(op), name: other}, f"{name}={other!r}")
-
-
-SWEEPS = tuple(CONTRACTS)
-
-
-@case("op/{op}/random/{seed}", op=SWEEPS, seed=tuple(range(10)), catches=("C6", "C7", "D13", "M5"))
-def random_options(s: Subject, op: str, seed: int) -> None:
-    """Options drawn for the op's inputs: sizes, layouts, holes, places in memory."""
-    _random(s, op, seed)
-
-
-@case(
-    "op/{op}/random/{seed}",
-    op=SWEEPS,
-    seed=tuple(range(10, 100)),
-    level="extended",
-    catches=("C6", "C7", "D13", "M5"),
-)
-def more_random_options(s: Subject, op: str, seed: int) -> None:
-    """The same, more often."""
-    _random(s, op, seed)
-
-
-def _random(s: Subject, op: str, seed: int) -> None:
-    options = options_of(op, seed, s.layouts)
-    drawn = ", ".join(f"{name}={value!r}" for name, value in options.items())
-    try:
-        s.check(op, make(op, **options))
-    except (Mismatch, OpArgumentError) as error:
-        raise Mismatch(
-            f"{error}\n  arguments: make({op!r}, {drawn})\n  again: "
-            f"python -m pytest --pyargs dsv4core_conformance --backend {s.name} --level extended "
-            f"--case 'op/{op}/random/{seed}'"
-        ) from error

@@ -29,7 +29,7 @@ def activation(values: NDArray[np.floating], act: str = "bf16") -> Tensor:
 
     Shapes: any
     """
-    rounded = to_bf16(values) if act == "bf16" else values
+    rounded = to_bf16(values.astype(np.float64)) if act == "bf16" else values
     return torch.from_numpy(np.asarray(rounded, dtype=np.float32)).to(TYPES[act])
 
 
@@ -89,6 +89,6 @@ def placed(pages: NDArray[np.uint8], place: Place | None = None) -> Tensor:
 
     Shapes: u8 [N, B] -> u8 [N, B] with a free stride(0)
     """
-    view = raw_pages(*pages.shape, place)
+    view = raw_pages(pages.shape[0], pages.shape[1], place)
     view.copy_(torch.from_numpy(pages))
     return view

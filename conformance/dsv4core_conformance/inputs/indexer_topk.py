@@ -29,7 +29,7 @@ def hard_scores(kind: str, shape: tuple[int, int], rng: np.random.Generator) -> 
     if kind == "negative":
         return -np.abs(normal)
     if kind == "ties":
-        return np.round(normal * 2) / 2
+        return (np.round(normal * 2) / 2).astype(np.float32)
     if kind == "equal":
         return np.full(shape, -3.25, dtype=np.float32)
     if kind == "zeros":
