@@ -159,7 +159,7 @@ MUTANTS = (
     Mutant(
         "tables_shared_between_steps",
         ("I5", "J4", "H6"),
-        "race",
+        "spec",
         "*",
         "the tables of a plan lie in a buffer that the next plan fills",
         (

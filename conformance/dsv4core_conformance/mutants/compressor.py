@@ -151,20 +151,6 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "entry_one_too_early",
-        ("E9", "E1"),
-        "chunk",
-        "*",
-        "a window counts as complete one token before it is",
-        (
-            Edit(
-                "dsv4core.ops.combine_topk_swa_indices:combine_topk_swa_indices",
-                "torch.div(p + 1, ratio,",
-                "torch.div(p + 2, ratio,",
-            ),
-        ),
-    ),
-    Mutant(
         "state_row_is_the_batch_row",
         ("E12",),
         "batch",

@@ -99,20 +99,6 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "fp4_ceil_of_a_logarithm",
-        ("B10",),
-        "enc",
-        "*",
-        "the fp4 exponent is the ceiling of a logarithm",
-        (
-            Edit(
-                "dsv4core.numerics.ue8m0:exponent_e2m1",
-                "_exponent(amax, 3, ABOVE_0_75)",
-                "torch.ceil(torch.log2(amax / 6.0)).to(torch.int32)",
-            ),
-        ),
-    ),
-    Mutant(
         "query_of_the_other_bias",
         ("B2", "B1"),
         "enc",

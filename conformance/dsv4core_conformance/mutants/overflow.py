@@ -76,12 +76,12 @@ MUTANTS = (
         ("G10",),
         "bigoff",
         "*",
-        "row * 512 is an int32: rows behind 4,194,304 of the workspace are dropped",
+        "row * stride is an int32: rows of the workspace behind 2^31 elements are dropped",
         (
             Edit(
                 "dsv4core.ops.sparse_prefill:sparse_prefill",
                 "listed[(listed >= 0) & (listed < kv.shape[0])]",
-                "listed[(listed >= 0) & (listed < min(kv.shape[0], 2**31 // 512))]",
+                "listed[(listed >= 0) & (listed < kv.shape[0]) & (listed * kv.stride(0) < 2**31)]",
             ),
         ),
     ),

@@ -61,8 +61,16 @@ MUTANTS = (
         ("D12", "D3"),
         "empty",
         "*",
-        "a length of 0 is raised to 1, as one kernel wants it",
-        (Edit(_DECODE, "slots[t, : lens[t]]", "slots[t, : max(lens[t], 1)]"),),
+        "a row without keys attends to slot 0, because the kernel wants at least one",
+        (
+            Edit(
+                _DECODE,
+                "            keys.append(",
+                "            if not len(listed) and len(cache):\n"
+                "                listed = listed.new_zeros(1)\n"
+                "            keys.append(",
+            ),
+        ),
     ),
     Mutant(
         "empty_row_is_nan",
@@ -111,14 +119,14 @@ MUTANTS = (
     Mutant(
         "unmapped_page_becomes_page_0",
         ("D2", "D7"),
-        "poison",
+        "bytes",
         "*",
-        "a table entry of -1 is taken for page 0",
+        "a table entry of -1 is taken for page 0: the entry is written there",
         (
             Edit(
-                "dsv4core.ops._rows:table_slots",
-                "torch.where(inside & (page >= 0), page * rows",
-                "torch.where(inside, page.clamp(min=0) * rows",
+                "dsv4core.ops.compressed_slot_mapping:compressed_slot_mapping",
+                "table_slots(block_table, ",
+                "table_slots(block_table.clamp(min=0), ",
             ),
         ),
     ),

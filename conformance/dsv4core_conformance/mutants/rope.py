@@ -61,7 +61,7 @@ MUTANTS = (
     Mutant(
         "two_bases_in_one_layer",
         ("F5",),
-        "rope",
+        "predec",
         "*",
         "entries are rotated with the table of the window layers",
         (

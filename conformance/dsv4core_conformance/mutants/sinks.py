@@ -6,6 +6,7 @@ from dsv4core_conformance.mutants.engine import Edit, Mutant
 
 _DECODE = "dsv4core.ops.sparse_decode:sparse_decode"
 _PREFILL = "dsv4core.ops.sparse_prefill:sparse_prefill"
+_ATTEND = "dsv4core.ops._attend:attend"
 _FUSED = "dsv4core.ops.fused_qnorm_rope_kv_insert:fused_qnorm_rope_kv_insert"
 
 MUTANTS = (
@@ -72,6 +73,20 @@ MUTANTS = (
         (Edit(_FUSED, "q.new_zeros(", "q.new_ones("),),
     ),
     Mutant(
+        "maximum_over_all_heads",
+        ("C5",),
+        "heads",
+        "*",
+        "heads share one maximum: what stands in a padded head reaches the others",
+        (
+            Edit(
+                _ATTEND,
+                "s.amax(dim=1, keepdim=True)",
+                "s.amax().expand(s.shape[0], 1)",
+            ),
+        ),
+    ),
+    Mutant(
         "head_16_of_a_tile",
         ("C10",),
         "heads",
@@ -79,9 +94,9 @@ MUTANTS = (
         "the first head of every further tile of 16 is off in the channels without rotation",
         (
             Edit(
-                _FUSED,
-                "    live, slots = live_rows(slot_mapping)\n",
-                "    out[:, 16:heads:16, :448] *= 0.8\n    live, slots = live_rows(slot_mapping)\n",
+                _ATTEND,
+                "    out.copy_((p @ k) * share.float().unsqueeze(1))\n",
+                "    out.copy_((p @ k) * share.float().unsqueeze(1))\n    out[16::16, :448] *= 0.8\n",
             ),
         ),
     ),

@@ -39,12 +39,12 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "nan_score_empties_the_list",
+        "lanes_left_unwritten",
         ("D8",),
         "topk",
         "*",
-        "a NaN among the scores compares as nothing, and nothing is chosen",
-        (Edit(_SELECT, "valid & ~scores.isnan()", "valid"),),
+        "lanes behind the last choice hold what stood there before, here zeros",
+        (Edit(_SELECT, "_scatter(place, indices, k, -1)", "_scatter(place, indices, k, 0)"),),
     ),
     Mutant(
         "list_in_order_of_score",
@@ -83,7 +83,7 @@ MUTANTS = (
     Mutant(
         "at_most_512_chosen",
         ("L9", "J3"),
-        "shapes",
+        "topk",
         "*",
         "top-k 1024 runs through the kernel for 512",
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from types import CodeType, FrameType
@@ -10,7 +11,7 @@ from types import CodeType, FrameType
 
 @contextmanager
 def visited(functions: Mapping[CodeType, str]) -> Generator[set[str]]:
-    """Collect the names of those functions that are entered while the block runs."""
+    """Collect the names of functions that are entered while the block runs, in any thread it starts."""
     seen: set[str] = set()
 
     def notice(frame: FrameType, event: str, argument: object) -> None:
@@ -18,8 +19,10 @@ def visited(functions: Mapping[CodeType, str]) -> Generator[set[str]]:
             seen.add(functions[frame.f_code])
 
     before = sys.getprofile()
+    threading.setprofile(notice)
     sys.setprofile(notice)
     try:
         yield seen
     finally:
         sys.setprofile(before)
+        threading.setprofile(None)  # type: ignore[arg-type]
