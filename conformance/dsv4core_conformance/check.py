@@ -128,5 +128,6 @@ def _matmul(op: str, got: np.ndarray, exact: np.ndarray, bound: float) -> float:
     require(np.isfinite(got).all(), f"{op}: NaN or Inf in a result")
     size = float(np.linalg.norm(exact))
     error = float(np.linalg.norm(got.astype(np.float64) - exact)) / size if size else float(np.abs(got).max(initial=0))
-    require(error <= bound, f"{op}: relative L2 error {error:.3e} > bound {bound:.0e}")
+    if not error <= bound:
+        raise Mismatch(f"{op}: relative L2 error {error:.3e} > bound {bound:.0e}", ratio=error / bound)
     return error

@@ -13,7 +13,7 @@ from torch import Tensor
 from dsv4core import AttentionConfig, AttentionWeights, PagedCache
 from dsv4core.backend import Backend, create_backend
 from dsv4core.errors import BackendUnavailableError
-from dsv4core.ops import OPS
+from dsv4core.ops import ABSENT, OPS, PORTABLE
 from dsv4core.registry import get_registry
 from dsv4core.selection import format_table, get_backend
 from dsv4core.spec import BackendSpec, Code
@@ -110,7 +110,7 @@ class Subject:
         return frozenset(op for op in OPS if self._owns(op))
 
     def _owns(self, op: str) -> bool:
-        if self.backend.ops.provenance[op] == "portable":
+        if self.backend.ops.provenance[op] in (PORTABLE, ABSENT):
             return False
         implementation = getattr(self.backend.ops, op).implementation
         body = implementation is OPS[op].body

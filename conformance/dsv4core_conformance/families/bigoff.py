@@ -1,8 +1,8 @@
 """Cases of the family BIGOFF: pages and rows behind 2^31 and 2^32 bytes and elements, and just below.
 
-The op is called on memory of 4 to 19 GiB of which a few pages are touched, and judged by the same call on small
-memory: what the touched pages hold afterwards is compared there, and where an offset of 32 bits would have led
-to is looked at on its own.
+The op is called on memory of 4 to 19 GiB of which a few pages are touched, and judged by the same call on
+small memory: what the touched pages hold afterwards is compared there, and where an offset of 32 bits would
+have led to is looked at on its own.
 """
 
 from __future__ import annotations
@@ -40,6 +40,14 @@ NAMES: Mapping[str, tuple[tuple[str, str, str], ...]] = {
     "sparse_indexer": (("k_cache", "block_table", ""),),
     "sparse_decode": (("swa_cache", "swa_slots", "swa_rows"), ("extra_cache", "extra_slots", "extra_rows")),
 }
+# Options with which every one of at least four pages is used.
+SMALL: Mapping[str, dict[str, Any]] = {
+    "fused_qnorm_rope_kv_insert": {"rows": 4, "pages": 4, "tokens": 14},
+    "quantize_and_insert_k_cache": {"rows": 4, "pages": 4, "tokens": 14},
+    "save_partial_states": {"pages": 4, "tokens": 14},
+    "compress_norm_rope_store": {"rows": 2, "pages": 4, "lengths": (17, 13)},
+    "sparse_decode": {"pages": 4},
+}
 FAR = (
     {"name": "2_gib", "limit": 2 * GIB, "stride": PACKED},
     {"name": "4_gib", "limit": 4 * GIB, "stride": PACKED},
@@ -76,8 +84,9 @@ class FarPages:
         size = small[0].numel() * small.element_size()
         stride = stride or size
         middle = limit // stride
-        # Below, above, below, above: the page that the limit cuts is among them.
-        self.ids = [middle + (i // 2 if i % 2 else -(i // 2) - 1) for i in range(len(small))]
+        # Below, above, the one that the limit cuts, below, above, ...
+        steps = (-1, 1, 0, *(sign * n for n in range(2, len(small)) for sign in (-1, 1)))
+        self.ids = [middle + step for step in steps[: len(small)]]
         self.memory = vast(BEFORE + (max(self.ids) + 1) * stride, device)
         inner = torch.empty(small.shape[1:], device="meta").stride()
         typed, item = self.memory.view(small.dtype), small.element_size()
@@ -91,7 +100,7 @@ class FarPages:
             self.pages[page] = small[i].to(device)
 
     def wrapped(self) -> list[int]:
-        """Where the pages would be if their offsets had 32 bits, with and without sign, in bytes or elements."""
+        """Where the pages would be if their offsets had 32 bits, signed or not, in bytes or elements."""
         found: list[int] = []
         for place in self.places:
             for width in (32, 33, 34):
@@ -131,8 +140,8 @@ class FarPages:
 )  # fmt: skip
 def far_pages(s: Subject, op: str, limit: int, stride: int) -> None:
     """Pages on both sides of the limit are written and read where they are."""
-    small = make(op)
-    before, after, big = cloned(small), cloned(small), dict(cloned(small))
+    small = make(op, **SMALL.get(op, {}))
+    before, after, big = cloned(small), cloned(small), cloned(small)
     far: dict[str, FarPages] = {}
     for argument, index, rows in NAMES[op]:
         far[argument] = FarPages(after[argument], limit, stride, s.device)
@@ -145,7 +154,7 @@ def far_pages(s: Subject, op: str, limit: int, stride: int) -> None:
         pages.untouched(op)
     for name in CONTRACTS[op].writes:
         if name not in far:
-            after[name] = big[name]
+            after[name].copy_(big[name])
     s.errors[op] = max(judge(op, before, after, results), s.errors.get(op, 0.0))
 
 

@@ -1,7 +1,7 @@
 """Cases of the family CROSS: what one backend writes another one reads, and no id is taken for another.
 
-With a single backend here, its bytes are held against hashes of the reference's bytes that were pinned when the
-vectors were made: they are what every other backend writes.
+With a single backend here, its bytes are held against hashes of the reference's bytes that were pinned when
+the vectors were made: they are what every other backend writes.
 """
 
 from __future__ import annotations
@@ -11,21 +11,34 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from dsv4core import AttentionConfig
+from dsv4core.errors import DSV4CoreError
 from dsv4core_conformance.case import case
 from dsv4core_conformance.compare import Mismatch, require
-from dsv4core_conformance.hosts import bits, cloned
+from dsv4core_conformance.hosts import bits, cloned, to_numpy
 from dsv4core_conformance.inputs import make
-from dsv4core_conformance.inputs.numbers import integers
+from dsv4core_conformance.inputs.numbers import integers, tensor
 from dsv4core_conformance.inputs.writers import INDEX_WRITERS, MAIN_WRITERS, written_slots
 from dsv4core_conformance.reference import rows as reference
 from dsv4core_conformance.reference.rows import INDEX, MAIN
 from dsv4core_conformance.refusal import refused
 from dsv4core_conformance.subject import Subject, others
-from dsv4core_conformance.vectors import load, page_set, pinned, pinned_arguments
+from dsv4core_conformance.vectors import (
+    load,
+    manifest,
+    page_set,
+    pinned,
+    pinned_arguments,
+    row_set,
+    score_set,
+)
+from dsv4core_conformance.vectors.flags import FLAGS
 
 GATHER, COMPRESS = "dequantize_and_gather_k_cache", "compress_norm_rope_store"
+INSERT, QUERY = "fused_qnorm_rope_kv_insert", "fused_indexer_q_rope_quant"
 
 
 @case(
@@ -71,7 +84,8 @@ def main_readers(s: Subject, layout: str) -> None:
 
 @case(
     "layout/{layout}/indexer_logits/reads_the_compressor",
-    level="layout", layout=INDEX, ops=["indexer_logits", COMPRESS], catches=("A1", "A2", "A3", "A4", "A7", "L1"),
+    level="layout", layout=INDEX, ops=["indexer_logits", COMPRESS],
+    catches=("A1", "A2", "A3", "A4", "A7", "L1"),
 )  # fmt: skip
 def index_reader(s: Subject, layout: str) -> None:
     """Scores of 70 entries on two pages that each backend's own compressor wrote, rows 0 to 63 among them."""
@@ -117,6 +131,97 @@ def golden_index_pages(s: Subject, layout: str) -> None:
     s.check("indexer_logits", {**a, "k_cache": pages, "block_table": integers([[0, 1]], torch.int32)})
 
 
+@case(
+    "layout/{layout}/vectors/{flag}",
+    level="layout", layout=row_set.LAYOUTS, flag=tuple(FLAGS), ops=[INSERT],
+    catches=sorted({row for flag in FLAGS.values() for row in flag.catches}),
+)  # fmt: skip
+def flagged(s: Subject, layout: str, flag: str) -> None:
+    """Rows of the frozen vectors that carry this flag are written as the vectors say."""
+    slots = load("rows_slot_mapping.bin")
+    a = make(
+        INSERT,
+        layout=layout,
+        rows=row_set.ROWS,
+        pages=row_set.PAGES,
+        tokens=len(slots),
+        positions=range(len(slots)),
+    )
+    a.update(kv=tensor(load("rows_kv.bin"), "bf16"), cos_sin=tensor(load("rows_cos_sin.bin")))
+    s.call(INSERT, {**a, "slot_mapping": integers(slots)})
+    got, wanted = a["k_cache"].numpy(), load(f"rows_{layout}.bin")
+    if flag in ("PadNotZeroed", "SlotMinusOne"):
+        wrong = np.argwhere(got != wanted)
+        wrong = wrong[_outside(layout, slots, got.shape)[tuple(wrong.T)]] if len(wrong) else wrong
+        require(
+            not len(wrong),
+            f"{flag}: {len(wrong)} bytes outside of the written values differ, first {wrong[:1]}",
+        )
+        return
+    for row in manifest()["rows"]:
+        if flag in row["flags"]:
+            mine, theirs = (
+                reference.records(layout, x, np.array([row["slot"]]), row_set.ROWS) for x in (got, wanted)
+            )
+            for part, m, t in zip(("front", "scale"), mine, theirs, strict=True):
+                bad = np.flatnonzero(m[0] != t[0])
+                if bad.size:
+                    raise Mismatch(
+                        f"{flag}: row {row['row']} ({row['comment']}): {part} byte {bad[0]}: expected "
+                        f"{t[0][bad[0]]:02x}, got {m[0][bad[0]]:02x}; {bad.size} bytes differ. "
+                        f"{FLAGS[flag].meaning}"
+                    )
+
+
+def _outside(layout: str, slots: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Bytes of the canvas that hold no written value: pads, other rows, scale byte 7. Shapes: -> [N, B]"""
+    outside = np.ones(shape, dtype=bool)
+    page, front, tail = reference.places(layout, slots[slots >= 0], row_set.ROWS)
+    outside[page[:, None], front] = False
+    outside[page[:, None], tail[:, :7]] = False
+    return outside
+
+
+@case(
+    "layout/{layout}/vectors/index_scores",
+    level="layout", layout=score_set.LAYOUTS, ops=[QUERY, "indexer_logits", "indexer_topk", "sparse_indexer"],
+    catches=("A3", "A15", "B11", "L1", "L4", "L7"),
+)  # fmt: skip
+def index_scores(s: Subject, layout: str) -> None:
+    """Queries, scores and lists of frozen keys with outliers: a rotation left out on one side shows."""
+    rotate = "hadamard" if layout in reference.ROTATED else "none"
+    q, weights, context = load("scores_q.bin"), load("scores_weights.bin"), load("scores_context.bin")
+    table = tensor(np.concatenate((np.ones((1, 32)), np.zeros((1, 32))), axis=1))
+    a = {
+        "positions": integers(np.zeros(len(q))), "q": tensor(q, "bf16"), "cos_sin": table,
+        "weights": tensor(weights), "softmax_scale": 1.0, "head_scale": 1.0, "format": "mxfp4",
+        "rotate": rotate,
+    }  # fmt: skip
+    values, scales, folded = s.check(QUERY, a).results
+    b = {
+        "q": values, "q_scales": scales, "weights": folded,
+        "k_cache": torch.from_numpy(load(f"scores_{layout}_page.bin")),
+        "context_lens": integers(context, torch.int32),
+        "token_to_req": integers(np.zeros(len(q)), torch.int32),
+        "block_table": integers([[0]], torch.int32), "rows": score_set.ROWS,
+        "layout": layout, "rotate": rotate,
+    }  # fmt: skip
+    wanted, lists = load(f"scores_{layout}_logits.bin"), load(f"scores_{layout}_lists.bin")
+    got = to_numpy(s.check("indexer_logits", {**b, "max_len": wanted.shape[1]}).results[0])
+    seen = np.isfinite(wanted)
+    gap = np.abs(got[seen] - wanted[seen]).max() / np.abs(wanted[seen]).max()
+    require(
+        gap <= 1e-5, f"scores differ from the frozen ones by {gap:.1e} of the largest: is one side unrotated?"
+    )
+    s.check("sparse_indexer", {**b, "k": score_set.TOP_K, "workspace_bytes": 1 << 26})
+    frozen = {"logits": tensor(wanted), "context_lens": integers(context, torch.int32), "k": score_set.TOP_K}
+    chosen = to_numpy(s.call("indexer_topk", frozen)[0])
+    require(
+        (chosen == lists).all(),
+        f"lists of frozen scores differ: ties go to the lower index; got {chosen.tolist()}",
+    )
+
+
 _WRONG_LAYOUTS = tuple(
     {"name": f"{op}_{argument}_as_{wrong or 'nothing'}", "op": op, "argument": argument, "wrong": wrong}
     for op, argument, wrongs in (
@@ -135,10 +240,10 @@ _WRONG_LAYOUTS = tuple(
 
 @case(
     "suite/cross/refuses/{which}",
-    level="layout", which=_WRONG_LAYOUTS, catches=("A4", "A5", "A14", "A15", "A16", "A17"),
+    level="layout", which=_WRONG_LAYOUTS, catches=("A4", "A5", "A14", "A15"),
 )  # fmt: skip
 def wrong_layout(s: Subject, op: str, argument: str, wrong: str) -> None:
-    """A page's bytes are never read or written under an id that cannot be theirs: an error, and nothing changes."""
+    """A page's bytes are never used under an id that cannot be theirs: an error, and nothing changes."""
     refused(s, op, {**make(op), argument: wrong}, f"{argument}={wrong!r}")
 
 
@@ -173,6 +278,21 @@ def interleaved_shape(s: Subject) -> None:
         pages = a["k_cache"]
         shaped = torch.zeros((len(pages), a["rows"], 584), dtype=torch.uint8)
         refused(s, op, {**a, "k_cache": shaped}, "a cache shaped [N, rows, 584]")
+
+
+@case("suite/cross/import_checks_the_layout", level="layout", catches=("A5", "A15", "A16"))
+def foreign_export(s: Subject) -> None:
+    """A request exported with one index layout is not admitted to a cache of another with rows as long."""
+    cache = s.cache(AttentionConfig.preset("tiny", profile="vllm"), 1, 512)
+    cache.plan({"a": 40})
+    export = cache.export("a")
+    for profile in ("sglang", "official"):
+        other = s.cache(AttentionConfig.preset("tiny", profile=profile), 1, 512)
+        try:
+            other.import_(export, "b")
+        except DSV4CoreError:
+            continue
+        raise Mismatch(f"pages of profile vllm were admitted to a cache of profile {profile}")
 
 
 @case("suite/cross/another_id_reads_other_values", level="layout", ops=[GATHER], catches=("A5", "A15", "B1"),

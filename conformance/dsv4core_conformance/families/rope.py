@@ -128,7 +128,7 @@ def pair_layout(s: Subject, op: str) -> None:
 
 @case(
     "op/{op}/rope/{what}_queries",
-    op=(INSERT,), catches=("B6", "B11"),
+    op=(INSERT,), catches=("B6",),
     what=(
         {"name": "large", "power": 60},
         {"name": "huge", "power": 110},
@@ -142,7 +142,7 @@ def large_queries(s: Subject, op: str, power: int) -> None:
     s.check(op, make(op, q_values=q, values="spread"))
 
 
-@case("op/{op}/rope/only_the_last_64_channels", op=(INVERSE, INSERT), catches=("F9", "C10"))
+@case("op/{op}/rope/only_the_last_64_channels", op=(INVERSE, INSERT), catches=("F9",))
 def other_channels(s: Subject, op: str) -> None:
     """Channels 0 to 447 do not depend on the position."""
     a, b = (make(op, tokens=4, positions=at) for at in ([0, 0, 0, 0], [1, 50, 100, 299]))
@@ -182,7 +182,7 @@ def table(s: Subject, layer: str) -> None:
     "layer/{layer}/rope/table_to_a_million", layer=tuple(KINDS), level="extended", catches=("F3", "F6", "B5")
 )
 def long_table(s: Subject, layer: str) -> None:
-    """Positions up to 2^20 - 1 against float64: the angle is a float32 product, and nothing else is rounded."""
+    """Positions to 2^20 - 1 against float64: the angle is a float32 product, nothing else is rounded."""
     found = _table(s, layer, MILLION)
     kind = KINDS[layer][1]
     sample = np.unique(np.append(Numbers(10).integers(4_000, 0, MILLION), [MILLION - 1, 65_536, 131_072]))

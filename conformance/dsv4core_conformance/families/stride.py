@@ -29,7 +29,8 @@ TABLES = (
     "sparse_indexer", "compute_global_topk_indices_and_lens",
 )  # fmt: skip
 WRITERS = (
-    "fused_qnorm_rope_kv_insert", "quantize_and_insert_k_cache", "save_partial_states", "compress_norm_rope_store",
+    "fused_qnorm_rope_kv_insert", "quantize_and_insert_k_cache", "save_partial_states",
+    "compress_norm_rope_store",
 )  # fmt: skip
 OUTPUTS = ("dequantize_and_gather_k_cache", "sparse_decode", "sparse_prefill")
 WEIGHTS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
@@ -64,7 +65,7 @@ def _inputs(op: str, a: dict[str, Any]) -> list[str]:
     catches=("A7", "A8", "A11", "A12"),
 )
 def packed(s: Subject, op: str, layer: int) -> None:
-    """Pages of one layer of three in a shared block: distance and offset come from the tensor, not from its size."""
+    """Pages of one layer of three in a shared block: distance and offset come from the tensor."""
     a = make(op)
     for name in PAGES[op]:
         a[name] = layered(a[name], layer)
@@ -73,12 +74,13 @@ def packed(s: Subject, op: str, layer: int) -> None:
 
 @case(
     "layout/{layout}/{op}/packed",
-    level="layout", layout=MAIN, op=("quantize_and_insert_k_cache", "dequantize_and_gather_k_cache", "sparse_decode"),
+    level="layout", layout=MAIN,
+    op=("quantize_and_insert_k_cache", "dequantize_and_gather_k_cache", "sparse_decode"),
     catches=("A7", "A8", "A12"),
 )  # fmt: skip
 @case(
     "layout/{layout}/{op}/packed",
-    level="layout", layout=INDEX, op=("indexer_logits", "sparse_indexer"), catches=("A7", "A8", "G7"),
+    level="layout", layout=INDEX, op=("indexer_logits", "sparse_indexer"), catches=("A7", "A8", "G7", "I9"),
 )  # fmt: skip
 def packed_layout(s: Subject, layout: str, op: str) -> None:
     """In each layout rows and scales are found from the page's own start."""
@@ -129,7 +131,7 @@ def row_slices(s: Subject, op: str) -> None:
 
 @case(
     "op/{op}/stride/table_{how}",
-    op=TABLES, catches=("A8", "D15"),
+    op=TABLES, catches=("A8",),
     how=(
         {"name": "transposed", "view": transposed},
         {"name": "columns", "view": column_slice},

@@ -14,7 +14,7 @@ _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 
 
 def vast(size: int, device: torch.device) -> Tensor:
-    """`size` zero bytes; on a CPU memory is taken where it is touched. Raises NotRun where there is not so much.
+    """`size` zero bytes; a CPU takes memory where it is touched. Raises NotRun where there is not so much.
 
     Shapes: -> u8 [size]
     """

@@ -27,7 +27,7 @@ def manifest() -> dict[str, Any]:
 
 
 def load(name: str) -> NDArray[Any]:
-    """An array of the set by its file name. Raises KeyError for an unknown file, ValueError for a changed one."""
+    """An array by its file name. Raises KeyError for an unknown file, ValueError for a changed one."""
     entry = manifest()["files"][name]
     data = (FOLDER / name).read_bytes()
     if hashlib.sha256(data).hexdigest() != entry["sha256"]:

@@ -35,7 +35,7 @@ def _still() -> F32:
 
 
 def _turned(values: F32) -> tuple[F32, F32]:
-    """Ones in even channels and a table row whose cosines are `values`: those become the even rotated channels.
+    """Ones in even channels and a table row of cosines `values`, which become the even rotated channels.
 
     Shapes: [32] -> f32 [64], f32 [64]
     """

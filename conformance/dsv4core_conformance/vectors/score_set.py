@@ -1,9 +1,9 @@
 """Index scores with and without rotation: keys with outlier channels, equal keys, and the lists of the best.
 
-Two channels of every key are large, as they are in a trained indexer. In four bits they take the scale of their
-block, unless the rotation spreads them; so scores and lists change when one side is rotated and the other is
-not, or neither. There are sixteen different keys, each three times: a list of eleven always ends inside a tie,
-which goes to the lower index.
+Two channels of every key are large, as they are in a trained indexer. In four bits they take the scale of
+their block, unless the rotation spreads them; so scores and lists change when one side is rotated and the
+other is not, or neither. There are sixteen different keys, each three times: a list of eleven always ends
+inside a tie, which goes to the lower index.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ BLOCK = 128
 def expected(a: dict[str, Any], dtypes: dict[str, str]) -> list[Any]:
     """Codes and their scales. Shapes: -> u8 [T, G, n], f32 [T, G, n / 128] or i32 [T, G, n / 512]."""
     o = rope(a["o"], a["cos_sin"][a["positions"]][:, None], inverse=True)
-    codes, exponent = blocks_e4m3(o.reshape(len(o), a["groups"], o.shape[1] // a["groups"] * 512), BLOCK, FLOOR_OUTPUT)
+    grouped = o.reshape(len(o), a["groups"], o.shape[1] // a["groups"] * 512)
+    codes, exponent = blocks_e4m3(grouped, BLOCK, FLOOR_OUTPUT)
     if a["scale_format"] == "f32":
         return [codes, np.ldexp(np.float32(1), exponent).astype(np.float32)]
     words = np.clip(exponent + 127, 1, 254).astype(np.uint8)
