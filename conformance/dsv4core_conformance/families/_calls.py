@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
+from dsv4core_conformance.case import NotRun
 from dsv4core_conformance.compare import Mismatch, require, same_storage
 from dsv4core_conformance.contracts import CONTRACTS
 from dsv4core_conformance.hosts import Arguments, bits, cloned, storage_bytes
@@ -37,6 +38,13 @@ TOKENS = {
     "linear": ("x",),
 }
 """Arguments with one row per token, of the ops whose tokens are independent of one another."""
+
+
+def need_layouts(s: Subject, *layouts: str) -> None:
+    """Raise `NotRun` for a layout that the backend does not claim; f32_row stands for profile `math`."""
+    missing = [layout for layout in layouts if layout not in s.layouts]
+    if missing:
+        raise NotRun(f"does not claim {', '.join(missing)}")
 
 
 @contextmanager

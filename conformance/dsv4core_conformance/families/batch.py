@@ -39,8 +39,8 @@ FORMATS = (
         "op": "grouped_output_projection",
         "more": {"o": "e4m3_ue8m0x4", "weight": "e8m0"},
     },
-    {"name": "sparse_indexer/batch/index_mxfp4", "op": "sparse_indexer", "more": {"layout": "index_mxfp4"}},
-    {"name": "sparse_decode/batch/bf16_row", "op": "sparse_decode", "more": {"layout": "bf16_row"}},
+    {"name": "sparse_indexer/batch/index_mxfp4", "op": "sparse_indexer", "more": {}, "layout": "index_mxfp4"},
+    {"name": "sparse_decode/batch/bf16_row", "op": "sparse_decode", "more": {}, "layout": "bf16_row"},
 )
 
 
@@ -51,9 +51,9 @@ def alone(s: Subject, op: str) -> None:
 
 
 @case("op/{format}", format=FORMATS, catches=("L5", "L6"))
-def alone_in_every_format(s: Subject, op: str, more: dict[str, Any]) -> None:
+def alone_in_every_format(s: Subject, op: str, more: dict[str, Any], layout: str = "") -> None:
     """The same with other weights and layouts."""
-    _alone(s, op, {**BATCHES[op], **more})
+    _alone(s, op, {**BATCHES[op], **more, **({"layout": layout} if layout else {})})
 
 
 @case("op/{op}/batch/sizes", op=tuple(BATCHES), catches=("L5", "L6", "H3", "D1"))

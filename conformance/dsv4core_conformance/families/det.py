@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from dsv4core.errors import OpArgumentError
+from dsv4core.errors import FallbackError
 from dsv4core_conformance.case import NotRun, case
 from dsv4core_conformance.compare import Mismatch
 from dsv4core_conformance.contracts import CONTRACTS
@@ -113,13 +113,18 @@ def more_random_options(s: Subject, op: str, seed: int) -> None:
 
 
 def _random(s: Subject, op: str, seed: int) -> None:
-    options = options_of(op, seed, s.layouts)
+    try:
+        options = options_of(op, seed, s.layouts)
+    except ValueError as error:
+        raise NotRun(str(error)) from None
     drawn = ", ".join(f"{name}={value!r}" for name, value in options.items())
     try:
         s.check(op, make(op, **options))
-    except (Mismatch, OpArgumentError) as error:
+    except (NotRun, FallbackError):
+        raise
+    except Exception as error:
         raise Mismatch(
-            f"{error}\n  arguments: make({op!r}, {drawn})\n  again: "
+            f"{type(error).__name__}: {error}\n  arguments: make({op!r}, {drawn})\n  again: "
             f"python -m pytest --pyargs dsv4core_conformance --backend {s.name} --level extended "
             f"--case 'op/{op}/random/{seed}'"
         ) from error

@@ -13,6 +13,7 @@ from dsv4core_conformance.compare import require
 from dsv4core_conformance.families._calls import (
     ATTENTION,
     INDEXER,
+    need_layouts,
     produced,
     refused,
     same_bytes,
@@ -20,6 +21,7 @@ from dsv4core_conformance.families._calls import (
 )
 from dsv4core_conformance.hosts import cloned, to_numpy
 from dsv4core_conformance.inputs import make
+from dsv4core_conformance.inputs.random import QUERIES
 from dsv4core_conformance.subject import Subject
 
 COUNTS = (1, 2, 4, 8, 11, 16, 32, 64, 128)
@@ -47,14 +49,15 @@ def index_heads(s: Subject, op: str, heads: int) -> None:
 
 
 @case(
-    "op/fused_indexer_q_rope_quant/heads/{heads}",
+    "op/fused_indexer_q_rope_quant/heads/{heads}/{format}",
     ops=("fused_indexer_q_rope_quant",),
     heads=(1, 2, 4, 8, 11, 32, 64, 128),
+    format=("fp8", "mxfp4"),
 )
-def index_query_heads(s: Subject, heads: int) -> None:
+def index_query_heads(s: Subject, heads: int, format: str) -> None:
     """Queries of any number of index heads, every one with its own scale."""
-    for format in ("fp8", "mxfp4"):
-        s.check("fused_indexer_q_rope_quant", make("fused_indexer_q_rope_quant", heads=heads, format=format))
+    need_layouts(s, QUERIES[format])
+    s.check("fused_indexer_q_rope_quant", make("fused_indexer_q_rope_quant", heads=heads, format=format))
 
 
 @case("op/{op}/heads/padded/{padded}", op=ATTENTION, padded=PADDED, catches=("C5", "C10"))

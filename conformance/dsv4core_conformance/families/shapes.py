@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsv4core_conformance.case import NotRun, case
+from dsv4core_conformance.case import case
+from dsv4core_conformance.compare import require
 from dsv4core_conformance.contracts import CONTRACTS
 from dsv4core_conformance.families._calls import (
     ATTENTION,
@@ -15,6 +16,7 @@ from dsv4core_conformance.families._calls import (
     INDEXER,
     MAIN_LAYOUTS,
     between,
+    need_layouts,
     refused,
 )
 from dsv4core_conformance.inputs import make
@@ -24,34 +26,9 @@ from dsv4core_conformance.subject import Subject
 DECODE, PREFILL = ATTENTION
 TOKENS = (1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129)
 WIDTHS = (
-    1,
-    2,
-    3,
-    8,
-    15,
-    16,
-    17,
-    31,
-    33,
-    63,
-    64,
-    65,
-    100,
-    127,
-    128,
-    129,
-    133,
-    191,
-    192,
-    193,
-    255,
-    256,
-    257,
-    300,
-    512,
-    640,
-    1152,
-)
+    1, 2, 3, 8, 15, 16, 17, 31, 33, 63, 64, 65, 100, 127, 128, 129, 133, 191, 192, 193, 255, 256, 257, 300,
+    512, 640, 1152,
+)  # fmt: skip
 ROWS = (1, 2, 3, 8, 16, 32, 64, 128, 256)
 GRID = ("C6", "C7", "D13", "D14", "J3", "M5")
 PAIRS = ((8, 128), (16, 512), (16, 640), (32, 192), (64, 256), (64, 640), (64, 1152), (128, 128), (128, 1152))
@@ -142,8 +119,7 @@ def rows_per_page(s: Subject, layout: str, rows: int) -> None:
 )
 def mixed_layouts(s: Subject, layout: str, extra: str) -> None:
     """Two caches of two layouts, each read by its own."""
-    if extra not in s.layouts:
-        raise NotRun(f"layout {extra} is not claimed")
+    need_layouts(s, extra)
     s.check(DECODE, make(DECODE, layout=layout, extra_layout=extra))
 
 
@@ -222,6 +198,26 @@ def linear_sizes(s: Subject, format: str, inputs: int, outputs: int) -> None:
     s.check("linear", make("linear", format=format, inputs=inputs, outputs=outputs, out="f32"))
 
 
+@case("op/{op}/shapes/duplicates", op=ATTENTION)
+def duplicates(s: Subject, op: str) -> None:
+    """A row that is listed twice counts twice, in one list and over two."""
+    s.check(op, make(op, duplicates=True, lens="full", sink="zero", spread=0.3))
+    if op == DECODE:
+        both = make(
+            op, duplicates=True, lens="full", extra=40, extra_rows=64, extra_pages=3, extra_lens="full"
+        )
+        both["extra_slots"], both["extra_cache"] = both["swa_slots"].clone(), both["swa_cache"].clone()
+        s.check(op, both)
+
+
+@case("op/{op}/shapes/unrounded", op=ATTENTION, layouts=("f32_row",))
+def unrounded(s: Subject, op: str) -> None:
+    """In profile `math` nothing is rounded to bf16, the weights of the keys neither."""
+    plain = {"layout": "f32_row"} if op == DECODE else {"act": "f32"}
+    error = s.check(op, make(op, tokens=5, window=100, **plain)).error
+    require(error < 2e-5, f"{op}: error {error:.1e} in float32; rounding to bf16 costs about 2e-3")
+
+
 @case("op/linear/shapes/nvfp4/global_scale", ops=("linear",))
 def global_scales(s: Subject) -> None:
     """One scale over all of an nvfp4 weight, whatever number it is."""
@@ -242,6 +238,7 @@ def global_scales(s: Subject) -> None:
 def projection_types(s: Subject, o: str, weight: str) -> None:
     """Every combination of inputs and weights, one token and many."""
     op = "grouped_output_projection"
+    need_layouts(s, *(("f32_row",) if o == "f32" else ()))
     for tokens, heads, groups, lora in ((1, 4, 2, 16), (33, 8, 4, 40), (3, 4, 1, 130)):
         s.check(op, make(op, o=o, tokens=tokens, heads=heads, groups=groups, lora=lora, weight=weight))
 

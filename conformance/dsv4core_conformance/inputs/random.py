@@ -11,6 +11,13 @@ from dsv4core_conformance.inputs.draws import generator
 from dsv4core_conformance.reference.rows import INDEX, MAIN, PLAIN
 
 Options = dict[str, Any]
+QUERIES = {
+    "fp8": "index_fp8",
+    "fp8_f32": "index_fp8_hadamard_f32",
+    "mxfp4": "index_mxfp4",
+    "f32": "index_f32",
+}
+"""The layout whose queries are of a format."""
 
 
 class Draw:
@@ -35,6 +42,14 @@ class Draw:
         if not claimed:
             raise ValueError(f"none of {', '.join(wanted)} is claimed")
         return str(self.one(*claimed))
+
+    def act(self) -> str:
+        """A type of activations: float32 too where profile `math` is claimed."""
+        return str(self.one("bf16", "bf16", "f32")) if "f32_row" in self.layouts else "bf16"
+
+    def format(self) -> str:
+        """A format of index queries whose layout is claimed."""
+        return str(self.one(*(name for name, layout in QUERIES.items() if layout in self.layouts)))
 
     def place(self, step: int = 1) -> dict[str, int] | None:
         """No place of its own, or some bytes before and between pages."""
@@ -66,7 +81,7 @@ def _decode(d: Draw) -> Options:
 def _prefill(d: Draw) -> Options:
     return {
         "tokens": d.size(1, 40), "heads": d.size(1, 20), "window": d.size(1, 260), "keys": d.size(1, 400),
-        "act": d.one("bf16", "bf16", "f32"), "lens": d.one("random", "full", "short", "mixed"),
+        "act": d.act(), "lens": d.one("random", "full", "short", "mixed"),
         "holes": d.one(0.0, 0.1, 0.7, "leading", "block"), "duplicates": d.one(False, True),
         "sink": d.one("none", "zero", "five", "distinct"), "spread": d.one(0.01, 0.5, 2.0, 6.0),
     }  # fmt: skip
@@ -107,7 +122,7 @@ _VALUES = ("normal", "spread", "corners")
 _SLOTS = ("permuted", "sequential", "holes", "negative", "short", "empty", "none")
 _OPTIONS: dict[str, Callable[[Draw], Options]] = {
     "fused_q_kv_rmsnorm": lambda d: {
-        "tokens": d.size(0, 20), "q_width": d.size(1, 1600), "kv_width": 512, "act": d.one("bf16", "f32"),
+        "tokens": d.size(0, 20), "q_width": d.size(1, 1600), "kv_width": 512, "act": d.act(),
         "weights": d.one("bf16", "f32"), "values": d.one(*_VALUES),
     },
     "fused_qnorm_rope_kv_insert": lambda d: {
@@ -138,7 +153,7 @@ _OPTIONS: dict[str, Callable[[Draw], Options]] = {
     },
     "compress_norm_rope_store": _compress,
     "fused_indexer_q_rope_quant": lambda d: {
-        "tokens": d.size(0, 20), "heads": d.size(1, 70), "format": d.one("fp8", "mxfp4", "f32", "fp8_f32"),
+        "tokens": d.size(0, 20), "heads": d.size(1, 70), "format": d.format(),
         "rotate": d.one("none", "hadamard"), "weights": d.one("bf16", "f32"), "spread": d.size(0, 40),
         "column": d.one(0, 8),
     },
@@ -160,7 +175,7 @@ _OPTIONS: dict[str, Callable[[Draw], Options]] = {
     "sparse_decode": _decode,
     "sparse_prefill": _prefill,
     "inverse_rope": lambda d: {
-        "tokens": d.size(0, 20), "heads": d.size(1, 20), "act": d.one("bf16", "f32"),
+        "tokens": d.size(0, 20), "heads": d.size(1, 20), "act": d.act(),
         "values": d.one(*_VALUES),
         "positions": d.one(10, 3000), "table": d.one("main", "compress"),
     },
@@ -171,7 +186,7 @@ _OPTIONS: dict[str, Callable[[Draw], Options]] = {
     },
     "grouped_output_projection": lambda d: {
         "tokens": d.size(1, 70), "heads": 8, "groups": d.one(1, 2, 4, 8), "lora": d.size(1, 140),
-        "o": d.one("bf16", "f32", "e4m3_f32", "e4m3_ue8m0x4"), "weight": d.one("bf16", "u8", "e8m0",
+        "o": d.one(d.act(), "e4m3_f32", "e4m3_ue8m0x4"), "weight": d.one("bf16", "u8", "e8m0",
         "f32_scales"),
     },
     "linear": lambda d: {
