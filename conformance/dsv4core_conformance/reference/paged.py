@@ -1,8 +1,8 @@
 """One layer over one sequence with every cache byte, by the canonical arithmetic.
 
 Projections are exact sums where hidden rows and weights are small integers times powers of two, so what
-reaches a cache does not depend on how a backend sums: its bytes are given to the last one. Outputs are float64
-with a bound.
+reaches a cache does not depend on how a backend sums: its bytes are given to the last one. Outputs are
+float64 with a bound.
 """
 
 from __future__ import annotations
