@@ -20,16 +20,16 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "unknown_layout_is_the_default",
-        ("A17", "M9"),
+        "unknown_layout_accepted",
+        ("A17", "M7"),
         "caps",
         "*",
-        "an unknown layout id resolves to the default",
+        "a configuration is made although nothing knows its layout",
         (
             Edit(
-                "dsv4core.layout.registry:get_layout",
-                "    if found is not None:",
-                '    found = found or _known["fp8_ds_mla"]\n    if found is not None:',
+                "dsv4core.config:_layout_problems",
+                "        if got not in known:",
+                '        if got not in known and got != "auto":',
             ),
         ),
     ),

@@ -71,8 +71,8 @@ MUTANTS = (
         (
             Edit(
                 "dsv4core.ops.sparse_decode:sparse_decode",
-                "source.decode(source.read(cache, listed, rows))",
-                "source.decode(source.read(cache.as_strided(cache.shape, (cache.shape[1], 1)), listed, rows))",
+                "            keys.append(",
+                "            cache = cache.as_strided(cache.shape, (cache.shape[1], 1))\n            keys.append(",
             ),
         ),
     ),

@@ -49,8 +49,8 @@ MUTANTS = (
             Edit(
                 "dsv4core.ops.sparse_decode:sparse_decode",
                 "            keys.append(",
-                "            page = (listed // rows * cache.stride(0) & 0xFFFFFFFF) // max(cache.stride(0), 1)\n"
-                "            listed = page * rows + listed % rows\n"
+                "            place = listed // rows * cache.stride(0) & 0xFFFFFFFF\n"
+                "            listed = place // max(cache.stride(0), 1) * rows + listed % rows\n"
                 "            keys.append(",
             ),
         ),

@@ -78,7 +78,13 @@ MUTANTS = (
         "empty",
         "*",
         "a row without keys is 0 / 0",
-        (Edit("dsv4core.ops._attend:attend", "        out.zero_()\n", "        out.fill_(torch.nan)\n"),),
+        (
+            Edit(
+                _DECODE,
+                "attn_sink, scale, out[t], lse[t])\n",
+                "attn_sink, scale, out[t], lse[t])\n        out[t][lse[t] == torch.inf] = torch.nan\n",
+            ),
+        ),
     ),
     Mutant(
         "list_valid_where_not_negative",

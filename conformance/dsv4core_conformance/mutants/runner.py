@@ -184,7 +184,7 @@ def time_limit(seconds: float) -> Generator[None]:
 def prepare() -> None:
     """One thread, no fallback that could stand in for a fault, and no value checks.
 
-    A wrong number has to get as far as a comparison: checked mode would stop a NaN on its way, as an exception.
+    A wrong number has to get as far as a comparison; checked mode would stop a NaN on its way.
     """
     torch.set_num_threads(1)
     os.environ["DSV4CORE_FALLBACK"] = "error"

@@ -6,7 +6,6 @@ from dsv4core_conformance.mutants.engine import Edit, Mutant
 
 _DECODE = "dsv4core.ops.sparse_decode:sparse_decode"
 _PREFILL = "dsv4core.ops.sparse_prefill:sparse_prefill"
-_ATTEND = "dsv4core.ops._attend:attend"
 _FUSED = "dsv4core.ops.fused_qnorm_rope_kv_insert:fused_qnorm_rope_kv_insert"
 
 MUTANTS = (
@@ -73,18 +72,12 @@ MUTANTS = (
         (Edit(_FUSED, "q.new_zeros(", "q.new_ones("),),
     ),
     Mutant(
-        "maximum_over_all_heads",
+        "padded_head_reaches_the_others",
         ("C5",),
         "heads",
         "*",
-        "heads share one maximum: what stands in a padded head reaches the others",
-        (
-            Edit(
-                _ATTEND,
-                "s.amax(dim=1, keepdim=True)",
-                "s.amax().expand(s.shape[0], 1)",
-            ),
-        ),
+        "heads are masked by a product with 0: a NaN in a padded one reaches all of them",
+        (Edit(_PREFILL, "attend(q[t], kv[listed],", "attend(q[t] + (q[t] * 0).sum(0), kv[listed],"),),
     ),
     Mutant(
         "head_16_of_a_tile",
@@ -94,9 +87,9 @@ MUTANTS = (
         "the first head of every further tile of 16 is off in the channels without rotation",
         (
             Edit(
-                _ATTEND,
-                "    out.copy_((p @ k) * share.float().unsqueeze(1))\n",
-                "    out.copy_((p @ k) * share.float().unsqueeze(1))\n    out[16::16, :448] *= 0.8\n",
+                _PREFILL,
+                "attn_sink, scale, out[t], lse[t])\n",
+                "attn_sink, scale, out[t], lse[t])\n        out[t, 16::16, :448] *= 0.8\n",
             ),
         ),
     ),

@@ -13,7 +13,6 @@ from dsv4core.ops import OPS, OpImpl
 from dsv4core.registry import get_registry
 from dsv4core_conformance.subject import PORTABLE_BODIES, Subject
 
-
 _alive: list[Backend] = []  # cases remember layers by their backend, so none may take another's address
 
 

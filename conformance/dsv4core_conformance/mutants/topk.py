@@ -177,9 +177,9 @@ MUTANTS = (
         "sums of partial results in the order in which they arrive",
         (
             Edit(
-                "dsv4core.ops._attend:attend",
-                "    k = keys.float()\n",
-                "    k = keys.float()[torch.randperm(keys.shape[0])]\n",
+                "dsv4core.ops.sparse_decode:sparse_decode",
+                "            keys.append(",
+                "            listed = listed[torch.randperm(listed.shape[0])]\n            keys.append(",
             ),
         ),
     ),
