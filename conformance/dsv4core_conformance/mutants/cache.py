@@ -14,7 +14,7 @@ MUTANTS = (
         "prefix_without_its_last_rows",
         ("K1", "K8"),
         "resume",
-        "*",
+        "layer/hca/resume/fork",
         "a resumed prefix shares its full pages and leaves the rows of the last one behind",
         (
             Edit(
@@ -28,7 +28,7 @@ MUTANTS = (
         "shared_pages_in_tokens",
         ("K4", "K5"),
         "resume",
-        "*",
+        "layer/csa/resume/after_drafts",
         "the ratio is left out where full pages are counted: an open page is shared and written by two",
         (
             Edit(
@@ -42,7 +42,7 @@ MUTANTS = (
         "any_boundary_resumed",
         ("K7", "K2"),
         "resume",
-        "*",
+        "layer/swa/resume/illegal",
         "a prefix is accepted although the window before it is gone",
         (
             Edit(
@@ -56,7 +56,7 @@ MUTANTS = (
         "import_in_pages_of_the_exporter",
         ("K12",),
         "xfer",
-        "*",
+        "layer/csa/xfer/small_pages",
         "rows are put where they were in the exporter's pages",
         (
             Edit(
@@ -70,7 +70,7 @@ MUTANTS = (
         "export_without_the_window",
         ("K13", "K1"),
         "xfer",
-        "*",
+        "layer/swa/xfer/other_backend",
         "the window rows of a request are not handed over",
         (
             Edit(
@@ -84,7 +84,7 @@ MUTANTS = (
         "layouts_not_compared_on_import",
         ("A16", "A13"),
         "xfer",
-        "*",
+        "layer/csa/xfer/refused",
         "pages of another layout are taken for ours because their size fits",
         (
             Edit(
@@ -98,7 +98,7 @@ MUTANTS = (
         "checksum_not_compared",
         ("K13",),
         "xfer",
-        "*",
+        "layer/csa/xfer/refused",
         "damaged pages are imported",
         (
             Edit(
@@ -112,7 +112,7 @@ MUTANTS = (
         "export_of_adjacent_pages",
         ("A11", "A12"),
         "xfer",
-        "*",
+        "layer/swa/xfer/strided",
         "an export assumes that block N is at N * page bytes",
         (
             Edit(
@@ -128,7 +128,7 @@ MUTANTS = (
         "pages_taken_for_adjacent",
         ("K9", "A12"),
         "pageperm",
-        "*",
+        "layer/*/pageperm/own_tables",
         "the window of a request is looked for behind its first page",
         (
             Edit(
@@ -160,7 +160,7 @@ MUTANTS = (
         "tables_shared_between_steps",
         ("I5", "J4", "H6"),
         "spec",
-        "*",
+        "layer/hca/spec/plans_are_their_own",
         "the tables of a plan lie in a buffer that the next plan fills",
         (
             Edit(
@@ -176,7 +176,7 @@ MUTANTS = (
         "ring_of_the_window_alone",
         ("J1",),
         "spec",
-        "*",
+        "suite/spec/plan_drafts",
         "the window ring has no room for drafts: the last of them overwrites what the first still reads",
         (
             Edit(
@@ -193,7 +193,7 @@ MUTANTS = (
         "tail_of_a_tile_lost",
         ("J10",),
         "chunk",
-        "*",
+        "op/fused_qnorm_rope_kv_insert/chunk/300",
         "keys are inserted in tiles of 128 tokens; what does not fill the last one is overwritten",
         (
             Edit(
@@ -209,7 +209,7 @@ MUTANTS = (
         "window_one_short",
         ("F4", "J6"),
         "predec",
-        "*",
+        "layer/hca/predec/draft_layer",
         "decode sees one key less of the window than prefill",
         (
             Edit(

@@ -14,7 +14,7 @@ MUTANTS = (
         "rows_before_the_start_count",
         ("E1", "E10"),
         "bytes",
-        "*",
+        "layout/index_fp8/compress4/page_rows_2",
         "the first window takes rows before position 0 for copies of row 0",
         (
             Edit(
@@ -28,7 +28,7 @@ MUTANTS = (
         "overlap_lost_in_single_steps",
         ("E2", "E3"),
         "predec",
-        "*",
+        "layer/csa/predec/draft_layer",
         "a step that closes one window does not see the window before it",
         (
             Edit(
@@ -44,7 +44,7 @@ MUTANTS = (
         "overlap_lost_between_chunks",
         ("E15", "D6"),
         "chunk",
-        "*",
+        "op/compress_norm_rope_store/chunk/9",
         "the older half of a window is dropped where it was written by an earlier step",
         (
             Edit(
@@ -61,7 +61,7 @@ MUTANTS = (
         "four_draft_rows_kept",
         ("E4",),
         "spec",
-        "*",
+        "layer/hca/spec/running",
         "a verify step keeps the states of its first four tokens only",
         (
             Edit(
@@ -82,7 +82,7 @@ MUTANTS = (
         "draft_states_survive",
         ("J2",),
         "spec",
-        "*",
+        "layer/hca/spec/plans_are_their_own",
         "a state row that holds something is not written again: rejected drafts stay",
         (
             Edit(
@@ -98,7 +98,7 @@ MUTANTS = (
         "entries_visible_by_batch_length",
         ("E6",),
         "predec",
-        "*",
+        "layer/csa/predec/draft_layer",
         "every token of a step sees the entries that the last one completes",
         (
             Edit(
@@ -112,7 +112,7 @@ MUTANTS = (
         "indexer_sees_the_future",
         ("E9",),
         "predec",
-        "*",
+        "layer/csa/predec/draft_layer",
         "scores of entries behind a token's position are candidates",
         (
             Edit(
@@ -126,7 +126,7 @@ MUTANTS = (
         "entries_capped_by_top_k",
         ("E7",),
         "predec",
-        "*",
+        "layer/hca/predec/past_top_k",
         "decode of a ratio-128 layer reads no more entries than the indexer may choose",
         (
             Edit(
@@ -140,7 +140,7 @@ MUTANTS = (
         "suffix_prefill_without_history",
         ("E8",),
         "chunk",
-        "*",
+        "layer/swa/chunk/by_256",
         "positions of a later chunk begin at 0 again",
         (
             Edit(
@@ -154,7 +154,7 @@ MUTANTS = (
         "state_row_is_the_batch_row",
         ("E12",),
         "batch",
-        "*",
+        "layer/csa/batch/alone",
         "states belong to a row of the batch, not to a request",
         (
             Edit(
@@ -174,7 +174,7 @@ MUTANTS = (
         "compressed_before_states_are_saved",
         ("I1", "I2"),
         "race",
-        "*",
+        "layer/hca/race/repeats",
         "windows are closed before this step's states are in memory",
         (
             Edit(

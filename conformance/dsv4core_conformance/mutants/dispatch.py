@@ -11,7 +11,7 @@ MUTANTS = (
         "requirements_not_looked_at",
         ("M3", "M2"),
         "caps",
-        "*",
+        "suite/caps/backends",
         "a backend counts as available although a package it needs is not there",
         (
             Edit(
@@ -23,7 +23,7 @@ MUTANTS = (
         "unknown_layout_accepted",
         ("A17", "M7"),
         "caps",
-        "*",
+        "suite/caps/resolve",
         "a configuration is made although nothing knows its layout",
         (
             Edit(
@@ -37,7 +37,7 @@ MUTANTS = (
         "silent_fallback",
         ("A14", "M10"),
         "caps",
-        "*",
+        "suite/caps/backends",
         "an op that a backend lacks is filled in and counted as its own",
         (
             Edit(
@@ -56,7 +56,7 @@ MUTANTS = (
         "workspace_bound_ignored",
         ("N1",),
         "work",
-        "*",
+        "op/sparse_indexer/work/bounded",
         "scores of all entries are held at once, whatever the workspace",
         (
             Edit(
@@ -78,7 +78,7 @@ MUTANTS = (
         "workspace_without_entries",
         ("N2", "G8"),
         "work",
-        "*",
+        "layer/csa/work/scratch",
         "the reported workspace has no room for the gathered entries",
         (
             Edit(
@@ -92,7 +92,7 @@ MUTANTS = (
         "judge_looks_at_the_first_page",
         ("B12",),
         "mutant",
-        "*",
+        "suite/mutant/page/fp8_ds_mla/last",
         "the suite compares the first bytes of a storage only",
         (
             Edit(
@@ -106,7 +106,7 @@ MUTANTS = (
         "judge_takes_the_median",
         ("B12", "C10"),
         "mutant",
-        "*",
+        "suite/mutant/attention/sparse_decode/one_head",
         "the suite looks at the median of all heads: one wrong head does not show",
         (
             Edit(

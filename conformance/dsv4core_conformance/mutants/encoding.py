@@ -9,7 +9,7 @@ MUTANTS = (
         "fnuz_scaled_to_240",
         ("B1",),
         "enc",
-        "*",
+        "layout/fp8_ds_mla_fnuz/enc/amax_above_a_step",
         "the FNUZ writer fills the format up to 240, its readers' scales are for 224",
         (
             Edit(
@@ -24,7 +24,7 @@ MUTANTS = (
         "one_encoding_for_two_caches",
         ("B1", "A5"),
         "enc",
-        "*",
+        "op/sparse_decode/enc/fnuz_window_ocp_entries",
         "decode reads compressed pages with the encoding of the window pages",
         (
             Edit(
@@ -38,7 +38,7 @@ MUTANTS = (
         "values_by_the_unrounded_scale",
         ("B3",),
         "enc",
-        "*",
+        "op/fused_inv_rope_fp8_quant/enc/float32_amax_above_a_step",
         "output values are divided by the f32 scale, which is rounded to a power of two afterwards",
         (
             Edit(
@@ -52,7 +52,7 @@ MUTANTS = (
         "e4m3_through_half",
         ("B4",),
         "enc",
-        "*",
+        "layout/index_fp8_hadamard_f32/enc/amax_at_a_step",
         "f32 becomes e4m3 through fp16: two roundings",
         (Edit("dsv4core.numerics.e4m3:encode", "minifloat.encode(x,", "minifloat.encode(x.half().float(),"),),
     ),
@@ -60,7 +60,7 @@ MUTANTS = (
         "e4m3_subnormals_flushed",
         ("B8",),
         "enc",
-        "*",
+        "layout/fp8_ds_mla/enc/amax_at_a_step",
         "a software cast that has no subnormals",
         (
             Edit(
@@ -74,7 +74,7 @@ MUTANTS = (
         "fp4_ties_away_from_zero",
         ("B7",),
         "enc",
-        "*",
+        "layout/index_mxfp4/enc/amax_below_a_step",
         "e2m1 ties are rounded away from zero, not to even",
         (
             Edit(
@@ -88,7 +88,7 @@ MUTANTS = (
         "ceil_of_a_logarithm",
         ("B10",),
         "enc",
-        "*",
+        "op/fused_inv_rope_fp8_quant/enc/float32_amax_above_a_step",
         "the exponent is the ceiling of a logarithm: one off just above a step",
         (
             Edit(

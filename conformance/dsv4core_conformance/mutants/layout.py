@@ -12,7 +12,7 @@ MUTANTS = (
         "index_row_of_132_bytes",
         ("A1", "A2", "A3"),
         "cross",
-        "*",
+        "layout/index_fp8/indexer_logits/reads_the_compressor",
         "the reader takes values and scale of a row side by side, the writer keeps all scales behind "
         "all values",
         (
@@ -29,7 +29,7 @@ MUTANTS = (
         "index_rows_in_tiles",
         ("A4",),
         "cross",
-        "*",
+        "layout/index_fp8/indexer_logits/reads_the_compressor",
         "rows of a page are read in the order of 16-row tiles, and were written one after the other",
         (
             Edit(
@@ -44,7 +44,7 @@ MUTANTS = (
         "relu_dropped",
         ("A3",),
         "cross",
-        "*",
+        "layout/index_fp8/indexer_logits/reads_the_compressor",
         "index scores without the ReLU on every head",
         (Edit("dsv4core.ops._scores:scores", "dots.relu_().view", "dots.view"),),
     ),
@@ -52,7 +52,7 @@ MUTANTS = (
         "fused_insert_order",
         ("A6", "A5"),
         "bytes",
-        "*",
+        "layout/fp8_ds_mla_fnuz/insert/page_rows_5",
         "the fused insert writes the rotated channels first, where no shared reader looks for them",
         (
             Edit(
@@ -66,13 +66,14 @@ MUTANTS = (
         "page_stride_ignored_by_readers",
         ("A8", "I9"),
         "stride",
-        "*",
+        "op/indexer_logits/stride/packed_layer_2",
         "decode computes base + slot * row, although pages lie further apart",
         (
             Edit(
                 "dsv4core.ops.sparse_decode:sparse_decode",
                 "            keys.append(",
-                "            cache = cache.as_strided(cache.shape, (cache.shape[1], 1))\n            keys.append(",
+                "            cache = cache.as_strided(cache.shape, (cache.shape[1], 1))\n"
+                "            keys.append(",
             ),
         ),
     ),
@@ -80,7 +81,7 @@ MUTANTS = (
         "page_stride_ignored_by_writers",
         ("A8", "A12"),
         "stride",
-        "*",
+        "layout/f32_row/quantize_and_insert_k_cache/packed",
         "writers compute base + slot * row, although pages lie further apart",
         (
             Edit(
@@ -94,7 +95,7 @@ MUTANTS = (
         "storage_offset_ignored",
         ("A7",),
         "stride",
-        "*",
+        "op/indexer_logits/stride/packed_layer_2",
         "every layer gathers the pages at the start of the shared storage",
         (
             Edit(
@@ -108,7 +109,7 @@ MUTANTS = (
         "scales_of_layer_0",
         ("A7",),
         "stride",
-        "*",
+        "op/quantize_and_insert_k_cache/stride/packed_layer_1",
         "the view of the scales starts at an absolute offset, so every layer has the scales of the first",
         (
             Edit(
@@ -126,7 +127,7 @@ MUTANTS = (
         "state_stride_ignored",
         ("A8", "A9"),
         "stride",
-        "*",
+        "op/save_partial_states/stride/packed_layer_1",
         "state pages are taken for adjacent although they share their blocks with other caches",
         (
             Edit(
@@ -142,7 +143,7 @@ MUTANTS = (
         "weight_viewed_not_copied",
         ("C9",),
         "stride",
-        "*",
+        "op/linear/stride/row_slices",
         "a transposed weight is read as if its rows were adjacent",
         (
             Edit(
@@ -156,7 +157,7 @@ MUTANTS = (
         "mxfp4_scales_interleaved",
         ("A10",),
         "bytes",
-        "*",
+        "layout/index_mxfp4/compress4/length_8",
         "the four scales of a row are written in another order than they are read",
         (
             Edit(
@@ -170,7 +171,7 @@ MUTANTS = (
         "rotation_not_compared",
         ("A15",),
         "cross",
-        "*",
+        "suite/cross/refuses/indexer_logits_layout_as_index_fp8_hadamard_f32",
         "queries and index pages of different rotations are scored without a word",
         (
             Edit(

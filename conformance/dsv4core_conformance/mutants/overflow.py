@@ -11,7 +11,7 @@ MUTANTS = (
         "page_offset_wraps_in_scores",
         ("G1", "G3", "G2"),
         "bigoff",
-        "*",
+        "op/indexer_logits/bigoff/pages_around_4_gib_dense",
         "page * stride is an int32: index keys behind 2^31 bytes are zeros, and so are their scores",
         (
             Edit(
@@ -27,7 +27,7 @@ MUTANTS = (
         "page_offset_wraps_in_writers",
         ("G6", "G4", "G5"),
         "bigoff",
-        "*",
+        "op/quantize_and_insert_k_cache/bigoff/pages_around_4_gib_dense",
         "page * stride is an int32: stores behind 2^31 bytes are dropped",
         (
             Edit(
@@ -43,7 +43,7 @@ MUTANTS = (
         "page_offset_modulo_2_to_32",
         ("G1", "G7"),
         "bigoff",
-        "*",
+        "op/sparse_decode/bigoff/pages_around_4_gib",
         "page * stride is an uint32: pages behind 2^32 bytes are those at the start",
         (
             Edit(
@@ -59,7 +59,7 @@ MUTANTS = (
         "state_offset_wraps",
         ("G6", "G4"),
         "bigoff",
-        "*",
+        "op/save_partial_states/bigoff/pages_around_8_gib",
         "state rows behind 2^31 elements are never written",
         (
             Edit(

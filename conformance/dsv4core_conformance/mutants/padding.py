@@ -13,7 +13,7 @@ MUTANTS = (
         "prefill_lanes_behind_the_length",
         ("D1",),
         "poison",
-        "*",
+        "op/sparse_prefill/poison/lanes/1",
         "prefill attends to whatever stands behind the length of a list",
         (Edit(_PREFILL, "listed = indices[t, :length].long()", "listed = indices[t].long()"),),
     ),
@@ -21,7 +21,7 @@ MUTANTS = (
         "decode_lanes_behind_the_length",
         ("D1",),
         "poison",
-        "*",
+        "op/sparse_decode/poison/lanes/1",
         "decode attends to whatever stands behind the length of a list",
         (Edit(_DECODE, "listed = slots[t, : lens[t]].long()", "listed = slots[t].long()"),),
     ),
@@ -29,7 +29,7 @@ MUTANTS = (
         "slot_0_for_no_slot",
         ("D2", "D12"),
         "poison",
-        "*",
+        "op/sparse_decode/poison/fp8_row/inf32",
         "a slot of -1 gathers slot 0 and counts",
         (
             Edit(
@@ -44,7 +44,7 @@ MUTANTS = (
         "masked_lane_multiplied_by_zero",
         ("D2",),
         "poison",
-        "*",
+        "op/sparse_prefill/poison/lanes/1",
         "lanes that are masked are read and weighted with 0: a NaN there comes through",
         (
             Edit(
@@ -76,7 +76,7 @@ MUTANTS = (
         "empty_row_is_nan",
         ("D5", "D10"),
         "empty",
-        "*",
+        "op/sparse_prefill/empty/holes_all/distinct",
         "a row without keys is 0 / 0",
         (
             Edit(
@@ -90,7 +90,7 @@ MUTANTS = (
         "list_valid_where_not_negative",
         ("D7", "D8"),
         "poison",
-        "*",
+        "op/combine_topk_swa_indices/poison/lists",
         "the chosen entries of a query are all that are not negative, however many it can have",
         (
             Edit(
@@ -104,7 +104,7 @@ MUTANTS = (
         "list_width_of_64",
         ("D13", "J3"),
         "shapes",
-        "*",
+        "op/combine_topk_swa_indices/shapes/*",
         "lists are as wide as a multiple of 64, kernels walk in steps of 128",
         (
             Edit(
@@ -126,7 +126,7 @@ MUTANTS = (
         "unmapped_page_becomes_page_0",
         ("D2", "D7"),
         "bytes",
-        "*",
+        "op/compressed_slot_mapping/bytes/unmapped_pages",
         "a table entry of -1 is taken for page 0: the entry is written there",
         (
             Edit(
@@ -140,7 +140,7 @@ MUTANTS = (
         "lists_one_too_long",
         ("D1", "E9"),
         "empty",
-        "*",
+        "op/compute_global_topk_indices_and_lens/empty/table",
         "the number of global slots counts one lane that holds none",
         (
             Edit(
@@ -154,7 +154,7 @@ MUTANTS = (
         "scores_behind_the_context",
         ("N7", "D1"),
         "poison",
-        "*",
+        "op/indexer_logits/poison/index_fp8/inf32",
         "scores are stored without a mask up to the end of a block",
         (
             Edit(
@@ -168,7 +168,7 @@ MUTANTS = (
         "padding_row_is_live",
         ("D11", "H1"),
         "graph",
-        "*",
+        "layer/hca/graph/drafts_in_place",
         "rows that pad a step up to its bucket write like tokens of request 0",
         (
             Edit(

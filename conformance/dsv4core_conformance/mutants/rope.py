@@ -15,7 +15,7 @@ MUTANTS = (
         "yarn_on_window_layers",
         ("F1", "F2"),
         "rope",
-        "*",
+        "layer/swa/rope/table",
         "layers without compression keep theta 10000 and get YaRN",
         (Edit(_CONFIG, _MAIN, '"main", self.rope_theta, self.yarn)'),),
     ),
@@ -23,7 +23,7 @@ MUTANTS = (
         "one_table_everywhere",
         ("F3",),
         "rope",
-        "*",
+        "layer/swa/rope/table",
         "theta 160000 with YaRN on every layer",
         (Edit(_CONFIG, _MAIN, '"main", self.compress_rope_theta, self.yarn)'),),
     ),
@@ -31,7 +31,7 @@ MUTANTS = (
         "no_yarn_on_compressed_layers",
         ("F6",),
         "rope",
-        "*",
+        "layer/csa/rope/table",
         "theta 160000 without YaRN",
         (Edit(_CONFIG, _COMPRESSED, '"compress", self.compress_rope_theta, None)'),),
     ),
@@ -39,7 +39,7 @@ MUTANTS = (
         "base_table_on_compressed_layers",
         ("F7", "F8"),
         "rope",
-        "*",
+        "layer/csa/rope/table",
         "theta 10000 without YaRN on every layer",
         (Edit(_CONFIG, _COMPRESSED, '"compress", self.rope_theta, None)'),),
     ),
@@ -47,7 +47,7 @@ MUTANTS = (
         "entries_not_rotated",
         ("F4",),
         "rope",
-        "*",
+        "op/compress_norm_rope_store/rope/ratio_4_positions_near",
         "compressed keys carry no position",
         (
             Edit(
@@ -62,7 +62,7 @@ MUTANTS = (
         "two_bases_in_one_layer",
         ("F5",),
         "predec",
-        "*",
+        "layer/*/predec/draft_layer",
         "entries are rotated with the table of the window layers",
         (
             Edit(
@@ -77,7 +77,7 @@ MUTANTS = (
         "entry_rotated_by_its_number",
         ("E16",),
         "rope",
-        "*",
+        "op/compress_norm_rope_store/rope/ratio_4_positions_near",
         "the position of an entry is p // r instead of p // r * r",
         (Edit(_COMPRESS, "cos_sin[p[t] - ratio + 1]", "cos_sin[p[t] // ratio]"),),
     ),
@@ -85,7 +85,7 @@ MUTANTS = (
         "halves_instead_of_pairs",
         ("F9",),
         "rope",
-        "*",
+        "op/fused_indexer_q_rope_quant/rope/main_positions_near",
         "the index query pairs channel i with channel i + 32",
         (
             Edit(
@@ -101,7 +101,7 @@ MUTANTS = (
         "bf16_angles",
         ("B5",),
         "rope",
-        "*",
+        "op/inverse_rope/rope/main_positions_near",
         "cosines and sines are rounded to bf16 before the operation",
         (
             Edit(
@@ -115,7 +115,7 @@ MUTANTS = (
         "angles_in_half_precision_tables",
         ("B5", "F2"),
         "rope",
-        "*",
+        "layer/swa/rope/table",
         "the table of a layer is kept in bf16",
         (
             Edit(
@@ -129,7 +129,7 @@ MUTANTS = (
         "rotated_before_normalised",
         ("B6",),
         "rope",
-        "*",
+        "op/fused_qnorm_rope_kv_insert/rope/main_positions_near",
         "queries are rotated and rounded first, and normalised afterwards",
         (
             Edit(
@@ -146,7 +146,7 @@ MUTANTS = (
         "output_not_turned_back",
         ("C11",),
         "rope",
-        "*",
+        "op/inverse_rope/rope/main_positions_near",
         "the rotation of K stays in the output",
         (
             Edit(
@@ -160,7 +160,7 @@ MUTANTS = (
         "mscale_in_the_softmax",
         ("C11",),
         "rope",
-        "*",
+        "suite/rope/softmax_scale",
         "the softmax scale of compressed layers carries YaRN's magnitude factor",
         (
             Edit(

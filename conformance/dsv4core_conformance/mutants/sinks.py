@@ -13,7 +13,7 @@ MUTANTS = (
         "decode_ignores_sinks",
         ("C4",),
         "sink",
-        "*",
+        "op/sparse_decode/sink/unscaled/0.01",
         "decode accepts the sinks and never uses them",
         (Edit(_DECODE, "attn_sink, scale,", "attn_sink.clamp(max=-1e30), scale,"),),
     ),
@@ -21,7 +21,7 @@ MUTANTS = (
         "prefill_ignores_sinks",
         ("C4",),
         "sink",
-        "*",
+        "op/sparse_prefill/sink/unscaled/0.2",
         "prefill accepts the sinks and never uses them",
         (Edit(_PREFILL, "attn_sink, scale,", "attn_sink.clamp(max=-1e30), scale,"),),
     ),
@@ -29,7 +29,7 @@ MUTANTS = (
         "sinks_of_rank_0",
         ("C1",),
         "sink",
-        "*",
+        "op/sparse_decode/sink/shards/4",
         "a slice of the sinks is read from the start of the whole vector",
         (
             Edit(
@@ -44,7 +44,7 @@ MUTANTS = (
         "sinks_read_as_bf16",
         ("C2",),
         "sink",
-        "*",
+        "op/sparse_prefill/sink/unscaled/0.2",
         "the f32 sinks are indexed as bf16",
         (
             Edit(
@@ -59,7 +59,7 @@ MUTANTS = (
         "sinks_in_log2_units",
         ("C4",),
         "sink",
-        "*",
+        "op/sparse_decode/sink/unscaled/0.01",
         "the sink is taken for a logarithm of base 2 where decode works in base e",
         (Edit(_DECODE, "attn_sink, scale,", "attn_sink * 1.4426950408889634, scale,"),),
     ),
@@ -67,7 +67,7 @@ MUTANTS = (
         "padded_heads_not_inert",
         ("C5",),
         "heads",
-        "*",
+        "op/fused_qnorm_rope_kv_insert/heads/padded/8_in_64",
         "heads behind the last one are left as they were allocated, here as ones",
         (Edit(_FUSED, "q.new_zeros(", "q.new_ones("),),
     ),
@@ -75,7 +75,7 @@ MUTANTS = (
         "padded_head_reaches_the_others",
         ("C5",),
         "heads",
-        "*",
+        "op/sparse_prefill/heads/padded/8_in_64",
         "heads are masked by a product with 0: a NaN in a padded one reaches all of them",
         (Edit(_PREFILL, "attend(q[t], kv[listed],", "attend(q[t] + (q[t] * 0).sum(0), kv[listed],"),),
     ),
@@ -83,7 +83,7 @@ MUTANTS = (
         "head_16_of_a_tile",
         ("C10",),
         "heads",
-        "*",
+        "op/sparse_prefill/heads/64",
         "the first head of every further tile of 16 is off in the channels without rotation",
         (
             Edit(
@@ -97,7 +97,7 @@ MUTANTS = (
         "groups_of_all_heads",
         ("C8",),
         "heads",
-        "*",
+        "op/grouped_output_projection/heads/weight_views",
         "a group takes every G-th head, as if the heads of a group were not adjacent",
         (
             Edit(

@@ -12,7 +12,7 @@ MUTANTS = (
         "ties_to_the_higher_index",
         ("L4",),
         "topk",
-        "*",
+        "op/indexer_topk/topk/equal/64",
         "equal scores are taken from the right",
         (Edit(_SELECT, _KEEP, "tied.flip(1).cumsum(dim=1).flip(1) <= room"),),
     ),
@@ -20,7 +20,7 @@ MUTANTS = (
         "tie_flood_leaves_holes",
         ("D9",),
         "topk",
-        "*",
+        "op/indexer_topk/topk/equal/64",
         "of many equal scores only the first eight are written: the list has fewer than k entries",
         (Edit(_SELECT, _KEEP, "tied.cumsum(dim=1) <= room.clamp(max=8)"),),
     ),
@@ -28,7 +28,7 @@ MUTANTS = (
         "near_ties_are_ties",
         ("L8", "L7"),
         "topk",
-        "*",
+        "op/indexer_topk/topk/near/64",
         "scores are compared in their upper 22 bits",
         (
             Edit(
@@ -50,7 +50,7 @@ MUTANTS = (
         "list_in_order_of_score",
         ("L6", "L4"),
         "topk",
-        "*",
+        "op/indexer_topk/topk/ascending/63",
         "the list is sorted by score, not by index",
         (
             Edit(
@@ -65,7 +65,7 @@ MUTANTS = (
         "rows_behind_64_use_other_lengths",
         ("L2",),
         "topk",
-        "*",
+        "op/indexer_topk/topk/rows/65",
         "rows are handled 64 at a time, all with the lengths of the first 64",
         (
             Edit(
@@ -112,7 +112,7 @@ MUTANTS = (
         "index_scale_missing",
         ("L1",),
         "cross",
-        "*",
+        "layout/index_fp8/indexer_logits/reads_the_compressor",
         "index scores take the codes of the keys without their scale",
         (
             Edit(
@@ -126,7 +126,7 @@ MUTANTS = (
         "scores_accumulated_in_half",
         ("L7", "L1"),
         "det",
-        "*",
+        "op/indexer_logits/random/8",
         "head scores are rounded to bf16 before they are added",
         (
             Edit(
@@ -140,7 +140,7 @@ MUTANTS = (
         "head_weights_not_used",
         ("L1",),
         "heads",
-        "*",
+        "op/indexer_logits/heads/11",
         "all heads of the indexer weigh the same",
         (
             Edit(
@@ -154,7 +154,7 @@ MUTANTS = (
         "another_kernel_for_many_rows",
         ("L6", "L5"),
         "batch",
-        "*",
+        "op/linear/batch/sizes",
         "steps of more than eight rows go through a matmul with another order of sums",
         (
             Edit(
@@ -173,7 +173,7 @@ MUTANTS = (
         "keys_added_in_random_order",
         ("I8", "L5"),
         "det",
-        "*",
+        "op/sparse_prefill/det/threads/1",
         "sums of partial results in the order in which they arrive",
         (
             Edit(
