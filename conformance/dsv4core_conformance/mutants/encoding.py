@@ -101,8 +101,8 @@ MUTANTS = (
     Mutant(
         "query_of_the_other_bias",
         ("B2", "B1"),
-        "enc",
-        "*",
+        "heads",
+        "op/indexer_logits/heads/11",
         "index queries are read as FNUZ codes, although they are OCP",
         (
             Edit(

@@ -13,6 +13,8 @@ from dsv4core.ops import OPS, OpImpl
 from dsv4core.registry import get_registry
 from dsv4core_conformance.subject import PORTABLE_BODIES, Subject
 
+NAME = "cpu"
+
 _alive: list[Backend] = []  # cases remember layers by their backend, so none may take another's address
 
 
@@ -21,20 +23,21 @@ class Bodies:
 
     device_type = "cpu"
 
-    def __init__(self, name: str, others: Mapping[str, Any] | None = None) -> None:
-        self.name = name
-        self.ops = {op: OpImpl(declared.body, name) for op, declared in OPS.items()}
-        self.ops |= {op: OpImpl(function, name) for op, function in (others or {}).items()}
+    def __init__(self, provider: str, others: Mapping[str, Any] | None = None) -> None:
+        self.name = NAME
+        self.ops = {op: OpImpl(declared.body, provider) for op, declared in OPS.items()}
+        self.ops |= {op: OpImpl(function, provider) for op, function in (others or {}).items()}
 
 
-def portable_subject(name: str = "mutant", others: Mapping[str, Any] | None = None) -> Subject:
-    """A subject on the portable bodies, claiming what the backend `cpu` claims.
+def portable_subject(provider: str = "mutant", others: Mapping[str, Any] | None = None) -> Subject:
+    """A subject on the portable bodies, under the name and with the claims of the backend `cpu`.
 
-    `others` replaces single ops, by name.
+    Cases ask the registry about the backend under test, so it cannot have a name of its own; `provider` says in
+    the provenance of its ops who it is. `others` replaces single ops, by name.
     """
-    claims = get_registry().specs["cpu"]
-    spec = replace(claims, name=name, features=claims.features | {PORTABLE_BODIES})
-    provider = Bodies(name, others)
-    backend = Backend(spec, provider, provider.ops)
+    claims = get_registry().specs[NAME]
+    spec = replace(claims, features=claims.features | {PORTABLE_BODIES})
+    bodies = Bodies(provider, others)
+    backend = Backend(spec, bodies, bodies.ops)
     _alive.append(backend)
     return Subject(backend, torch.device("cpu"), "device", spec.features, frozenset(spec.layouts))
