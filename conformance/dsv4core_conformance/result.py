@@ -42,8 +42,9 @@ class CaseResult:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> CaseResult:
-        """The inverse of `as_dict`."""
-        return cls(**{**values, "ops": tuple(values["ops"]), "layouts": tuple(values["layouts"])})
+        """The inverse of `as_dict`, also where what is empty was left out."""
+        lists = {name: tuple(values.get(name, ())) for name in ("ops", "layouts")}
+        return cls(**{**values, **lists})
 
 
 def verdict(results: Iterable[CaseResult]) -> Verdict:

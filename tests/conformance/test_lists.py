@@ -30,7 +30,7 @@ def test_case_list_is_current(cases: dict[str, Case]) -> None:
 
 def test_names_are_stable_words(cases: dict[str, Case]) -> None:
     for name, case in cases.items():
-        assert re.fullmatch(r"(layout|op|layer|suite)(/[a-z0-9_.+-]+){2,}", name), name
+        assert re.fullmatch(r"(layout|op|layer|suite)(/[A-Za-z0-9_.+-]+){2,}", name), name
         assert case.id == name and case.family in FAMILIES and case.level in LEVELS
         assert case.summary.endswith(".") and case.limit > 0, name
 

@@ -133,7 +133,7 @@ def environment(values: Mapping[str, str]) -> dict[str, str]:
 
 
 def _cases(found: Iterable[CaseResult]) -> list[dict[str, Any]]:
-    """Every case; page bytes only with the first failures that have some."""
+    """Every case without what is empty; page bytes only with the first failures that have some."""
     plain: list[dict[str, Any]] = []
     pages = 0
     for result in found:
@@ -142,7 +142,8 @@ def _cases(found: Iterable[CaseResult]) -> list[dict[str, Any]]:
             pages += 1
             keep = pages <= PAGES_KEPT and result.outcome == "fail"
             values["facts"] = {k: v for k, v in result.facts.items() if keep or k != "page_hex"}
-        plain.append(values | {"seconds": round(result.seconds, 6)})
+        values["seconds"] = round(result.seconds, 6)
+        plain.append({name: value for name, value in values.items() if value or name == "seconds"})
     return plain
 
 

@@ -22,7 +22,7 @@ def render(record: Record) -> str:
         _families(found),
         _ops(record, found),
         _errors(record, found),
-        _failures(record, [result for result in found if result.outcome == "fail"]),
+        _failures(record, summary.failures(found)),
         _deviations(record),
         _left_out(found),
         _origin(record),
@@ -100,7 +100,8 @@ def _errors(record: Record, found: Iterable[CaseResult]) -> str:
         "The worst error of every case in units of its bound, on a logarithmic axis; the figure beside an "
         "op counts its cases. Ops that are not here must be exact, bit for bit."
     )
-    return f"<h2>Errors against their bounds</h2><p class=quiet>{text}</p>{plot.errors(points)}"
+    drawn = plot.errors({op: points[op] for op in record["bounds"] if op in points})
+    return f"<h2>Errors against their bounds</h2><p class=quiet>{text}</p>{drawn}"
 
 
 def _failures(record: Record, failed: Sequence[CaseResult]) -> str:

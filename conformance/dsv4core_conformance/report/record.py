@@ -14,9 +14,13 @@ Record = dict[str, Any]
 
 
 def save(record: Record, path: Path) -> None:
-    """Write a record; the same record gives the same bytes."""
+    """Write a record, a case in a line of its own; the same record gives the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    rest = {name: value for name, value in record.items() if name != "cases"}
+    head = json.dumps(rest | {"cases": []}, indent=1, allow_nan=False)
+    cases = ",\n".join(f"  {json.dumps(values, allow_nan=False)}" for values in record["cases"])
+    text = head.removesuffix("[]\n}") + f"[\n{cases}\n ]\n}}\n"
+    path.write_text(text, encoding="utf-8")
 
 
 def load(path: Path) -> Record:

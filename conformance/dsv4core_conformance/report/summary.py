@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from dsv4core_conformance.report.record import Record, results
 from dsv4core_conformance.result import OUTCOMES, CaseResult, count
@@ -30,7 +30,7 @@ def lines(record: Record) -> Iterator[str]:
     for item in record["deviations"]:
         state = "" if item["active"] else ", not on this device"
         yield f"declared {item['kind']} {item['case']}: {len(item['cases'])} cases{state}; {item['reason']}"
-    failed = [result for result in found if result.outcome == "fail"]
+    failed = failures(found)
     for result in failed[:FAILURES_SHOWN]:
         yield f"FAIL {result.id}"
         yield f"     {_first(result.detail)}"
@@ -39,6 +39,18 @@ def lines(record: Record) -> Iterator[str]:
         yield f"and {len(failed) - FAILURES_SHOWN} more; --report FILE keeps them all"
     part = "" if record["complete"] else " (of a part of the level)"
     yield f"verdict: {record['verdict']}{part}, {record['seconds']:.0f} s"
+
+
+def failures(found: Iterable[CaseResult]) -> list[CaseResult]:
+    """What failed, the first of every family and op before the second of any: one fault breaks many cases."""
+    seen: dict[tuple[str, tuple[str, ...]], int] = {}
+    ranked: list[tuple[int, CaseResult]] = []
+    for result in found:
+        if result.outcome == "fail":
+            key = result.family, result.ops
+            seen[key] = seen.get(key, -1) + 1
+            ranked.append((seen[key], result))
+    return [result for _, result in sorted(ranked, key=lambda pair: pair[0])]
 
 
 def reproduce(record: Record, case: str) -> str:
