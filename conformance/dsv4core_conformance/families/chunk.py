@@ -9,7 +9,7 @@ import torch
 
 from dsv4core.numerics.tables import cos_sin
 from dsv4core_conformance.case import case
-from dsv4core_conformance.compare import same_storage
+from dsv4core_conformance.compare import require, same_storage
 from dsv4core_conformance.contracts import CONTRACTS
 from dsv4core_conformance.families._layers import (
     KINDS,
@@ -21,6 +21,7 @@ from dsv4core_conformance.families._layers import (
     same_rows,
 )
 from dsv4core_conformance.hosts import cloned, storage_bytes
+from dsv4core_conformance.inputs import make
 from dsv4core_conformance.reference.counter import hashed_values, hashed_words
 from dsv4core_conformance.subject import LAYER_OPS, Subject
 
@@ -125,6 +126,27 @@ def op_in_pieces(s: Subject, op: str, tokens: int) -> None:
             start += size
         for name in CONTRACTS[op].writes:
             same_storage(f"{op} in pieces of {sizes}: {name}", parts[name], storage_bytes(once[name]).numpy())
+
+
+@case("op/{op}/chunk/queries", op=("sparse_indexer",), layouts=("index_fp8",), catches=("L3", "E8"))
+def queries_in_pieces(s: Subject, op: str) -> None:
+    """Lists of queries that come in pieces, each seeing far more entries than top-k, are those of one call."""
+    lens = [(61 * t) % 300 + 1 for t in range(24)]
+    whole = make(op, lens=lens, requests=3, k=16)
+    once = s.check(op, whole).results[0]
+    given = list(whole.items())
+    by_token = ("q", "q_scales", "weights", "context_lens", "token_to_req")
+    for size in (1, 5, 16):
+        parts = [
+            s.call(
+                op, {n: v[at : at + size] if n in by_token and v is not None else v for n, v in whole.items()}
+            )
+            for at in range(0, len(lens), size)
+        ]
+        lists = torch.cat([part[0] for part in parts if part[0] is not None])
+        require(
+            once is not None and torch.equal(lists, once), f"queries in pieces of {size} give other lists"
+        )
 
 
 def _arguments(op: str, tokens: int) -> dict[str, Any]:
