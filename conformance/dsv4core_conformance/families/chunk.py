@@ -130,19 +130,16 @@ def op_in_pieces(s: Subject, op: str, tokens: int) -> None:
 
 @case("op/{op}/chunk/queries", op=("sparse_indexer",), layouts=("index_fp8",), catches=("L3", "E8"))
 def queries_in_pieces(s: Subject, op: str) -> None:
-    """Lists of queries that come in pieces, each seeing far more entries than top-k, are those of one call."""
+    """Queries that come in pieces, each seeing far more entries than top-k, have the lists of one call."""
     lens = [(61 * t) % 300 + 1 for t in range(24)]
     whole = make(op, lens=lens, requests=3, k=16)
     once = s.check(op, whole).results[0]
-    given = list(whole.items())
     by_token = ("q", "q_scales", "weights", "context_lens", "token_to_req")
     for size in (1, 5, 16):
-        parts = [
-            s.call(
-                op, {n: v[at : at + size] if n in by_token and v is not None else v for n, v in whole.items()}
-            )
-            for at in range(0, len(lens), size)
-        ]
+        parts = []
+        for at in range(0, len(lens), size):
+            sliced = {n: whole[n][at : at + size] for n in by_token if whole[n] is not None}
+            parts.append(s.call(op, {**whole, **sliced}))
         lists = torch.cat([part[0] for part in parts if part[0] is not None])
         require(
             once is not None and torch.equal(lists, once), f"queries in pieces of {size} give other lists"
