@@ -24,6 +24,8 @@ from dsv4core_conformance.subject import Subject
 KINDS = {"swa": 0, "csa": 1, "hca": 2}
 RATIOS = {"swa": 0, "csa": 4, "hca": 128}
 ENTRIES = {"csa": ("c4", "indexer"), "hca": ("c128",), "swa": ()}
+LAYER_LAYOUTS = ("fp8_ds_mla", "index_fp8", "state_f32")
+"""What a backend must claim to be given layers of the default profile."""
 WEIGHT_SEED = 11
 STALE = 0x7F  # bytes of NaN in f32, bf16, e4m3 and e8m0 alike: what a page holds before its owner writes
 LENGTH = 1200  # of every text

@@ -10,7 +10,7 @@ from dsv4core_conformance.case import case
 from dsv4core_conformance.contracts import CONTRACTS
 from dsv4core_conformance.families import _batch_layers as layers
 from dsv4core_conformance.families._calls import TOKENS, at_tokens, produced, same_bytes, with_tokens
-from dsv4core_conformance.families._layers import KINDS
+from dsv4core_conformance.families._layers import KINDS, LAYER_LAYOUTS
 from dsv4core_conformance.hosts import cloned
 from dsv4core_conformance.inputs import make
 from dsv4core_conformance.subject import LAYER_OPS, Subject
@@ -130,7 +130,9 @@ def _alone(s: Subject, op: str, options: dict[str, Any]) -> None:
         same_bytes(f"{op}: token {t} alone", got, at_tokens(results, one))
 
 
-@case("layer/{kind}/batch/alone", kind=KINDS, ops=LAYER_OPS, catches=("E12", "C5", "J8"))
+@case(
+    "layer/{kind}/batch/alone", kind=KINDS, ops=LAYER_OPS, layouts=LAYER_LAYOUTS, catches=("E12", "C5", "J8")
+)
 def a_request_alone_and_in_a_batch(s: Subject, kind: str) -> None:
     """Requests that share steps have the outputs and bytes that each has in a cache of its own."""
     layers.alone_and_together(s, kind, bits=False)
@@ -140,6 +142,7 @@ def a_request_alone_and_in_a_batch(s: Subject, kind: str) -> None:
     "layer/{kind}/batch/same_bits",
     kind=KINDS,
     ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
     needs=("batch_invariant_linear",),
     catches=("L5", "L6"),
 )
@@ -148,19 +151,31 @@ def a_request_has_the_same_bits_in_a_batch(s: Subject, kind: str) -> None:
     layers.alone_and_together(s, kind, bits=True)
 
 
-@case("layer/{kind}/batch/order", kind=KINDS, ops=LAYER_OPS, catches=("E12", "H3"))
+@case("layer/{kind}/batch/order", kind=KINDS, ops=LAYER_OPS, layouts=LAYER_LAYOUTS, catches=("E12", "H3"))
 def any_order_of_requests(s: Subject, kind: str) -> None:
     """Requests change places, leave and come: states and pages belong to the request and not to its row."""
     layers.any_order(s, kind)
 
 
-@case("layer/{kind}/batch/padded", kind=KINDS, ops=LAYER_OPS, catches=("D3", "D4", "D11", "H1"))
+@case(
+    "layer/{kind}/batch/padded",
+    kind=KINDS,
+    ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
+    catches=("D3", "D4", "D11", "H1"),
+)
 def padding_rows_do_nothing(s: Subject, kind: str) -> None:
     """Steps padded to a bucket, and idle ones, are the steps without padding."""
     layers.padded(s, kind)
 
 
-@case("layer/{kind}/batch/finishing", kind=KINDS, ops=LAYER_OPS, catches=("E12", "D11", "J8"))
+@case(
+    "layer/{kind}/batch/finishing",
+    kind=KINDS,
+    ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
+    catches=("E12", "D11", "J8"),
+)
 def requests_finish_at_different_steps(s: Subject, kind: str) -> None:
     """Seven requests finish one after another while others are admitted."""
     layers.finishing(s, kind, 7)
@@ -170,6 +185,7 @@ def requests_finish_at_different_steps(s: Subject, kind: str) -> None:
     "layer/{kind}/batch/finishing_20",
     kind=KINDS,
     ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
     level="extended",
     catches=("E12", "J8"),
     limit=180,

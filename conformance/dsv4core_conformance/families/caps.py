@@ -22,7 +22,7 @@ from dsv4core.layout import get_layout, layouts
 from dsv4core.samples import sample
 from dsv4core_conformance.case import case
 from dsv4core_conformance.compare import Mismatch, require
-from dsv4core_conformance.families._layers import KINDS, World
+from dsv4core_conformance.families._layers import KINDS, LAYER_LAYOUTS, World
 from dsv4core_conformance.reference.rows import INDEX, MAIN, ROTATED
 from dsv4core_conformance.subject import LAYER_OPS, Subject
 
@@ -57,7 +57,7 @@ def an_unknown_backend_is_refused(s: Subject) -> None:
         raise Mismatch("an unknown backend was found")
 
 
-@case("suite/caps/provenance", ops=LAYER_OPS, catches=("A14", "M2", "M10"))
+@case("suite/caps/provenance", ops=LAYER_OPS, layouts=LAYER_LAYOUTS, catches=("A14", "M2", "M10"))
 def the_path_asked_is_the_path_taken(s: Subject) -> None:
     """Every op that whole layers call is bound to this backend, none to a body that stands in."""
     for kind in KINDS:

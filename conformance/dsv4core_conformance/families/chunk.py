@@ -9,10 +9,11 @@ import torch
 
 from dsv4core.numerics.tables import cos_sin
 from dsv4core_conformance.case import case
-from dsv4core_conformance.compare import same_storage
+from dsv4core_conformance.compare import require, same_storage
 from dsv4core_conformance.contracts import CONTRACTS
 from dsv4core_conformance.families._layers import (
     KINDS,
+    LAYER_LAYOUTS,
     World,
     cut,
     right_outputs,
@@ -20,6 +21,7 @@ from dsv4core_conformance.families._layers import (
     same_rows,
 )
 from dsv4core_conformance.hosts import cloned, storage_bytes
+from dsv4core_conformance.inputs import make
 from dsv4core_conformance.reference.counter import hashed_values, hashed_words
 from dsv4core_conformance.subject import LAYER_OPS, Subject
 
@@ -43,6 +45,7 @@ SIZES: tuple[dict[str, Any], ...] = (
     kind=KINDS,
     sizes=SIZES,
     ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
     catches=("E1", "E2", "E3", "E8", "E10", "E15", "D6", "J10"),
 )
 def any_partition(s: Subject, kind: str, sizes: Sequence[int], length: dict[str, int]) -> None:
@@ -53,7 +56,13 @@ def any_partition(s: Subject, kind: str, sizes: Sequence[int], length: dict[str,
     right_outputs(w, out, 0)
 
 
-@case("layer/{kind}/chunk/short_prompts", kind=KINDS, ops=LAYER_OPS, catches=("E1", "E10", "E11"))
+@case(
+    "layer/{kind}/chunk/short_prompts",
+    kind=KINDS,
+    ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
+    catches=("E1", "E10", "E11"),
+)
 def short_prompts(s: Subject, kind: str) -> None:
     """Prompts of 1 to 9 tokens, shorter than any window, and the tokens that complete it."""
     w = World(s, kind, requests=9)
@@ -68,6 +77,7 @@ def short_prompts(s: Subject, kind: str) -> None:
     "layer/{kind}/chunk/same_bits",
     kind=KINDS,
     ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
     needs=("batch_invariant_linear",),
     catches=("E8", "E15", "D6"),
 )
@@ -81,6 +91,7 @@ def same_bits(s: Subject, kind: str) -> None:
     "layer/{kind}/chunk/long",
     kind=KINDS,
     ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
     level="extended",
     catches=("E7", "E8", "J10"),
     limit=180,
@@ -115,6 +126,24 @@ def op_in_pieces(s: Subject, op: str, tokens: int) -> None:
             start += size
         for name in CONTRACTS[op].writes:
             same_storage(f"{op} in pieces of {sizes}: {name}", parts[name], storage_bytes(once[name]).numpy())
+
+
+@case("op/{op}/chunk/queries", op=("sparse_indexer",), layouts=("index_fp8",), catches=("L3", "E8"))
+def queries_in_pieces(s: Subject, op: str) -> None:
+    """Queries that come in pieces, each seeing far more entries than top-k, have the lists of one call."""
+    lens = [(61 * t) % 300 + 1 for t in range(24)]
+    whole = make(op, lens=lens, requests=3, k=16)
+    once = s.check(op, whole).results[0]
+    by_token = ("q", "q_scales", "weights", "context_lens", "token_to_req")
+    for size in (1, 5, 16):
+        parts = []
+        for at in range(0, len(lens), size):
+            sliced = {n: whole[n][at : at + size] for n in by_token if whole[n] is not None}
+            parts.append(s.call(op, {**whole, **sliced}))
+        lists = torch.cat([part[0] for part in parts if part[0] is not None])
+        require(
+            once is not None and torch.equal(lists, once), f"queries in pieces of {size} give other lists"
+        )
 
 
 def _arguments(op: str, tokens: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dsv4core_conformance.case import case
 from dsv4core_conformance.compare import require
 from dsv4core_conformance.families._layers import (
     KINDS,
+    LAYER_LAYOUTS,
     Records,
     World,
     right_outputs,
@@ -61,13 +62,20 @@ HOW = ({"name": "in_place", "graph": False}, {"name": "replay", "graph": True})
 CATCHES = ("H1", "H3", "H4", "H5", "H6", "H8", "H9", "D11")
 
 
-@case("layer/{kind}/graph/{how}", kind=KINDS, how=HOW, ops=LAYER_OPS, catches=CATCHES)
+@case("layer/{kind}/graph/{how}", kind=KINDS, how=HOW, ops=LAYER_OPS, layouts=LAYER_LAYOUTS, catches=CATCHES)
 def other_steps_in_the_same_tensors(s: Subject, kind: str, graph: bool) -> None:
     """One step's tensors, overwritten with other requests, lengths, pages and none: every step is right."""
     sequence(bucket(s, kind, 8, graph))
 
 
-@case("layer/{kind}/graph/capture_{how}", kind=KINDS, how=HOW, ops=LAYER_OPS, catches=("H10",))
+@case(
+    "layer/{kind}/graph/capture_{how}",
+    kind=KINDS,
+    how=HOW,
+    ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
+    catches=("H10",),
+)
 def capture_changes_nothing(s: Subject, kind: str, graph: bool) -> None:
     """Warm-ups and the capture leave caches, lengths and outputs of the one step that was planned."""
     b = bucket(s, kind, 8, graph)
@@ -79,7 +87,14 @@ def capture_changes_nothing(s: Subject, kind: str, graph: bool) -> None:
         right_records(b.w, n)
 
 
-@case("layer/{kind}/graph/drafts_{how}", kind=KINDS, how=HOW, ops=LAYER_OPS, catches=("H2", "H8", "J4"))
+@case(
+    "layer/{kind}/graph/drafts_{how}",
+    kind=KINDS,
+    how=HOW,
+    ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
+    catches=("H2", "H8", "J4"),
+)
 def drafts_in_the_same_tensors(s: Subject, kind: str, graph: bool) -> None:
     """Steps of several tokens a request in one bucket, filled exactly and partly, with rejected drafts."""
     b = bucket(s, kind, 8, graph, threshold=8)
@@ -89,13 +104,27 @@ def drafts_in_the_same_tensors(s: Subject, kind: str, graph: bool) -> None:
             b.w.cache.truncate(n, b.w.cache.length(n) - count // 2)
 
 
-@case("layer/hca/graph/width_{width}_{how}", width=(128, 1024), how=HOW, ops=LAYER_OPS, catches=("H7",))
+@case(
+    "layer/hca/graph/width_{width}_{how}",
+    width=(128, 1024),
+    how=HOW,
+    ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
+    catches=("H7",),
+)
 def lists_wider_than_needed(s: Subject, width: int, graph: bool) -> None:
     """Lists of ratio-128 entries as wide as the longest request a graph is for: the lengths count."""
     sequence(bucket(s, "hca", 8, graph, c128_width=width))
 
 
-@case("layer/{kind}/graph/size_{size}", kind=KINDS, size=(1, 2, 7), ops=LAYER_OPS, catches=("H2", "H1"))
+@case(
+    "layer/{kind}/graph/size_{size}",
+    kind=KINDS,
+    size=(1, 2, 7),
+    ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
+    catches=("H2", "H1"),
+)
 def odd_bucket_sizes(s: Subject, kind: str, size: int) -> None:
     """Captured graphs of other sizes, exactly full."""
     b = bucket(s, kind, size, graph=True)
@@ -103,7 +132,7 @@ def odd_bucket_sizes(s: Subject, kind: str, size: int) -> None:
         run(b, dict.fromkeys(list(LENGTHS)[:size], 1))
 
 
-@case("layer/{kind}/graph/poisoned", kind=KINDS, ops=LAYER_OPS, catches=("H6", "D11"))
+@case("layer/{kind}/graph/poisoned", kind=KINDS, ops=LAYER_OPS, layouts=LAYER_LAYOUTS, catches=("H6", "D11"))
 def poison_between_replays(s: Subject, kind: str) -> None:
     """NaN in everything the allocator hands out between replays reaches nothing."""
     b = bucket(s, kind, 8, graph=True)
@@ -120,7 +149,13 @@ def poison_between_replays(s: Subject, kind: str) -> None:
             right_records(b.w, n)
 
 
-@case("layer/{kind}/graph/identical_rows", kind=KINDS, ops=LAYER_OPS, catches=("H3", "L5"))
+@case(
+    "layer/{kind}/graph/identical_rows",
+    kind=KINDS,
+    ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
+    catches=("H3", "L5"),
+)
 def identical_rows_are_identical(s: Subject, kind: str) -> None:
     """Eight requests with one text give eight equal rows, in a step planned anew and in one used again."""
     w = World(s, kind, requests=8, tokens=2048)

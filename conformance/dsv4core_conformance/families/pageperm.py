@@ -12,6 +12,7 @@ from dsv4core_conformance.case import case
 from dsv4core_conformance.compare import page_place, require
 from dsv4core_conformance.families._layers import (
     KINDS,
+    LAYER_LAYOUTS,
     STALE,
     World,
     cut,
@@ -47,6 +48,7 @@ def put(pages: U8, slots: NDArray[np.int64], records: U8, layout: str, width: in
     "layer/{kind}/pageperm/own_tables",
     kind=KINDS,
     ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
     catches=("A8", "D2", "J5", "K9", "K15", "A6"),
 )
 def tables_of_an_engine(s: Subject, kind: str) -> None:
@@ -89,7 +91,13 @@ def tables_of_an_engine(s: Subject, kind: str) -> None:
             )
 
 
-@case("layer/{kind}/pageperm/recycled", kind=KINDS, ops=LAYER_OPS, catches=("D5", "K1", "K9", "E12"))
+@case(
+    "layer/{kind}/pageperm/recycled",
+    kind=KINDS,
+    ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
+    catches=("D5", "K1", "K9", "E12"),
+)
 def pages_of_the_dead(s: Subject, kind: str) -> None:
     """Request after request on the pages that the last one left, short ones after long ones."""
     w = World(s, kind, tokens=320, requests=1)
@@ -100,7 +108,13 @@ def pages_of_the_dead(s: Subject, kind: str) -> None:
         w.cache.free(request)
 
 
-@case("layer/{kind}/pageperm/drafts_stay_home", kind=KINDS, ops=LAYER_OPS, catches=("J5", "K9", "J2"))
+@case(
+    "layer/{kind}/pageperm/drafts_stay_home",
+    kind=KINDS,
+    ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
+    catches=("J5", "K9", "J2"),
+)
 def only_own_slots_change(s: Subject, kind: str) -> None:
     """A step changes the rows of its own tokens and no other byte, drafts and padding included."""
     w = World(s, kind, limits={"max_rollback": 16}, decode_threshold=8)
@@ -145,7 +159,8 @@ def _at(w: World, group: str, wrong: NDArray[np.int64]) -> int:
 @case(
     "layer/stack/pageperm/packed",
     ops=LAYER_OPS,
-    catches=("A7", "A8", "A9", "A11", "A12", "I9"),
+    layouts=LAYER_LAYOUTS,
+    catches=("A7", "A8", "A9", "A11", "A12", "I9", "L11"),
 )
 def layers_share_an_allocation(s: Subject) -> None:
     """Five layers in columns of one wide allocation: each has its bytes, and the gaps between keep theirs."""
@@ -199,6 +214,7 @@ def _on(s: Subject, config: AttentionConfig, layer: int, cache: PagedCache) -> W
     "layer/{kind}/pageperm/random_life",
     kind=KINDS,
     ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
     level="extended",
     catches=("K9", "E12"),
     limit=240,

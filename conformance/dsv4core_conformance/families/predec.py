@@ -10,6 +10,7 @@ from dsv4core_conformance.case import case
 from dsv4core_conformance.compare import require
 from dsv4core_conformance.families._layers import (
     KINDS,
+    LAYER_LAYOUTS,
     World,
     close_rows,
     right_outputs,
@@ -33,6 +34,7 @@ PLACES: tuple[dict[str, Any], ...] = (
     kind=KINDS,
     place=PLACES,
     ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
     catches=("A1", "A2", "E2", "E3", "F4", "L10"),
 )
 def decode_is_prefill(s: Subject, kind: str, start: int, stop: int) -> None:
@@ -47,7 +49,7 @@ def decode_is_prefill(s: Subject, kind: str, start: int, stop: int) -> None:
     right_records(w, "a")
 
 
-@case("layer/{kind}/predec/future", kind=KINDS, ops=LAYER_OPS, catches=("E9", "E6"))
+@case("layer/{kind}/predec/future", kind=KINDS, ops=LAYER_OPS, layouts=LAYER_LAYOUTS, catches=("E9", "E6"))
 def the_future_is_invisible(s: Subject, kind: str) -> None:
     """Other tokens behind position p change no bit of the outputs up to p, and do change p + 1."""
     rows = text("a")[:270]
@@ -65,6 +67,7 @@ def the_future_is_invisible(s: Subject, kind: str) -> None:
     kind=KINDS,
     count=(2, 5, 8),
     ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
     catches=("E6", "J6", "J2"),
 )
 def steps_of_several(s: Subject, kind: str, count: int) -> None:
@@ -95,6 +98,7 @@ def steps_of_several(s: Subject, kind: str, count: int) -> None:
     kind=KINDS,
     count=(3, 4, 6, 7),
     ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
     level="extended",
     catches=("E6", "J6", "J2"),
 )
@@ -103,7 +107,7 @@ def more_steps_of_several(s: Subject, kind: str, count: int) -> None:
     steps_of_several(s, kind, count)
 
 
-@case("layer/hca/predec/past_top_k", ops=LAYER_OPS, catches=("E7", "K7"))
+@case("layer/hca/predec/past_top_k", ops=LAYER_OPS, layouts=LAYER_LAYOUTS, catches=("E7", "K7"))
 def entries_of_128_have_no_budget(s: Subject) -> None:
     """More than top-k entries of ratio 128: all are attended to, the newest first of all."""
     w = World(s, "hca", tokens=1200)
@@ -112,7 +116,13 @@ def entries_of_128_have_no_budget(s: Subject) -> None:
     right_records(w, "a")
 
 
-@case("layer/{kind}/predec/draft_layer", kind=KINDS, ops=LAYER_OPS, catches=("F1", "F8", "A9"))
+@case(
+    "layer/{kind}/predec/draft_layer",
+    kind=KINDS,
+    ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
+    catches=("F1", "F8", "A9"),
+)
 def a_draft_layer_has_its_own_ratio(s: Subject, kind: str) -> None:
     """The last entry of the schedule, which a draft layer has, decides its rotation, caches and windows."""
     ratio = {"swa": 0, "csa": 4, "hca": 128}[kind]
@@ -126,6 +136,7 @@ def a_draft_layer_has_its_own_ratio(s: Subject, kind: str) -> None:
     "layer/{kind}/predec/ladder",
     kind=KINDS,
     ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
     level="extended",
     catches=("L10", "A1", "L1"),
     limit=240,
@@ -133,23 +144,34 @@ def a_draft_layer_has_its_own_ratio(s: Subject, kind: str) -> None:
 def ladder(s: Subject, kind: str) -> None:
     """Decode at 64, 128, ... 1,024 tokens of one growing request."""
     w, at = World(s, kind, tokens=2048), 0
-    for length in (64, 65, 128, 129, 256, 300, 512, 513, 1024):
+    for length in (64, 67, 128, 131, 256, 300, 511, 514, 1024):
         w.feed("a", [length - at])
         right_outputs(w, w.feed("a", [1, 1]), length)
         at = length + 2
     right_records(w, "a")
 
 
-@case(
-    "layer/{kind}/predec/profile_{profile}",
-    kind=("csa",),
-    profile=("official", "sglang"),
-    ops=LAYER_OPS,
-    catches=("A15", "B1"),
+MODELS: tuple[dict[str, Any], ...] = (
+    {"name": "profile_official", "layout": "index_mxfp4_hadamard", "options": {"profile": "official"}},
+    {"name": "profile_sglang", "layout": "index_fp8_hadamard_f32", "options": {"profile": "sglang"}},
+    {"name": "index_mxfp4", "layout": "index_mxfp4", "options": {"index_layout": "index_mxfp4"}},
+    {"name": "bf16_row", "layout": "bf16_row", "options": {"main_layout": "bf16_row"}},
+    {"name": "fp8_row", "layout": "fp8_row", "options": {"main_layout": "fp8_row"}},
 )
-def other_profiles(s: Subject, kind: str, profile: str) -> None:
-    """Rotated index keys in two formats: bytes, selections and outputs of prefill and decode."""
-    w = World(s, kind, profile=profile)
+
+
+@case(
+    "layer/csa/predec/{model}",
+    model=MODELS,
+    ops=LAYER_OPS,
+    layouts=("state_f32",),
+    catches=("A15", "B1", "A5"),
+)
+def other_layouts(s: Subject, layout: str, options: dict[str, str]) -> None:
+    """Layers with other rows and index keys: bytes, selections and outputs of prefill and decode."""
+    w = World(s, "csa", **options)
     out = torch.cat([w.feed("a", [140]), w.feed("a", [1] * 12)])
+    specs = w.cache.layer(w.layer).specs.values()
+    require(layout in {spec.layout for spec in specs}, f"no cache of this layer is {layout}")
     right_records(w, "a")
     right_outputs(w, out, 0)

@@ -13,6 +13,7 @@ from dsv4core_conformance.case import case
 from dsv4core_conformance.compare import require
 from dsv4core_conformance.families._layers import (
     KINDS,
+    LAYER_LAYOUTS,
     World,
     right_outputs,
     right_records,
@@ -24,7 +25,7 @@ from dsv4core_conformance.subject import LAYER_OPS, Subject
 CHUNKS = [131, 1, 1, 70, 1, 5, 1]
 
 
-@case("layer/{kind}/race/threads", kind=KINDS, ops=LAYER_OPS, catches=("I7", "I6"))
+@case("layer/{kind}/race/threads", kind=KINDS, ops=LAYER_OPS, layouts=LAYER_LAYOUTS, catches=("I7", "I6"))
 def two_threads(s: Subject, kind: str) -> None:
     """Threads with a cache each, on one backend and one layer, have what they would have alone."""
     worlds = [World(s, kind) for _ in range(3)]
@@ -52,7 +53,9 @@ def two_threads(s: Subject, kind: str) -> None:
         right_records(w, "abc"[i])
 
 
-@case("layer/{kind}/race/no_sync", kind=KINDS, ops=LAYER_OPS, catches=("I5", "I6", "I1"))
+@case(
+    "layer/{kind}/race/no_sync", kind=KINDS, ops=LAYER_OPS, layouts=LAYER_LAYOUTS, catches=("I5", "I6", "I1")
+)
 def steps_without_waiting(s: Subject, kind: str) -> None:
     """Step after step queued without a look at a result, every plan overwritten as soon as it was used."""
     w = World(s, kind)
@@ -69,7 +72,9 @@ def steps_without_waiting(s: Subject, kind: str) -> None:
     right_records(w, "a")
 
 
-@case("layer/{kind}/race/repeats", kind=KINDS, ops=LAYER_OPS, catches=("I1", "I3", "I8"))
+@case(
+    "layer/{kind}/race/repeats", kind=KINDS, ops=LAYER_OPS, layouts=LAYER_LAYOUTS, catches=("I1", "I3", "I8")
+)
 def the_same_step_again_and_again(s: Subject, kind: str) -> None:
     """A step taken back and done again (200 times on a device) leaves the same bytes each time."""
     w = World(s, kind)
@@ -93,7 +98,13 @@ def delay(device: torch.device) -> None:
         x = x @ x * 1e-4
 
 
-@case("layer/{kind}/race/late_producers", kind=KINDS, ops=LAYER_OPS, catches=("I1", "I2", "I4"))
+@case(
+    "layer/{kind}/race/late_producers",
+    kind=KINDS,
+    ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
+    catches=("I1", "I2", "I4"),
+)
 def producers_are_late(s: Subject, kind: str) -> None:
     """Hidden rows and every tensor of the plan are written late on the stream that the step is queued on."""
     s.need_device("a device with streams")
@@ -116,7 +127,9 @@ def producers_are_late(s: Subject, kind: str) -> None:
     right_records(w, "a")
 
 
-@case("layer/{kind}/race/streams", kind=KINDS, ops=LAYER_OPS, catches=("I6", "I7", "I3"))
+@case(
+    "layer/{kind}/race/streams", kind=KINDS, ops=LAYER_OPS, layouts=LAYER_LAYOUTS, catches=("I6", "I7", "I3")
+)
 def two_streams(s: Subject, kind: str) -> None:
     """Two caches on two streams at once, with delays between: both have what they would have alone."""
     s.need_device("a device with streams")
@@ -142,7 +155,7 @@ def two_streams(s: Subject, kind: str) -> None:
         right_records(w, "ab"[i])
 
 
-@case("layer/{kind}/race/side_stream", kind=KINDS, ops=LAYER_OPS, catches=("I6", "I2"))
+@case("layer/{kind}/race/side_stream", kind=KINDS, ops=LAYER_OPS, layouts=LAYER_LAYOUTS, catches=("I6", "I2"))
 def one_cache_on_changing_streams(s: Subject, kind: str) -> None:
     """Steps of one request on alternating streams, ordered by events alone."""
     s.need_device("a device with streams")

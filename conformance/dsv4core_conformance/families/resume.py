@@ -12,6 +12,7 @@ from dsv4core_conformance.case import case
 from dsv4core_conformance.compare import Mismatch, require
 from dsv4core_conformance.families._layers import (
     KINDS,
+    LAYER_LAYOUTS,
     World,
     right_outputs,
     right_records,
@@ -48,7 +49,13 @@ def go_on(w: World, request: str, length: int) -> None:
     right_records(w, request, trace)
 
 
-@case("layer/{kind}/resume/fork", kind=KINDS, ops=LAYER_OPS, catches=("K1", "K2", "K7", "K8", "E12"))
+@case(
+    "layer/{kind}/resume/fork",
+    kind=KINDS,
+    ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
+    catches=("K1", "K2", "K7", "K8", "E12"),
+)
 def forked_prefixes(s: Subject, kind: str) -> None:
     """A prefix of every length, forked in passing, has its bytes when its source is gone, and goes on."""
     w = occupied(s, kind)
@@ -69,7 +76,13 @@ def forked_prefixes(s: Subject, kind: str) -> None:
         w.cache.free("r")
 
 
-@case("layer/{kind}/resume/other_slot", kind=KINDS, ops=LAYER_OPS, catches=("K1", "K4", "K8"))
+@case(
+    "layer/{kind}/resume/other_slot",
+    kind=KINDS,
+    ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
+    catches=("K1", "K4", "K8"),
+)
 def exported_prefixes(s: Subject, kind: str) -> None:
     """A prefix as bytes, seated where another request's rows lie, goes on with the bits of the model."""
     w = occupied(s, kind)
@@ -84,7 +97,7 @@ def exported_prefixes(s: Subject, kind: str) -> None:
         w.cache.free("r")
 
 
-@case("layer/{kind}/resume/illegal", kind=KINDS, ops=LAYER_OPS, catches=("K1", "K7"))
+@case("layer/{kind}/resume/illegal", kind=KINDS, ops=LAYER_OPS, layouts=LAYER_LAYOUTS, catches=("K1", "K7"))
 def an_illegal_boundary_is_refused(s: Subject, kind: str) -> None:
     """Lengths whose window or states are gone are refused, with nothing changed."""
     w = World(s, kind)
@@ -106,7 +119,13 @@ def an_illegal_boundary_is_refused(s: Subject, kind: str) -> None:
     same_records("after refused forks", w.records("a"), before)
 
 
-@case("layer/{kind}/resume/diverging", kind=KINDS, ops=LAYER_OPS, catches=("K4", "K9", "K1"))
+@case(
+    "layer/{kind}/resume/diverging",
+    kind=KINDS,
+    ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
+    catches=("K4", "K9", "K1"),
+)
 def branches_share_only_what_is_equal(s: Subject, kind: str) -> None:
     """Two requests with one prefix diverge in one batch, after the first page and inside one."""
     w = World(s, kind, tokens=2048)
@@ -125,7 +144,13 @@ def branches_share_only_what_is_equal(s: Subject, kind: str) -> None:
     w.cache.check_invariants()
 
 
-@case("layer/{kind}/resume/after_drafts", kind=KINDS, ops=LAYER_OPS, catches=("K2", "K6", "J2"))
+@case(
+    "layer/{kind}/resume/after_drafts",
+    kind=KINDS,
+    ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
+    catches=("K2", "K6", "J2"),
+)
 def resumed_after_rejected_drafts(s: Subject, kind: str) -> None:
     """After drafts were rejected every length back to max_rollback can be resumed, none is rounded down."""
     w = World(s, kind, decode_threshold=8)
@@ -145,6 +170,7 @@ def resumed_after_rejected_drafts(s: Subject, kind: str) -> None:
     "layer/{kind}/resume/replay",
     kind=KINDS,
     ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
     needs=("batch_invariant_linear",),
     catches=("K7", "K8", "K11"),
 )

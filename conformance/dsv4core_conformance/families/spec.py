@@ -16,6 +16,7 @@ from dsv4core_conformance.compare import require, same_values
 from dsv4core_conformance.families._layers import (
     ENTRIES,
     KINDS,
+    LAYER_LAYOUTS,
     World,
     right_outputs,
     right_records,
@@ -47,6 +48,7 @@ def drafting(s: Subject, kind: str, **options: Any) -> World:
     kind=KINDS,
     width=(2, 4, 5, 8, 12, 16),
     ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
     catches=("E4", "J1", "J2", "J7", "J9"),
 )
 def every_acceptance(s: Subject, kind: str, width: int) -> None:
@@ -67,6 +69,7 @@ def every_acceptance(s: Subject, kind: str, width: int) -> None:
     kind=KINDS,
     width=(1, 3, 6, 7, 9, 10, 11, 13, 14, 15),
     ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
     level="extended",
     catches=("E4", "J1", "J2", "J7"),
 )
@@ -75,7 +78,13 @@ def every_other_acceptance(s: Subject, kind: str, width: int) -> None:
     every_acceptance(s, kind, width)
 
 
-@case("layer/{kind}/spec/running", kind=KINDS, ops=LAYER_OPS, catches=("E4", "J2", "J7", "J9"))
+@case(
+    "layer/{kind}/spec/running",
+    kind=KINDS,
+    ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
+    catches=("E4", "J2", "J7", "J9"),
+)
 def a_run_of_verifications(s: Subject, kind: str) -> None:
     """Verification after verification with changing widths and acceptances, none of them undone."""
     w = drafting(s, kind)
@@ -87,7 +96,13 @@ def a_run_of_verifications(s: Subject, kind: str) -> None:
     right_outputs(w, w.step({"a": 5})["a"], w.cache.length("a") - 5)
 
 
-@case("layer/{kind}/spec/minimal_state", kind=KINDS, ops=LAYER_OPS, catches=("E4", "E5", "J1", "K7"))
+@case(
+    "layer/{kind}/spec/minimal_state",
+    kind=KINDS,
+    ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
+    catches=("E4", "E5", "J1", "K7"),
+)
 def only_the_open_windows_are_read(s: Subject, kind: str) -> None:
     """All but the last 128 window rows and the open compressor windows (8 rows in ratio 4) may be NaN."""
     ratio = {"swa": 1, "csa": 4, "hca": 128}[kind]
@@ -120,7 +135,13 @@ def only_the_open_windows_are_read(s: Subject, kind: str) -> None:
             )
 
 
-@case("layer/{kind}/spec/plans_are_their_own", kind=KINDS, ops=LAYER_OPS, catches=("J4", "I5"))
+@case(
+    "layer/{kind}/spec/plans_are_their_own",
+    kind=KINDS,
+    ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
+    catches=("J4", "I5"),
+)
 def a_finished_plan_is_not_read_again(s: Subject, kind: str) -> None:
     """Garbage in every tensor of the plans before changes nothing: no step lives on another's metadata."""
     w = drafting(s, kind)
@@ -166,7 +187,13 @@ def mixed(s: Subject, kind: str, requests: int, rounds: int) -> None:
         right_records(w, name)
 
 
-@case("layer/{kind}/spec/mixed_batch", kind=KINDS, ops=LAYER_OPS, catches=("J8", "J4", "E12"))
+@case(
+    "layer/{kind}/spec/mixed_batch",
+    kind=KINDS,
+    ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
+    catches=("J8", "J4", "E12"),
+)
 def a_mixed_batch(s: Subject, kind: str) -> None:
     """Six requests of different widths, acceptances and lengths in every step."""
     mixed(s, kind, 6, 4)
@@ -176,6 +203,7 @@ def a_mixed_batch(s: Subject, kind: str) -> None:
     "layer/{kind}/spec/mixed_batch_of_20",
     kind=KINDS,
     ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
     level="extended",
     catches=("J8",),
     limit=180,

@@ -13,7 +13,7 @@ from dsv4core.layout import get_layout
 from dsv4core.runtime import Workspace
 from dsv4core_conformance.case import case
 from dsv4core_conformance.compare import Mismatch, require
-from dsv4core_conformance.families._layers import KINDS, World, text
+from dsv4core_conformance.families._layers import KINDS, LAYER_LAYOUTS, World, text
 from dsv4core_conformance.families._memory import peak_bytes
 from dsv4core_conformance.reference.counter import hashed_values
 from dsv4core_conformance.subject import LAYER_OPS, Subject
@@ -26,7 +26,13 @@ def slack(s: Subject) -> int:
     return 1 << 17 if s.device.type == "cpu" else 1 << 20
 
 
-@case("layer/{kind}/work/scratch", kind=KINDS, ops=LAYER_OPS, catches=("N2", "N3", "N5", "G8", "E13"))
+@case(
+    "layer/{kind}/work/scratch",
+    kind=KINDS,
+    ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
+    catches=("N2", "N3", "N5", "G8", "E13"),
+)
 def scratch_is_what_was_said(s: Subject, kind: str) -> None:
     """`workspace_bytes` bounds the scratch of every step within the limits, and follows from their sizes.
 
@@ -67,7 +73,13 @@ def _step_peak(s: Subject, kind: str, count: int, **options: Any) -> int:
     return peak_bytes(s.device, lambda: w.attention(rows, w.cache, plan))
 
 
-@case("layer/{kind}/work/no_limit_costs", kind=KINDS, ops=LAYER_OPS, catches=("N1", "N4", "N5", "N6", "E13"))
+@case(
+    "layer/{kind}/work/no_limit_costs",
+    kind=KINDS,
+    ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
+    catches=("N1", "N4", "N5", "N6", "E13"),
+)
 def what_is_not_used_costs_nothing(s: Subject, kind: str) -> None:
     """A step takes the same memory whatever the model's positions and the cache's capacity."""
     least = _step_peak(s, kind, 150, max_position_embeddings=1024)
@@ -81,7 +93,9 @@ def what_is_not_used_costs_nothing(s: Subject, kind: str) -> None:
     require(least <= 3 * half, f"150 tokens hold {least} bytes, 75 of them {half}")
 
 
-@case("layer/{kind}/work/decode", kind=KINDS, ops=LAYER_OPS, catches=("N1", "N2", "N6"))
+@case(
+    "layer/{kind}/work/decode", kind=KINDS, ops=LAYER_OPS, layouts=LAYER_LAYOUTS, catches=("N1", "N2", "N6")
+)
 def decode_costs_its_lists(s: Subject, kind: str) -> None:
     """A decode step of two requests holds no more with wide page tables than with narrow ones."""
     peaks = []

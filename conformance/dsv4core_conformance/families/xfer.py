@@ -14,6 +14,7 @@ from dsv4core_conformance.case import NotRun, case
 from dsv4core_conformance.compare import Mismatch, require
 from dsv4core_conformance.families._layers import (
     KINDS,
+    LAYER_LAYOUTS,
     STALE,
     World,
     right_outputs,
@@ -62,6 +63,7 @@ def rows_of(w_kind: str, rows: Mapping[str, int]) -> dict[str, int]:
     kind=KINDS,
     pages=GEOMETRIES,
     ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
     catches=("K12", "A11", "A12", "K15"),
 )
 def other_pages(s: Subject, kind: str, rows: dict[str, int]) -> None:
@@ -77,7 +79,9 @@ def other_pages(s: Subject, kind: str, rows: dict[str, int]) -> None:
     carries_on(back)
 
 
-@case("layer/{kind}/xfer/other_limits", kind=KINDS, ops=LAYER_OPS, catches=("K12", "J1"))
+@case(
+    "layer/{kind}/xfer/other_limits", kind=KINDS, ops=LAYER_OPS, layouts=LAYER_LAYOUTS, catches=("K12", "J1")
+)
 def other_limits(s: Subject, kind: str) -> None:
     """From a cache that keeps 2 tokens back to one that keeps 8 and back, at an odd and an even prefix."""
     for length in (129, 130):
@@ -97,6 +101,7 @@ def other_limits(s: Subject, kind: str) -> None:
     "layer/csa/xfer/index_{layout}",
     layout=("index_mxfp4", "index_mxfp4_hadamard", "index_fp8_hadamard_f32", "index_fp8_ue8m0x4"),
     ops=LAYER_OPS,
+    layouts=("fp8_ds_mla", "state_f32"),
     catches=("K10", "A16"),
 )
 def other_index_layouts(s: Subject, layout: str) -> None:
@@ -108,7 +113,13 @@ def other_index_layouts(s: Subject, layout: str) -> None:
     carries_on(there)
 
 
-@case("layer/{kind}/xfer/strided", kind=KINDS, ops=LAYER_OPS, catches=("A11", "A12", "A8"))
+@case(
+    "layer/{kind}/xfer/strided",
+    kind=KINDS,
+    ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
+    catches=("A11", "A12", "A8"),
+)
 def strided_storage(s: Subject, kind: str) -> None:
     """Out of and into pages that are columns of a wide allocation with an offset of its own per cache."""
     here, there = _packed(s, kind, 96), _packed(s, kind, 160)
@@ -132,7 +143,7 @@ def _packed(s: Subject, kind: str, gap: int) -> World:
     return w
 
 
-@case("layer/stack/xfer/all_groups", ops=LAYER_OPS, catches=("A13", "K12", "K13"))
+@case("layer/stack/xfer/all_groups", ops=LAYER_OPS, layouts=LAYER_LAYOUTS, catches=("A13", "K12", "K13"))
 def all_groups_of_several_layers(s: Subject) -> None:
     """Every group of three layers in one export; a cache with one of the layers takes its part."""
     config = AttentionConfig.preset("tiny")
@@ -161,7 +172,7 @@ def _refused(what: str, call: Any) -> None:
     raise Mismatch(f"{what} was accepted")
 
 
-@case("layer/csa/xfer/refused", ops=LAYER_OPS, catches=("A15", "A16", "A4", "K13"))
+@case("layer/csa/xfer/refused", ops=LAYER_OPS, layouts=LAYER_LAYOUTS, catches=("A15", "A16", "A4", "K13"))
 def what_does_not_fit_is_refused(s: Subject) -> None:
     """Another profile, layout, fingerprint or length, and bytes that changed: refused, nothing written."""
     here = World(s, "csa")
@@ -207,6 +218,7 @@ def what_does_not_fit_is_refused(s: Subject) -> None:
     "layer/{kind}/xfer/direct_read",
     kind=KINDS,
     ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
     needs=("batch_invariant_linear",),
     catches=("K11", "K16"),
 )
@@ -222,7 +234,13 @@ def a_round_trip_changes_no_bit(s: Subject, kind: str) -> None:
         same_rows("out and back against resident", out["b"], out["a"])
 
 
-@case("layer/{kind}/xfer/other_backend", kind=KINDS, ops=LAYER_OPS, catches=("K12", "K13", "A15", "A5"))
+@case(
+    "layer/{kind}/xfer/other_backend",
+    kind=KINDS,
+    ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
+    catches=("K12", "K13", "A15", "A5"),
+)
 def between_backends(s: Subject, kind: str) -> None:
     """To every other backend that runs here and back, decoding on each."""
     peers = others(s.name)
