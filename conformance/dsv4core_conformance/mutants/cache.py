@@ -144,7 +144,7 @@ MUTANTS = (
         "recycled_rows_not_written",
         ("J5", "K9"),
         "pageperm",
-        "*",
+        "layer/swa/pageperm/drafts_stay_home",
         "a row that is not zero is taken for written: a recycled page keeps its previous owner's keys",
         (
             Edit(

@@ -11,7 +11,7 @@ MUTANTS = (
         "requirements_not_looked_at",
         ("M3", "M2"),
         "caps",
-        "suite/caps/*",
+        "suite/caps/requirements",
         "a backend counts as available although a package it needs is not there",
         (
             Edit(
@@ -37,7 +37,7 @@ MUTANTS = (
         "silent_fallback",
         ("A14", "M10"),
         "caps",
-        "suite/caps/provenance",
+        "suite/caps/no_silent_fallback",
         "an op that a backend lacks is filled in and counted as its own",
         (
             Edit(

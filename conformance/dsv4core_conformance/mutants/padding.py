@@ -117,10 +117,13 @@ MUTANTS = (
     Mutant(
         "negative_slots_other_than_minus_1",
         ("D3", "D4"),
-        "empty",
-        "*",
-        "only -1 means that a row is skipped: -2 is written somewhere at the end",
-        (Edit("dsv4core.ops._rows:live_rows", "(slots >= 0).nonzero()", "(slots != -1).nonzero()"),),
+        "bytes",
+        "layout/fp8_ds_mla/insert/slots_negative",
+        "only -1 means that a row is skipped: -2 is written to slot 0",
+        (
+            Edit("dsv4core.ops._rows:live_rows", "(slots >= 0).nonzero()", "(slots != -1).nonzero()"),
+            Edit("dsv4core.ops._rows:live_rows", "slots[rows].long()", "slots[rows].long().clamp(min=0)"),
+        ),
     ),
     Mutant(
         "unmapped_page_becomes_page_0",

@@ -32,8 +32,8 @@ class Bodies:
 def portable_subject(provider: str = "mutant", others: Mapping[str, Any] | None = None) -> Subject:
     """A subject on the portable bodies, under the name and with the claims of the backend `cpu`.
 
-    Cases ask the registry about the backend under test, so it cannot have a name of its own; `provider` says in
-    the provenance of its ops who it is. `others` replaces single ops, by name.
+    Cases ask the registry about the backend under test, so it has no name of its own; `provider` is in the
+    provenance of its ops. `others` replaces single ops, by name.
     """
     claims = get_registry().specs[NAME]
     spec = replace(claims, features=claims.features | {PORTABLE_BODIES})

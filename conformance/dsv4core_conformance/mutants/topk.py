@@ -42,7 +42,7 @@ MUTANTS = (
         "lanes_left_unwritten",
         ("D8",),
         "topk",
-        "*",
+        "op/indexer_topk/topk/behind/-inf",
         "lanes behind the last choice hold what stood there before, here zeros",
         (Edit(_SELECT, "_scatter(place, indices, k, -1)", "_scatter(place, indices, k, 0)"),),
     ),
@@ -84,7 +84,7 @@ MUTANTS = (
         "at_most_512_chosen",
         ("L9", "J3"),
         "topk",
-        "*",
+        "op/indexer_topk/topk/long/16384",
         "top-k 1024 runs through the kernel for 512",
         (
             Edit(
@@ -97,8 +97,8 @@ MUTANTS = (
     Mutant(
         "list_restarts_with_every_chunk",
         ("L3",),
-        "chunk",
-        "*",
+        "topk",
+        "op/sparse_indexer/topk/workspace/*",
         "every chunk of entries starts a list of its own; the last one wins",
         (
             Edit(
