@@ -55,8 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if broken:
             print("these cases fail without any fault:", *broken, sep="\n  ", file=sys.stderr)
             return 2
-        reports = pool.map(partial(_examine, known=known, everything=options.full), chosen, chunksize=1)
         wrong = _permuted(pool, known) if options.only == "*" else []
+    with _pool(options.jobs, 1) as pool:
+        reports = pool.map(partial(_examine, known=known, everything=options.full), chosen, chunksize=1)
     print(table(reports, known))
     for name, detail in wrong:
         print(f"the permuted backend is right, but {name} says: {detail}")
@@ -119,14 +120,14 @@ def _permuted_of(names: Sequence[str]) -> list[tuple[str, str]]:
     return [(name, detail) for name, outcome, detail in found if outcome in ("caught", "raised")]
 
 
-def _pool(jobs: int) -> Pool:
-    """Processes that end after one task, so that what a case remembers ends with it."""
+def _pool(jobs: int, tasks: int | None = None) -> Pool:
+    """Processes with all cases loaded; with `tasks` 1 each ends after one, and what cases remember with it."""
     methods = multiprocessing.get_all_start_methods()
     load_everything()
     context = multiprocessing.get_context(
         "fork" if "fork" in methods and sys.platform == "linux" else "spawn"
     )
-    return context.Pool(jobs, maxtasksperchild=1)
+    return context.Pool(jobs, maxtasksperchild=tasks)
 
 
 def load_everything() -> None:

@@ -40,6 +40,8 @@ SHARE = 0.8
 SAMPLE_SECONDS = 1.0
 """Cases that enter a mutant's code run at least this long, so that an exception would show."""
 
+QUICK_SECONDS = 0.05
+
 Outcome = Literal["pass", "caught", "raised", "not run"]
 
 
@@ -234,9 +236,12 @@ def _note(tally: _Tally, name: str, outcome: Outcome, detail: str) -> None:
 
 
 def _by_cost(names: Iterable[str], cases: Mapping[str, Case], known: Mapping[str, Baseline]) -> list[str]:
-    """The cheapest case of every family, then the second of every family, and so on."""
+    """Quick cases first, the cheapest of every family, then the second of every family; then the slow ones."""
+    ordered = sorted(names, key=lambda name: known[name].seconds)
     families: dict[str, list[str]] = {}
-    for name in sorted(names, key=lambda name: known[name].seconds):
-        families.setdefault(cases[name].family, []).append(name)
+    for name in ordered:
+        if known[name].seconds <= QUICK_SECONDS:
+            families.setdefault(cases[name].family, []).append(name)
     rounds = zip_longest(*families.values())
-    return [name for together in rounds for name in together if name is not None]
+    quick = [name for together in rounds for name in together if name is not None]
+    return [*quick, *(name for name in ordered if known[name].seconds > QUICK_SECONDS)]
