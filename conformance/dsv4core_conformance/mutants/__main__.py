@@ -121,7 +121,7 @@ def _permuted_of(names: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _pool(jobs: int, tasks: int | None = None) -> Pool:
-    """Processes with all cases loaded; with `tasks` 1 each ends after one, and what cases remember with it."""
+    """Processes with all cases loaded; with `tasks` 1 each ends after one, and what it remembers with it."""
     methods = multiprocessing.get_all_start_methods()
     load_everything()
     context = multiprocessing.get_context(

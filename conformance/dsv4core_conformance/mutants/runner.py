@@ -236,7 +236,7 @@ def _note(tally: _Tally, name: str, outcome: Outcome, detail: str) -> None:
 
 
 def _by_cost(names: Iterable[str], cases: Mapping[str, Case], known: Mapping[str, Baseline]) -> list[str]:
-    """Quick cases first, the cheapest of every family, then the second of every family; then the slow ones."""
+    """Quick cases first, the cheapest of every family, then the second of each; then the slow ones."""
     ordered = sorted(names, key=lambda name: known[name].seconds)
     families: dict[str, list[str]] = {}
     for name in ordered:
