@@ -70,7 +70,7 @@ MUTANTS = (
         "export_without_the_window",
         ("K13", "K1"),
         "xfer",
-        "layer/swa/xfer/other_backend",
+        "layer/swa/xfer/small_pages",
         "the window rows of a request are not handed over",
         (
             Edit(
@@ -128,7 +128,7 @@ MUTANTS = (
         "pages_taken_for_adjacent",
         ("K9", "A12"),
         "pageperm",
-        "layer/*/pageperm/own_tables",
+        "layer/swa/pageperm/own_tables",
         "the window of a request is looked for behind its first page",
         (
             Edit(
@@ -159,8 +159,8 @@ MUTANTS = (
     Mutant(
         "tables_shared_between_steps",
         ("I5", "J4", "H6"),
-        "spec",
-        "layer/hca/spec/plans_are_their_own",
+        "race",
+        "layer/swa/race/planned_ahead",
         "the tables of a plan lie in a buffer that the next plan fills",
         (
             Edit(

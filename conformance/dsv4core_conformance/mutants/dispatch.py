@@ -70,7 +70,7 @@ MUTANTS = (
         "too_little_workspace_accepted",
         ("N3", "G8"),
         "work",
-        "*",
+        "op/sparse_indexer/work/too_little",
         "a workspace that is one byte short is accepted",
         (Edit(_INDEXER, "    if workspace_bytes < least:", "    if workspace_bytes < least // 2:"),),
     ),

@@ -66,7 +66,7 @@ MUTANTS = (
         "page_stride_ignored_by_readers",
         ("A8", "I9"),
         "stride",
-        "op/indexer_logits/stride/packed_layer_2",
+        "op/sparse_decode/stride/packed_layer_1",
         "decode computes base + slot * row, although pages lie further apart",
         (
             Edit(
@@ -95,7 +95,7 @@ MUTANTS = (
         "storage_offset_ignored",
         ("A7",),
         "stride",
-        "op/indexer_logits/stride/packed_layer_2",
+        "op/dequantize_and_gather_k_cache/stride/packed_layer_1",
         "every layer gathers the pages at the start of the shared storage",
         (
             Edit(
@@ -109,7 +109,7 @@ MUTANTS = (
         "scales_of_layer_0",
         ("A7",),
         "stride",
-        "op/quantize_and_insert_k_cache/stride/packed_layer_1",
+        "op/indexer_logits/stride/packed_layer_1",
         "the view of the scales starts at an absolute offset, so every layer has the scales of the first",
         (
             Edit(

@@ -62,7 +62,7 @@ MUTANTS = (
         "two_bases_in_one_layer",
         ("F5",),
         "predec",
-        "layer/*/predec/draft_layer",
+        "layer/csa/predec/draft_layer",
         "entries are rotated with the table of the window layers",
         (
             Edit(
