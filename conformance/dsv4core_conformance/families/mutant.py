@@ -57,7 +57,8 @@ def page_bit(s: Subject, layout: str, place: str) -> None:
     if place == "gap":
         raw = storage_bytes(pages)
         raw[pages.storage_offset() - 1] ^= 1
-        return _rejected(INSERT, before, after, results, "which is no page's")
+        _rejected(INSERT, before, after, results, "which is no page's")
+        return
     field, words = (front[0] if place != "last" else front[-1]), []
     if place == "other":
         page, row = divmod(free, 4)
