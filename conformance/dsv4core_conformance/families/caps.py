@@ -17,9 +17,19 @@ from torch import Tensor
 
 import dsv4core
 from dsv4core import AttentionConfig, backends, get_backend
-from dsv4core.errors import BackendUnavailableError, ConfigError, DSV4CoreError, LayoutError, OpArgumentError
+from dsv4core.errors import (
+    BackendUnavailableError,
+    ConfigError,
+    DSV4CoreError,
+    FallbackError,
+    LayoutError,
+    OpArgumentError,
+)
 from dsv4core.layout import get_layout, layouts
+from dsv4core.ops import OpTable
+from dsv4core.probe import probe
 from dsv4core.samples import sample
+from dsv4core.spec import BackendSpec, Requirement
 from dsv4core_conformance.case import case
 from dsv4core_conformance.compare import Mismatch, require
 from dsv4core_conformance.families._layers import KINDS, LAYER_LAYOUTS, World
@@ -272,3 +282,32 @@ def a_tensor_elsewhere_is_refused(s: Subject) -> None:
         require("cos_sin" in str(error), f"the refusal does not name the argument: {error}")
     else:
         raise Mismatch("arguments on two devices were accepted")
+
+
+@case("suite/caps/requirements", catches=("M2", "M3", "M9"))
+def a_missing_package_is_named(s: Subject) -> None:
+    """A backend whose package is missing or too old is not available, and its answer names the package."""
+    for need in (Requirement("no_such_package_anywhere"), Requirement("torch", version=">=999")):
+        spec = BackendSpec(
+            name="nowhere", device_type="cpu", priority=1, factory="nowhere:Nothing", requires=(need,)
+        )
+        answer = probe(spec, "static")
+        require(not answer.ok, f"available although {need.module} {need.version} is not here")
+        require(need.module in answer.reason, f"{need.module} is not named in {answer.reason!r}")
+
+
+@case("suite/caps/no_silent_fallback", catches=("A14", "M2", "M10"))
+def a_missing_op_is_not_filled_in(s: Subject) -> None:
+    """Where fallbacks are forbidden an op that a backend lacks is absent and refuses, and never its own."""
+    table = OpTable("partial", {"linear": s.backend.ops.linear.implementation}, "error")
+    arguments = sample("inverse_rope")
+    try:
+        table.inverse_rope(**arguments)
+    except FallbackError as error:
+        require("inverse_rope" in str(error), f"the refusal does not name the op: {error}")
+    else:
+        raise Mismatch("an op that the backend lacks was called nevertheless")
+    for mode, word in (("error", "absent"), ("allow", "portable")):
+        source = OpTable("partial", {"linear": s.backend.ops.linear.implementation}, mode).provenance
+        require(source["inverse_rope"] == word, f"a missing op is {source['inverse_rope']}, expected {word}")
+        require(source["linear"] == "partial", f"an own op is {source['linear']}, expected partial")

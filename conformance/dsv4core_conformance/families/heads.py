@@ -83,6 +83,17 @@ def padded_heads(s: Subject, op: str, heads: int, lanes: int) -> None:
         )
 
 
+@case(
+    "op/fused_qnorm_rope_kv_insert/heads/padded/{padded}",
+    ops=("fused_qnorm_rope_kv_insert",),
+    padded=PADDED,
+    catches=("C5", "C10"),
+)
+def padded_query_heads(s: Subject, heads: int, lanes: int) -> None:
+    """Every head is normalised and rotated on its own; the lanes behind the last one are zeros."""
+    s.check("fused_qnorm_rope_kv_insert", make("fused_qnorm_rope_kv_insert", heads=heads, padded_heads=lanes))
+
+
 @case("op/{op}/heads/order", op=ATTENTION, catches=("C10", "C1"))
 def heads_in_another_order(s: Subject, op: str) -> None:
     """A head's result does not depend on its place: reversed heads give the reversed output, bit for bit."""

@@ -73,6 +73,24 @@ def steps_without_waiting(s: Subject, kind: str) -> None:
 
 
 @case(
+    "layer/{kind}/race/planned_ahead",
+    kind=KINDS,
+    ops=LAYER_OPS,
+    layouts=LAYER_LAYOUTS,
+    catches=("I5", "J4", "H6"),
+)
+def a_plan_survives_the_next(s: Subject, kind: str) -> None:
+    """Plans of two requests made before either is used: the second does not write into the first."""
+    w = World(s, kind)
+    first, second = w.cache.plan({"a": 131}), w.cache.plan({"b": 70})
+    for request, plan, count in (("a", first, 131), ("b", second, 70)):
+        out = w.step({request: text(request)[:count]}, plan=plan)
+        right_outputs(w, out[request], 0, request)
+    right_records(w, "a")
+    right_records(w, "b")
+
+
+@case(
     "layer/{kind}/race/repeats", kind=KINDS, ops=LAYER_OPS, layouts=LAYER_LAYOUTS, catches=("I1", "I3", "I8")
 )
 def the_same_step_again_and_again(s: Subject, kind: str) -> None:

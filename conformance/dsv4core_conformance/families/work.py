@@ -168,7 +168,7 @@ def empty_columns_cost_nothing(s: Subject, op: str) -> None:
 
 @case("op/{op}/work/too_little", op=("sparse_indexer",), layouts=("index_fp8",), catches=("N3", "N5", "N7"))
 def too_little_workspace_is_refused(s: Subject, op: str) -> None:
-    """A workspace of one byte is refused with what is needed, and what is needed is enough."""
+    """A workspace of one byte is refused with what is needed; that is enough, and one byte less is not."""
     try:
         s.call(op, _index_arguments(s, 100, 3, 1))
     except OpArgumentError as error:
@@ -179,6 +179,11 @@ def too_little_workspace_is_refused(s: Subject, op: str) -> None:
     else:
         raise Mismatch("a workspace of one byte was accepted")
     s.call(op, _index_arguments(s, 100, 3, max(needed)))
+    try:
+        s.call(op, _index_arguments(s, 100, 3, max(needed) - 1))
+    except OpArgumentError:
+        return
+    raise Mismatch(f"a workspace of one byte less than the {max(needed)} needed was accepted")
 
 
 @case("op/{op}/work/guards", op=("sparse_decode", "sparse_prefill"), catches=("N2", "N3", "N7", "D13"))
