@@ -163,17 +163,18 @@ def small_suite() -> dict[str, Baseline]:
 
 def test_the_runner_tells_caught_from_surviving() -> None:
     known = small_suite()
+    fault = replace(MUTANTS["prefill_ignores_sinks"], case="op/sparse_prefill/sink/*")
     assert {base.outcome for base in known.values()} == {"pass"}
-    caught = examine(MUTANTS["prefill_ignores_sinks"], known, everything=True)
+    caught = examine(fault, known, everything=True)
     assert "/sink/" in caught.caught_by and "out of token" in caught.detail
     harmless = replace(
-        MUTANTS["prefill_ignores_sinks"],
+        fault,
         edits=(Edit("dsv4core.ops.sparse_prefill:sparse_prefill", "scale, out[t]", "scale * 1.0, out[t]"),),
     )
     survivor = examine(harmless, known)
     assert survivor.problems == ["survives its case of family sink"] and survivor.passing == 1
     loud = replace(
-        MUTANTS["prefill_ignores_sinks"],
+        fault,
         edits=(Edit("dsv4core.ops.sparse_prefill:sparse_prefill", "kv[listed]", "kv[listed + 10**9]"),),
     )
     assert "raises in" in examine(loud, known).problems[0]
