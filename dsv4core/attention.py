@@ -153,7 +153,10 @@ class DeepseekV4Attention(ABC):
         return self._table
 
     def workspace_bytes(self, limits: Limits) -> int:
-        """Upper bound of the scratch memory that a step within `limits` takes."""
+        """Upper bound of the scratch that a step within `limits` takes: gathered keys and index scores.
+
+        Activations, which grow with the tokens of the step alone, come on top.
+        """
         rows = prefill_workspace_rows(self.config, self.layer.ratio, limits)
         gathered = rows * self.config.head_dim * self.dtype.itemsize
         return gathered + (WORKSPACE_BYTES if self.indexer is not None else 0)

@@ -82,9 +82,10 @@ class Workspace:
 
     @property
     def _buffers(self) -> dict[Place, Tensor]:
-        if not hasattr(self._own, "buffers"):
-            self._own.buffers = {}
-        return self._own.buffers
+        held: dict[Place, Tensor] | None = getattr(self._own, "buffers", None)
+        if held is None:
+            held = self._own.buffers = {}
+        return held
 
 
 Place = tuple[torch.device, int]

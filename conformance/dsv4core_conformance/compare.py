@@ -1,4 +1,4 @@
-"""Comparisons that say what is wrong in the contract's words: page, row, field; token, head; error and bound."""
+"""Comparisons that say what is wrong in the contract's words: page, row, field; token, head; error, bound."""
 
 from __future__ import annotations
 
@@ -29,11 +29,13 @@ def require(holds: object, text: str) -> None:
 
 
 def same_values(what: str, got: Tensor | None, expected: np.ndarray | None) -> None:
-    """Bit for bit, where a bf16 tensor is expected as the float32 values that it must hold; NaN equals NaN."""
+    """Bit for bit; a bf16 tensor is expected as the float32 values that it must hold, NaN equals NaN."""
     if expected is None or got is None:
         require(got is None and expected is None, f"{what}: expected {_form(expected)}, got {_form(got)}")
         return
-    require(tuple(got.shape) == expected.shape, f"{what}: expected shape {expected.shape}, got {tuple(got.shape)}")
+    require(
+        tuple(got.shape) == expected.shape, f"{what}: expected shape {expected.shape}, got {tuple(got.shape)}"
+    )
     mine = to_numpy(got)
     if mine.dtype != expected.dtype:
         raise Mismatch(f"{what}: expected {expected.dtype}, got {dtype_name(got)}")
@@ -44,7 +46,7 @@ def same_values(what: str, got: Tensor | None, expected: np.ndarray | None) -> N
     if wrong.any():
         first = tuple(int(i) for i in np.unravel_index(int(np.flatnonzero(wrong)[0]), expected.shape))
         raise Mismatch(
-            f"{what}{list(first)}: expected {expected[first]!r}, got {mine[first]!r}; "
+            f"{what}{list(first)}: expected {expected[first].item()!r}, got {mine[first].item()!r}; "
             f"{int(wrong.sum())} of {wrong.size} values differ"
         )
 
@@ -127,7 +129,8 @@ def _worst(what: str, error: np.ndarray, bound: np.ndarray, token: np.ndarray, h
     if ratio[i] > 1:
         heads = sorted({int(h) for h in head[ratio > 1]})
         raise Mismatch(
-            f"{what} of token {int(token[i])}, head {int(head[i])}: error {error[i]:.3e} > bound {bound[i]:.3e}; "
+            f"{what} of token {int(token[i])}, head {int(head[i])}: "
+            f"error {error[i]:.3e} > bound {bound[i]:.3e}; "
             f"{int((ratio > 1).sum())} of {ratio.size} (token, head) pairs are outside, heads {heads[:16]}",
             **ratio_facts(float(ratio[i])),
         )

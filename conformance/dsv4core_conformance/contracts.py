@@ -10,11 +10,15 @@ Kind = Literal["exact", "attention", "logits", "list", "matmul"]
 
 @dataclass(frozen=True)
 class OpContract:
-    """One op's contract: how results compare, which arguments it writes, the bound where there is one."""
+    """One op's contract: how results compare, which arguments it writes, the bound where there is one.
+
+    `results` holds the dtype of each result: a name, "=x" for that of argument x, "" where parameters decide.
+    """
 
     kind: Kind
     writes: tuple[str, ...] = ()
     bound: float = 0.0
+    results: tuple[str, ...] = ()
 
 
 ATTENTION_BOUND = 4e-3  # L2 per (token, head), of the L2 norm of sum_j p_j |k_j|
@@ -24,23 +28,23 @@ LSE_ABSOLUTE, LSE_RELATIVE = 1e-5, 1e-6
 DECODE_PREFILL_CPU, DECODE_PREFILL = 2e-3, 4e-3
 
 CONTRACTS: dict[str, OpContract] = {
-    "fused_q_kv_rmsnorm": OpContract("exact"),
-    "fused_qnorm_rope_kv_insert": OpContract("exact", ("k_cache",)),
+    "fused_q_kv_rmsnorm": OpContract("exact", results=("=qr", "=kv")),
+    "fused_qnorm_rope_kv_insert": OpContract("exact", ("k_cache",), results=("=q",)),
     "quantize_and_insert_k_cache": OpContract("exact", ("k_cache",)),
     "dequantize_and_gather_k_cache": OpContract("exact", ("out",)),
     "save_partial_states": OpContract("exact", ("state_cache",)),
-    "compressed_slot_mapping": OpContract("exact"),
+    "compressed_slot_mapping": OpContract("exact", results=("int64",)),
     "compress_norm_rope_store": OpContract("exact", ("k_cache",)),
-    "fused_indexer_q_rope_quant": OpContract("exact"),
-    "indexer_logits": OpContract("logits", bound=LOGITS_BOUND),
-    "indexer_topk": OpContract("exact"),
-    "sparse_indexer": OpContract("list", bound=LOGITS_BOUND),
-    "compute_global_topk_indices_and_lens": OpContract("exact"),
-    "combine_topk_swa_indices": OpContract("exact"),
-    "sparse_decode": OpContract("attention", ("out",), ATTENTION_BOUND),
-    "sparse_prefill": OpContract("attention", ("out",), ATTENTION_BOUND),
-    "inverse_rope": OpContract("exact"),
-    "fused_inv_rope_fp8_quant": OpContract("exact"),
+    "fused_indexer_q_rope_quant": OpContract("exact", results=("", "uint8", "f32")),
+    "indexer_logits": OpContract("logits", bound=LOGITS_BOUND, results=("f32",)),
+    "indexer_topk": OpContract("exact", results=("int32",)),
+    "sparse_indexer": OpContract("list", bound=LOGITS_BOUND, results=("int32",)),
+    "compute_global_topk_indices_and_lens": OpContract("exact", results=("int32", "int32")),
+    "combine_topk_swa_indices": OpContract("exact", results=("int32", "int32")),
+    "sparse_decode": OpContract("attention", ("out",), ATTENTION_BOUND, ("f32",)),
+    "sparse_prefill": OpContract("attention", ("out",), ATTENTION_BOUND, ("f32",)),
+    "inverse_rope": OpContract("exact", results=("=o",)),
+    "fused_inv_rope_fp8_quant": OpContract("exact", results=("float8_e4m3fn", "")),
     "grouped_output_projection": OpContract("matmul", bound=MATMUL_BOUND),
     "linear": OpContract("matmul", bound=MATMUL_BOUND),
 }

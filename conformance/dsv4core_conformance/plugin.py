@@ -12,12 +12,13 @@ from collections.abc import Generator
 from datetime import date
 
 import pytest
+import torch
 
 import dsv4core
 from dsv4core.errors import DSV4CoreError, FallbackError
 from dsv4core.registry import get_registry
 from dsv4core_conformance import deviations, outcome
-from dsv4core_conformance.case import LEVELS, Case, NotRun, load_cases
+from dsv4core_conformance.case import LEVELS, Case, NotRun, Unclaimed, load_cases
 from dsv4core_conformance.deviations import Declared, covers
 from dsv4core_conformance.devices import device_words
 from dsv4core_conformance.recorder import RECORDER, Recorder
@@ -55,6 +56,8 @@ def pytest_configure(config: pytest.Config) -> None:
         declared = _declared(subject, list(everything.values()))
     except DSV4CoreError as error:
         raise pytest.UsageError(f"nothing was run: {error}") from None
+    # Cases are small: threads that wait for each other cost more than they bring. DET runs several.
+    torch.set_num_threads(1)
     levels = LEVELS[: LEVELS.index(config.getoption("level")) + 1]
     globs = config.getoption("case")
     of_level = [case for case in everything.values() if case.level in levels]
@@ -119,7 +122,7 @@ def pytest_runtest_makereport(
     raised = call.excinfo.value if call.excinfo is not None else None
     declared = item.config.stash[_DECLARED].get(case.id)
     if isinstance(raised, (NotRun, FallbackError)):
-        outcome.skip(report, "portable" if isinstance(raised, FallbackError) else "not run", str(raised))
+        outcome.skip(report, _left_out(raised), str(raised))
     elif declared is not None and call.when == "call" and not report.skipped:
         outcome.declare(report, declared, raised)
     errors = item.config.stash[_SUBJECT].errors if call.when == "call" else {}
@@ -128,6 +131,13 @@ def pytest_runtest_makereport(
         setattr(report, outcome.ATTRIBUTE, result.as_dict())
         item.user_properties += [("case", case.id), ("family", case.family), ("outcome", result.outcome)]
     return report
+
+
+def _left_out(raised: NotRun | FallbackError) -> str:
+    """The outcome of a case that turns out to judge nothing."""
+    if isinstance(raised, FallbackError):
+        return "portable"
+    return "unclaimed" if isinstance(raised, Unclaimed) else "not run"
 
 
 def _add_file(group: pytest.OptionGroup, name: str, text: str) -> None:

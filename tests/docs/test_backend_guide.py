@@ -13,7 +13,7 @@ import pytest
 GUIDE = (Path(__file__).parents[2] / "docs" / "backend-guide.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", GUIDE, re.S)
 TOML = next(text for kind, text in BLOCKS if kind == "toml")
-PLUGIN, BACKEND, DEVIATION = [text for kind, text in BLOCKS if kind == "python"]
+PLUGIN, BACKEND, REFUSAL, DEVIATION = [text for kind, text in BLOCKS if kind == "python"]
 RUN = re.search(r"python -m pytest (--pyargs.*--case 'op/inverse_rope/\*')", GUIDE)[1]
 
 
@@ -65,3 +65,18 @@ def test_the_mistake_of_the_guide_is_found(acme: Path) -> None:
     done = judge(acme)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "op/inverse_rope/" in done.stdout
+
+
+def test_the_deviation_of_the_guide_is_one(acme: Path) -> None:
+    (backend, plugin) = (acme / "dsv4core_acme" / name for name in ("backend.py", "plugin.py"))
+    start = "def inverse_rope(o, positions, cos_sin):\n"
+    assert start in BACKEND
+    refusing = BACKEND.replace(start, start + REFUSAL)
+    backend.write_text("from dsv4core.errors import OpArgumentError\n" + refusing)
+    assert judge(acme).returncode == 1
+    plugin.write_text(PLUGIN + DEVIATION)
+    done = judge(acme)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "verdict: partial" in done.stdout
+    backend.write_text(BACKEND)
+    assert "stale deviation" in judge(acme).stdout

@@ -9,7 +9,7 @@ import torch
 
 from dsv4core.numerics.tables import cos_sin
 from dsv4core_conformance.case import case
-from dsv4core_conformance.compare import require, same_storage
+from dsv4core_conformance.compare import same_storage, same_values
 from dsv4core_conformance.contracts import CONTRACTS
 from dsv4core_conformance.families._layers import (
     KINDS,
@@ -128,22 +128,23 @@ def op_in_pieces(s: Subject, op: str, tokens: int) -> None:
             same_storage(f"{op} in pieces of {sizes}: {name}", parts[name], storage_bytes(once[name]).numpy())
 
 
-@case("op/{op}/chunk/queries", op=("sparse_indexer",), layouts=("index_fp8",), catches=("L3", "E8"))
-def queries_in_pieces(s: Subject, op: str) -> None:
-    """Queries that come in pieces, each seeing far more entries than top-k, have the lists of one call."""
-    lens = [(61 * t) % 300 + 1 for t in range(24)]
-    whole = make(op, lens=lens, requests=3, k=16)
-    once = s.check(op, whole).results[0]
-    by_token = ("q", "q_scales", "weights", "context_lens", "token_to_req")
-    for size in (1, 5, 16):
-        parts = []
-        for at in range(0, len(lens), size):
-            sliced = {n: whole[n][at : at + size] for n in by_token if whole[n] is not None}
-            parts.append(s.call(op, {**whole, **sliced}))
-        lists = torch.cat([part[0] for part in parts if part[0] is not None])
-        require(
-            once is not None and torch.equal(lists, once), f"queries in pieces of {size} give other lists"
-        )
+@case("op/sparse_indexer/chunk/{layout}", layout=("index_fp8", "index_mxfp4"), catches=("L3",))
+def queries_in_pieces(s: Subject, layout: str) -> None:
+    """Queries scored a few at a time over 24,000 entries choose what they choose together."""
+    op, lens = "sparse_indexer", [24_000, 23_999, 20_001, 511, 24_000, 9]
+    whole = make(op, layout=layout, lens=lens, requests=1, physical=40, k=64)
+    together = s.check(op, cloned(whole)).results[0]
+    assert together is not None
+    for size in (1, 4):
+        parts: list[torch.Tensor] = []
+        for start in range(0, len(lens), size):
+            here = slice(start, start + size)
+            own = ("q", "q_scales", "weights", "context_lens", "token_to_req")
+            piece = {n: v[here] if n in own and v is not None else v for n, v in whole.items()}
+            found = s.call(op, piece)[0]
+            assert found is not None
+            parts.append(found)
+        same_values(f"{op}, {size} queries at a time", torch.cat(parts), together.numpy())
 
 
 def _arguments(op: str, tokens: int) -> dict[str, Any]:

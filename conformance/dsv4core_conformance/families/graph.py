@@ -30,6 +30,7 @@ def bucket(s: Subject, kind: str, size: int, graph: bool, **options: Any) -> Buc
     """Eight requests of different lengths, the first ones in a captured step."""
     if graph:
         s.need_device("a device with graphs")
+        s.need_feature("graph_capture")
     threshold = {"decode_threshold": options.pop("threshold", 1)}
     w = World(s, kind, requests=10, tokens=4096, **threshold)
     w.step(LENGTHS)

@@ -52,6 +52,13 @@ def list_widths(s: Subject, op: str, width: int) -> None:
         s.check(op, arguments)
 
 
+@case("op/{op}/shapes/k_{k}", op=("indexer_topk", "sparse_indexer"), k=(512, 1024, 2048), catches=("L9",))
+def entries_chosen(s: Subject, op: str, k: int) -> None:
+    """The k of every released model, with more candidates than that and with fewer."""
+    size = {"width": 2500, "tokens": 4} if op == "indexer_topk" else {"context": 2500}
+    s.check(op, make(op, k=k, lens=[2500, k + 1, k, k - 1], **size))
+
+
 @case("op/sparse_decode/shapes/extra/{width}", ops=(DECODE,), width=WIDTHS, catches=GRID)
 def extra_widths(s: Subject, width: int) -> None:
     """Any width of the second list beside a window of 128, and alone."""

@@ -24,6 +24,7 @@ from dsv4core_conformance.families._layers import (
     text,
     trace_of,
 )
+from dsv4core_conformance.inputs.hashed import Draws
 from dsv4core_conformance.subject import LAYER_OPS, Subject
 
 STARTS = (125, 126, 127, 128)  # every phase of 4, on both sides of the window and of an entry of 128
@@ -231,7 +232,7 @@ def plans_agree(s: Subject, queries: Sequence[int], lengths: Sequence[int], pad_
     for group, size in rows.items():
         width = 700 // ratio.get(group, 1) // size + 1
         count = max(len(queries), 1) * width
-        tables[group] = torch.randperm(count, generator=torch.Generator().manual_seed(size)).int()
+        tables[group] = torch.from_numpy(Draws("tables", size).permutation(count)).int()
         tables[group] = tables[group].view(-1, width)[: len(queries)]
     order = sorted(range(len(queries)), key=lambda i: queries[i] > 8)
     live = [(i, p) for i in order for p in range(lengths[i] - queries[i], lengths[i])]

@@ -10,6 +10,7 @@ from dsv4core_conformance.compare import require, same_values
 from dsv4core_conformance.families._calls import INDEX_LAYOUTS, between, refused, same_bytes, value_checks
 from dsv4core_conformance.hosts import cloned, dtype_name, to_numpy
 from dsv4core_conformance.inputs import make
+from dsv4core_conformance.inputs.hashed import Draws
 from dsv4core_conformance.reference.ops.indexer_logits import scores
 from dsv4core_conformance.reference.ops.indexer_topk import chosen
 from dsv4core_conformance.subject import Subject
@@ -63,7 +64,7 @@ def tie_at_the_threshold(s: Subject, ties: int) -> None:
     for k in (8, 512):
         arguments = make(TOPK, tokens=2, width=4600, lens="full", k=k, kind="near")
         row = arguments["logits"]
-        where = torch.from_numpy(np.random.default_rng(ties).permutation(4600)[:ties])
+        where = torch.from_numpy(Draws("ties", ties).permutation(4600)[:ties])
         better = k // 2 if ties > k // 2 else k - 1
         row[:] = torch.minimum(row, torch.tensor(1.2))
         row[:, where] = 1.5
@@ -76,7 +77,7 @@ def one_ulp_apart(s: Subject) -> None:
     """Scores that differ in the last bit alone are told apart, around either zero and powers of two."""
     for centre in (1.0, 1.2345, -1.0, -7.5, 2.0**-126, -(2.0**-126), 65504.0, -3.0e38):
         word = int(np.float32(centre).view(np.int32))
-        steps = np.random.default_rng(3).permutation(600) - 300
+        steps = Draws("steps").permutation(600) - 300
         values = (word + steps).astype(np.int32).view(np.float32)
         for k in (1, 100, 599):
             arguments = make(TOPK, tokens=1, width=600, lens="full", k=k)

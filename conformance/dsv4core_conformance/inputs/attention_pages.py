@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from dsv4core_conformance.inputs.draws import generator
+from dsv4core_conformance.inputs.hashed import Draws
 from dsv4core_conformance.reference.pages import encode_pages
 
 U8 = NDArray[np.uint8]
@@ -15,7 +15,7 @@ U8 = NDArray[np.uint8]
 
 @lru_cache(maxsize=64)
 def _main(layout: str, rows: int, count: int, seed: int) -> U8:
-    rng = generator(seed, "main", layout, rows, count)
+    rng = Draws(seed, "main", layout, rows, count)
     values = rng.standard_normal((count, rows, 512)) * 2.0 ** rng.integers(-2, 2, (count, rows, 1))
     return encode_pages(layout, values)
 
@@ -27,7 +27,7 @@ def main_pages(layout: str, rows: int, count: int, seed: int = 0) -> U8:
 
 @lru_cache(maxsize=32)
 def _index(layout: str, rows: int, count: int, kind: str, seed: int) -> U8:
-    rng = generator(seed, "index", layout, rows, count, kind)
+    rng = Draws(seed, "index", layout, rows, count, kind)
     if kind == "dyadic":
         values = rng.integers(-2, 3, (count, rows, 128)).astype(np.float64)
         if layout == "index_fp8_hadamard_f32":

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from dsv4core_conformance.inputs.draws import LARGE, generator, i32, punch
+from dsv4core_conformance.inputs.draws import LARGE, i32, punch
+from dsv4core_conformance.inputs.hashed import Draws
 
 
 def make(
@@ -21,7 +22,7 @@ def make(
     `spare`: columns of the list behind top_k; `room`: workspace rows that nobody lists. Entries that a query
     may not see are large numbers.
     """
-    rng = generator(seed, "combine")
+    rng = Draws(seed, "combine")
     q, prefix = np.array(queries, dtype=np.int64), np.array(prefixes, dtype=np.int64)
     seq, gathered = q + prefix, q + np.minimum(prefix, window - 1)
     entries = max(int(seq.max(initial=0)) // ratio, 1) if ratio else 1

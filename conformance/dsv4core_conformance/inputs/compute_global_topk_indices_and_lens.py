@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from dsv4core_conformance.inputs.draws import generator, i32, punch
+from dsv4core_conformance.inputs.draws import i32, punch
+from dsv4core_conformance.inputs.hashed import Draws
 
 
 def make(
@@ -15,7 +16,7 @@ def make(
     valid: str | float = 0.8, seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """Entries of requests with `width` pages each; `holes` as in `punch`, `valid` the share of live rows."""
-    rng = generator(seed, "global")
+    rng = Draws(seed, "global")
     topk = rng.integers(0, width * rows, (tokens, k))
     punch(topk, holes, rng)
     live = rng.random(tokens) < (float(valid) if not isinstance(valid, str) else valid == "all")

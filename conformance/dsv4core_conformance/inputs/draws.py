@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dsv4core_conformance.inputs.hashed import Draws
 from dsv4core_conformance.inputs.pages import Place, raw_pages
 from dsv4core_conformance.reference.quant import to_bf16
 
@@ -17,11 +17,6 @@ Sink = str | Sequence[float]
 Lens = str | int | Sequence[int]
 LARGE = 0x5A5A5A5A  # what uninitialised index memory may hold: an index far behind everything
 TYPES = {"bf16": torch.bfloat16, "f32": torch.float32}
-
-
-def generator(seed: int, *words: object) -> np.random.Generator:
-    """Numbers of their own for a seed and a purpose."""
-    return np.random.default_rng([seed, zlib.crc32(repr(words).encode())])
 
 
 def activation(values: NDArray[np.floating], act: str = "bf16") -> Tensor:
@@ -38,7 +33,7 @@ def i32(values: NDArray[np.integer] | Sequence[int]) -> Tensor:
     return torch.from_numpy(np.array(values, dtype=np.int32))
 
 
-def lengths(lens: Lens, tokens: int, width: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def lengths(lens: Lens, tokens: int, width: int, rng: Draws) -> NDArray[np.int64]:
     """Lengths up to `width`: "random" (from 1 on), "full", "short" (0..2), "mixed", a number, or a list.
 
     Shapes: -> i64 [tokens]
@@ -49,7 +44,7 @@ def lengths(lens: Lens, tokens: int, width: int, rng: np.random.Generator) -> ND
     return np.broadcast_to(np.asarray(lens, dtype=np.int64), (tokens,)).copy()
 
 
-def punch(listed: NDArray[np.int64], holes: str | float, rng: np.random.Generator) -> None:
+def punch(listed: NDArray[np.int64], holes: str | float, rng: Draws) -> None:
     """Make entries of a list negative: a share of them, or "leading", "middle", "trailing", "block", "all".
 
     Shapes: i64 [T, K], changed in place

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dsv4core_conformance.inputs.draws import activation, generator
+from dsv4core_conformance.inputs.draws import activation
+from dsv4core_conformance.inputs.hashed import Draws
 
 
 def make(
@@ -15,7 +16,7 @@ def make(
     table: int = 50, spread: int = 6, head_scale: float | None = None, column: int = 0, seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """`table` rows of angles; heads differ in size by 2^+-`spread`; `column` cuts q out of a wider tensor."""
-    rng = generator(seed, "indexer q")
+    rng = Draws(seed, "indexer q")
     act = "f32" if format == "f32" else "bf16"
     size = 2.0 ** rng.integers(-spread, spread + 1, (tokens, heads, 1))
     q = activation(rng.standard_normal((tokens, heads, column + 128)) * size, act)

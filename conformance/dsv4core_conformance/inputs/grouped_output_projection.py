@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dsv4core_conformance.inputs.draws import activation, generator
+from dsv4core_conformance.inputs.draws import activation
+from dsv4core_conformance.inputs.hashed import Draws
 from dsv4core_conformance.inputs.linear import quantised_blocks
 from dsv4core_conformance.reference.quant import e4m3_codes
 
@@ -19,7 +20,7 @@ def make(
 ) -> dict[str, Any]:  # fmt: skip
     """`o`: "bf16", "f32", or e4m3 with scales "e4m3_f32" / "e4m3_ue8m0x4"; `weight`:
     "bf16", "f32", or e4m3 with scales "u8", "e8m0" or "f32_scales"."""
-    rng = generator(seed, "grouped")
+    rng = Draws(seed, "grouped")
     inputs = heads * 512 // groups
     if weight in ("bf16", "f32"):
         wo_a, wo_a_scales = (

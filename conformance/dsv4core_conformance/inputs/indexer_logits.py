@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dsv4core_conformance.inputs.attention_pages import index_pages
-from dsv4core_conformance.inputs.draws import generator, i32, placed
+from dsv4core_conformance.inputs.draws import i32, placed
+from dsv4core_conformance.inputs.hashed import Draws
 from dsv4core_conformance.inputs.pages import Place
 from dsv4core_conformance.reference.quant import e2m1_codes, e4m3_codes
 
 
-def packed_queries(
-    values: NDArray[np.float64], layout: str, rng: np.random.Generator
-) -> tuple[Tensor, Tensor | None]:
+def packed_queries(values: NDArray[np.float64], layout: str, rng: Draws) -> tuple[Tensor, Tensor | None]:
     """Queries as the layout's reader takes them. Shapes: [T, H, 128] -> values, scales or None"""
     if layout == "index_f32":
         return torch.from_numpy(values.astype(np.float32)), None
@@ -42,7 +41,7 @@ def common(
     score is a float32 without rounding, and many are equal. `weights`: "both" signs, "negative", "positive".
     `physical`: pages in the cache where fewer than the tables name are wanted (they repeat).
     """
-    rng = generator(seed, "index", kind)
+    rng = Draws(seed, "index", kind)
     n = np.asarray(lens if lens is not None else rng.integers(0, context + 1, tokens), dtype=np.int64)
     tokens = len(n)
     across = -(-max(int(n.max(initial=0)), context) // rows) + 1

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dsv4core_conformance.inputs.draws import Lens, generator, i32, lengths
+from dsv4core_conformance.inputs.draws import Lens, i32, lengths
+from dsv4core_conformance.inputs.hashed import Draws
 
 BASE = 0x3F9D7000  # a float32 near 1.23 whose lowest bits are free
 
 
-def hard_scores(kind: str, shape: tuple[int, int], rng: np.random.Generator) -> NDArray[np.float32]:
+def hard_scores(kind: str, shape: tuple[int, int], rng: Draws) -> NDArray[np.float32]:
     """Scores of a kind.
 
     "normal", "negative"; "ties" (steps of 0.5), "equal" (all the same), "zeros" (-0 and +0); "near" (equal in
@@ -54,7 +55,7 @@ def make(
     behind: float = -np.inf, column: int = 0, seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """`behind` stands in the cells behind a context, `column` cells of another tensor before every row."""
-    rng = generator(seed, "indexer_topk", kind)
+    rng = Draws(seed, "indexer_topk", kind)
     scores = hard_scores(kind, (tokens, width), rng)
     n = lengths(lens, tokens, width, rng)
     scores[np.arange(width) >= n[:, None]] = behind

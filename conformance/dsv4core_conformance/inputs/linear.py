@@ -8,13 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsv4core_conformance.inputs.draws import TYPES, activation, generator
+from dsv4core_conformance.inputs.draws import TYPES, activation
+from dsv4core_conformance.inputs.hashed import Draws
 from dsv4core_conformance.reference.quant import e4m3_codes
 
 
-def quantised_blocks(
-    outputs: int, inputs: int, scale: str, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
+def quantised_blocks(outputs: int, inputs: int, scale: str, rng: Draws) -> tuple[Tensor, Tensor]:
     """An e4m3 matrix and one scale per 128 x 128 block: "f32", "u8" or "e8m0". Shapes: [out, in], [blocks]"""
     codes = torch.from_numpy(e4m3_codes(rng.standard_normal((outputs, inputs)) * 100)).view(
         torch.float8_e4m3fn
@@ -34,7 +33,7 @@ def make(
 
     Weights fit bf16 with every `global_scale` that is a power of two.
     """
-    rng = generator(seed, "linear", format)
+    rng = Draws(seed, "linear", format)
     x = activation(rng.standard_normal((tokens, column + inputs)), act)[:, column:]
     scales = overall = None
     if format == "bf16":

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dsv4core_conformance.inputs.draws import generator
+from dsv4core_conformance.inputs.hashed import Draws
 from dsv4core_conformance.reference.rows import INDEX, MAIN, PLAIN
 
 Options = dict[str, Any]
@@ -24,7 +24,7 @@ class Draw:
     """Draws of one seed for one op, among the layouts that a backend claims."""
 
     def __init__(self, op: str, seed: int, layouts: Collection[str]) -> None:
-        self.rng = generator(seed, "options", op)
+        self.rng = Draws(seed, "options", op)
         self.layouts = layouts
 
     def size(self, low: int, high: int) -> int:

@@ -16,13 +16,13 @@ from dsv4core_conformance.inputs.draws import (
     Lens,
     Sink,
     activation,
-    generator,
     i32,
     lengths,
     placed,
     punch,
     sinks,
 )
+from dsv4core_conformance.inputs.hashed import Draws
 from dsv4core_conformance.inputs.pages import Place
 
 SCALE = 512**-0.5
@@ -40,7 +40,7 @@ def listed(
     lens: Lens,
     holes: str | float,
     duplicates: bool,
-    rng: np.random.Generator,
+    rng: Draws,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """A list per token of `count` rows and its lengths; behind a length stands what must not be read.
 
@@ -49,7 +49,7 @@ def listed(
     if duplicates or width > count:
         slots = rng.integers(0, max(count, 1), (tokens, width))
     else:
-        slots = rng.permuted(np.tile(np.arange(count), (tokens, 1)), axis=1)[:, :width]
+        slots = rng.permutations(tokens, count)[:, :width]
     if duplicates and width > 1:
         slots[:, 1::2] = slots[:, : width - width % 2 : 2]
     punch(slots, holes, rng)
@@ -68,7 +68,7 @@ def make(
     scale: float = SCALE, fill: float = 9.0, seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """`window` and `extra` are list widths (`extra` None: one cache); `fill` is what `out` holds before."""
-    rng = generator(seed, "sparse_decode")
+    rng = Draws(seed, "sparse_decode")
     act = "f32" if layout == "f32_row" else "bf16"
     q = activation(rng.standard_normal((tokens, heads, 512)) * spread, act)
     slots, n = listed(tokens, window, pages * rows, lens, holes, duplicates, rng)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dsv4core_conformance.inputs.draws import Lens, Sink, activation, generator, i32, sinks
+from dsv4core_conformance.inputs.draws import Lens, Sink, activation, i32, sinks
+from dsv4core_conformance.inputs.hashed import Draws
 from dsv4core_conformance.inputs.sparse_decode import SCALE, listed, written
 
 
@@ -15,7 +16,7 @@ def make(
     scale: float = SCALE, fill: float = 9.0, seed: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """`window` is the width of the lists, `keys` the number of workspace rows."""
-    rng = generator(seed, "sparse_prefill")
+    rng = Draws(seed, "sparse_prefill")
     rows = rng.standard_normal((keys, 512)) * 2.0 ** rng.integers(-2, 2, (keys, 1))
     indices, n = listed(tokens, window, keys, lens, holes, duplicates, rng)
     return {
