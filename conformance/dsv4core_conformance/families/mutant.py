@@ -99,9 +99,19 @@ def _next_code(result: Tensor) -> None:
     plain[0] ^= 1
 
 
+def _wider(result: Tensor | None) -> Tensor:
+    assert result is not None
+    return result.double()
+
+
 EXACT: tuple[dict[str, Any], ...] = (
     {"name": "one_bit", "spoil": _first(_next_code), "words": ("1 of",)},
     {"name": "rows_shifted", "spoil": _first(_shifted), "words": ("differ",)},
+    {
+        "name": "type",
+        "spoil": lambda after, results: results.insert(0, _wider(results.pop(0))),
+        "words": ("expected",),
+    },
     {"name": "missing", "spoil": lambda after, results: results.pop(), "words": ("returned",)},
 )
 RESULTS = (
@@ -113,7 +123,7 @@ RESULTS = (
 
 @case("suite/mutant/exact/{op}/{fault}", op=RESULTS, fault=EXACT, catches=("B12",))
 def exact_result(s: Subject, op: str, spoil: Spoil, words: tuple[str, ...]) -> None:
-    """In an exact result one wrong bit, rows off by one and a missing result are found."""
+    """In an exact result one wrong bit, rows off by one, another type and a missing result are found."""
     before, after, results = _right(op)
     spoil(after, results)
     _rejected(op, before, after, results, *words)
@@ -209,22 +219,35 @@ def _right(op: str, **options: Any) -> tuple[Arguments, Arguments, Results]:
     if contract.kind == "attention":
         o, lse, _ = given
         after["out"].copy_(torch.from_numpy(o))
-        return before, after, [torch.from_numpy(lse.astype(np.float32))]
-    if contract.kind == "list":
-        return before, after, [_best(*given)]
-    if contract.kind in ("logits", "matmul"):
-        return before, after, [torch.from_numpy(given[0].astype(np.float32))]
-    return before, after, [None if value is None else torch.from_numpy(np.array(value)) for value in given]
+        given = [lse]
+    elif contract.kind == "list":
+        given = [_best(*given)]
+    elif contract.kind in ("logits", "matmul"):
+        given = given[:1]
+    words = [dtype_name(before[w[1:]]) if w.startswith("=") else w for w in contract.results]
+    results = [_typed(value, words[i] if i < len(words) else "") for i, value in enumerate(given)]
+    return before, after, results
 
 
-def _best(exact: np.ndarray, bound: np.ndarray, k: int) -> Tensor:
+def _typed(value: np.ndarray | None, word: str) -> Tensor | None:
+    """An expected result as the tensor that a backend returns."""
+    if value is None:
+        return None
+    tensor = torch.from_numpy(np.array(value))
+    if word.startswith("float8"):
+        return tensor.view(getattr(torch, word))
+    short = {"bf16": torch.bfloat16, "f32": torch.float32}
+    return tensor.to(short.get(word) or getattr(torch, word)) if word else tensor
+
+
+def _best(exact: np.ndarray, bound: np.ndarray, k: int) -> np.ndarray:
     """The k best of every row, ascending. Shapes: f64 [T, n] -> i32 [T, k]"""
     found = np.full((len(exact), k), -1, dtype=np.int32)
     for row, scores in zip(found, exact, strict=True):
         seen = np.flatnonzero(~np.isneginf(scores))
         best = np.sort(seen[np.argsort(-scores[seen], kind="stable")[:k]])
         row[: len(best)] = best
-    return torch.from_numpy(found)
+    return found
 
 
 def _rejected(op: str, before: Arguments, after: Arguments, results: Results, *words: str) -> None:
