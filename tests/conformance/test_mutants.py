@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -38,6 +39,18 @@ from dsv4core_conformance.mutants.subjects import portable_subject
 
 TARGET = "dsv4core.ops._attend:attend"
 LOUD = Edit(TARGET, "        out.zero_()\n", "        out.fill_(7)\n")
+
+
+@pytest.fixture(autouse=True)
+def _settings_are_put_back(monkeypatch: pytest.MonkeyPatch):
+    """The runner sets the environment of its process and its threads; other tests must not see that."""
+    for name in ("DSV4CORE_FALLBACK", "DSV4CORE_CHECK"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # remembered, and with it that it was absent
+        if not os.environ[name]:
+            monkeypatch.delenv(name)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 def mutant(*edits: Edit) -> Mutant:
@@ -163,18 +176,18 @@ def small_suite() -> dict[str, Baseline]:
 
 def test_the_runner_tells_caught_from_surviving() -> None:
     known = small_suite()
-    fault = replace(MUTANTS["prefill_ignores_sinks"], case="op/sparse_prefill/sink/*")
     assert {base.outcome for base in known.values()} == {"pass"}
-    caught = examine(fault, known, everything=True)
+    ignored = replace(MUTANTS["prefill_ignores_sinks"], case="op/sparse_prefill/sink/*")
+    caught = examine(ignored, known, everything=True)
     assert "/sink/" in caught.caught_by and "out of token" in caught.detail
     harmless = replace(
-        fault,
+        ignored,
         edits=(Edit("dsv4core.ops.sparse_prefill:sparse_prefill", "scale, out[t]", "scale * 1.0, out[t]"),),
     )
     survivor = examine(harmless, known)
     assert survivor.problems == ["survives its case of family sink"] and survivor.passing == 1
     loud = replace(
-        fault,
+        ignored,
         edits=(Edit("dsv4core.ops.sparse_prefill:sparse_prefill", "kv[listed]", "kv[listed + 10**9]"),),
     )
     assert "raises in" in examine(loud, known).problems[0]
