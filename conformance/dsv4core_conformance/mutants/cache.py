@@ -161,14 +161,15 @@ MUTANTS = (
         ("I5", "J4", "H6"),
         "race",
         "layer/swa/race/planned_ahead",
-        "the tables of a plan lie in a buffer that the next plan fills",
+        "the window tables of a plan lie in a buffer that the next plan fills",
         (
             Edit(
                 "dsv4core.cache.allocator:PageGroup.preview",
                 "        table = torch.full((len(seats), width), -1, dtype=torch.int32)\n",
-                '        if "_kept" not in self.__dict__:\n'
-                "            self._kept = torch.empty((64, 4096), dtype=torch.int32)\n"
-                "        table = self._kept[: len(seats), :width].fill_(-1)\n",
+                "        table = torch.full((len(seats), width), -1, dtype=torch.int32)\n"
+                '        if self.name == "swa":\n'
+                '            kept = self.__dict__.setdefault("_kept", table.new_empty((64, 4096)))\n'
+                "            table = kept[: len(seats), :width].fill_(-1)\n",
             ),
         ),
     ),

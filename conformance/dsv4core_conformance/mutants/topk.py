@@ -125,8 +125,8 @@ MUTANTS = (
     Mutant(
         "scores_accumulated_in_half",
         ("L7", "L1"),
-        "det",
-        "op/indexer_logits/random/8",
+        "heads",
+        "op/indexer_logits/heads/8",
         "head scores are rounded to bf16 before they are added",
         (
             Edit(
@@ -154,7 +154,7 @@ MUTANTS = (
         "another_kernel_for_many_rows",
         ("L6", "L5"),
         "batch",
-        "op/linear/batch/sizes",
+        "op/linear/batch/to_f32",
         "steps of more than eight rows go through a matmul with another order of sums",
         (
             Edit(
