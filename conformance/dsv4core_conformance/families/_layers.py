@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from dsv4core import AttentionConfig, AttentionWeights, PagedCache
 from dsv4core.attention import DeepseekV4Attention
+from dsv4core.backend import Backend
 from dsv4core.plan import BatchPlan
 from dsv4core_conformance.compare import Mismatch, require
 from dsv4core_conformance.contracts import DECODE_PREFILL, DECODE_PREFILL_CPU
@@ -49,15 +51,16 @@ def weights_of(config: AttentionConfig, layer: int) -> AttentionWeights:
     return AttentionWeights.random(config, layer, seed=WEIGHT_SEED)
 
 
-_LAYERS: dict[tuple[Any, ...], DeepseekV4Attention] = {}
+# By backend as long as it lives: an address may come back with another backend.
+_LAYERS: WeakKeyDictionary[Backend, dict[tuple[Any, ...], DeepseekV4Attention]] = WeakKeyDictionary()
 
 
 def layer_of(s: Subject, config: AttentionConfig, layer: int) -> DeepseekV4Attention:
     """A layer of the subject, made once."""
-    key = (id(s.backend), str(s.device), config, layer)
-    if key not in _LAYERS:
-        _LAYERS[key] = s.attention(config, layer, weights_of(config, layer))
-    return _LAYERS[key]
+    made, key = _LAYERS.setdefault(s.backend, {}), (str(s.device), config, layer)
+    if key not in made:
+        made[key] = s.attention(config, layer, weights_of(config, layer))
+    return made[key]
 
 
 class World:
