@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dsv4core_cpu.native import Native
-from dsv4core_cpu.ops import attention
+from dsv4core_cpu.ops import attention, entries, indexer, lists, writers
 
 Table = dict[str, Callable[..., Any]]
 
@@ -14,6 +14,6 @@ Table = dict[str, Callable[..., Any]]
 def native_ops(native: Native) -> Table:
     """Every op the library has, by name."""
     table: Table = {}
-    for module in (attention,):
+    for module in (attention, entries, indexer, lists, writers):
         table.update(module.ops(native.library))
     return table
