@@ -59,7 +59,7 @@ class World:
 
 
 def both(native: Any, name: str, make: Any) -> None:
-    """Call the native op and the body on equal arguments; results and written arguments must be the same bytes."""
+    """Call the op and its body on equal arguments: results and what they wrote must be the same bytes."""
     op, seen = OPS[name], []
     for call in (native, op.body):
         arguments = make()

@@ -17,7 +17,17 @@ SCALE = 512**-0.5
 LONG = 2701  # more keys than are held decoded at once
 
 
-def decode_arguments(seed: int, heads: int, counts: list[tuple[int, int]], layouts: tuple[str, str]) -> dict[str, Any]:
+Layouts = tuple[str, str]
+PER_TOKEN = ("q", "out", "swa_slots", "swa_lens", "extra_slots", "extra_lens")
+PAIRS = [
+    ("fp8_ds_mla", "fp8_ds_mla"), ("bf16_row", "fp8_row"), ("fp8_ds_mla_fnuz", "bf16_row"),
+    ("fp8_row", "fp8_ds_mla"),
+]  # fmt: skip
+
+
+def decode_arguments(
+    seed: int, heads: int, counts: list[tuple[int, int]], layouts: Layouts
+) -> dict[str, Any]:
     """Lists with holes and duplicates; token t has counts[t] window and compressed keys."""
     w, tokens = World(seed), len(counts)
     swa, extra = w.pages(layouts[0], 64, 9), w.pages(layouts[1], 3, 30)
@@ -39,7 +49,8 @@ def keys_of(a: dict[str, Any], t: int) -> torch.Tensor:
     for name, layout in (("swa", a["layout"]), ("extra", a["extra_layout"])):
         slots = a[f"{name}_slots"][t, : int(a[f"{name}_lens"][t])].long()
         found = get_layout(layout)
-        parts.append(found.decode(found.read(a[f"{name}_cache"], slots[slots >= 0], a[f"{name}_rows"])).double())
+        rows = found.read(a[f"{name}_cache"], slots[slots >= 0], a[f"{name}_rows"])
+        parts.append(found.decode(rows).double())
     return torch.cat(parts)
 
 
@@ -57,11 +68,9 @@ def check_attention(a: dict[str, Any], lse: torch.Tensor) -> None:
         assert float(gap.max()) <= 4e-3, (t, float(gap.max()))
 
 
-@pytest.mark.parametrize("layouts", [
-    ("fp8_ds_mla", "fp8_ds_mla"), ("bf16_row", "fp8_row"), ("fp8_ds_mla_fnuz", "bf16_row"), ("fp8_row", "fp8_ds_mla"),
-])  # fmt: skip
+@pytest.mark.parametrize("layouts", PAIRS)
 @pytest.mark.parametrize("heads", [1, 4, 16, 33, 64, 70, 128])
-def test_decode(ops, heads: int, layouts: tuple[str, str]) -> None:
+def test_decode(ops, heads: int, layouts: Layouts) -> None:
     counts = [(0, 0), (1, 0), (0, 1), (5, 2), (23, 0), (24, 1), (128, 512), (50, LONG)]
     a = decode_arguments(heads, heads, counts, layouts)
     lse = ops.sparse_decode(**a)
@@ -79,7 +88,7 @@ def test_decode_alone_in_a_batch_and_with_any_number_of_threads(ops) -> None:
         assert torch.equal(raw(ops.sparse_decode(**b)), raw(lse))
         assert torch.equal(raw(b["out"]), raw(a["out"]))
         for t in range(len(counts)):
-            part = {k: v[t : t + 1] if k in ("q", "out") or "slots" in k or "lens" in k else v for k, v in b.items()}
+            part = {k: v[t : t + 1] if k in PER_TOKEN else v for k, v in b.items()}
             part["out"] = torch.zeros_like(part["out"])
             assert torch.equal(raw(ops.sparse_decode(**part)), raw(lse[t : t + 1]))
             assert torch.equal(raw(part["out"]), raw(a["out"][t : t + 1]))

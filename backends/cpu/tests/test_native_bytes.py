@@ -51,7 +51,8 @@ def test_rmsnorm(ops, width: int, dtype: torch.dtype, seed: int) -> None:
         w = World(seed)
         joined = w.values(9, width + 512, dtype=dtype)
         return {
-            "qr": joined[:, :width], "kv": joined[:, width:], "q_weight": w.values(width, dtype=DTYPES[seed % 2]),
+            "qr": joined[:, :width], "kv": joined[:, width:],
+            "q_weight": w.values(width, dtype=DTYPES[seed % 2]),
             "kv_weight": w.floats(512, dtype=BF16), "eps": (1e-6, 1e-5, 1e-3)[seed],
         }  # fmt: skip
 
@@ -166,7 +167,8 @@ def test_lists(ops, seed: int) -> None:
         found = tables()
         found["block_table"] = found["block_table"].abs()
         return {
-            "topk": w.ints(-3, 7 * 16, 23, 30, dtype=I32).T, **found, "is_valid": w.ints(0, 4, 30) > 0, "rows": 16
+            "topk": w.ints(-3, 7 * 16, 23, 30, dtype=I32).T, **found, "is_valid": w.ints(0, 4, 30) > 0,
+            "rows": 16,
         }  # fmt: skip
 
     def slot_mapping() -> dict[str, Any]:

@@ -18,9 +18,7 @@ NUMBERS = {"fp8": 0, "fp8_f32": 1, "mxfp4": 2, "f32": 3}  # `enum Format` in nat
 
 def ops(library: CDLL) -> dict[str, Any]:
     """Both ops on one library. Where a kernel reports an index out of range, the body raises its error."""
-    compress = function(
-        library, "dsv4_compress", "pllll l pl pl pll pllll pll pi pllli pl l i f i i", c_int
-    )
+    compress = function(library, "dsv4_compress", "pllll l pl pl pll pllll pll pi pllli pl l i f i i", c_int)
     query = function(library, "dsv4_index_query", "pl plli ll pll plli ff ii p p p i", c_int)
 
     def compress_norm_rope_store(

@@ -49,7 +49,8 @@ def ops(library: CDLL) -> dict[str, Any]:
         qr: Tensor, kv: Tensor, q_weight: Tensor, kv_weight: Tensor, *, eps: float
     ) -> tuple[Tensor, Tensor]:
         """`dsv4core.ops.fused_q_kv_rmsnorm`."""
-        if not 0 < min(qr.shape[1], kv.shape[1]) or max(qr.shape[1], kv.shape[1]) > WIDEST_NORM:
+        widths = (qr.shape[1], kv.shape[1])
+        if min(widths) < 1 or max(widths) > WIDEST_NORM:
             return OPS["fused_q_kv_rmsnorm"].body(qr, kv, q_weight, kv_weight, eps=eps)
         return normed(qr, q_weight, eps), normed(kv, kv_weight, eps)
 
@@ -109,9 +110,7 @@ def ops(library: CDLL) -> dict[str, Any]:
             state_cache.stride(0), state_cache.stride(1), state_cache.shape[0], state_cache.shape[1],
             kv.shape[1], *_vector(slot_mapping), slot_mapping.shape[0], ratio, threads(),
         ):  # fmt: skip
-            OPS["save_partial_states"].body(
-                kv, score, ape, positions, state_cache, slot_mapping, ratio=ratio
-            )
+            OPS["save_partial_states"].body(kv, score, ape, positions, state_cache, slot_mapping, ratio=ratio)
 
     def inverse_rope(o: Tensor, positions: Tensor, cos_sin: Tensor) -> Tensor:
         """`dsv4core.ops.inverse_rope`."""
