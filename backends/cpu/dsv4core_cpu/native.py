@@ -56,7 +56,8 @@ def choose(settings: Mapping[str, str]) -> Native | None:
     """The kernels the settings ask for, or None for the torch bodies.
 
     `native`: "off", "require" (an error when they cannot be had) or "auto" (a log line). `level`: a lower
-    level than the processor's best, for comparisons. `cache`: the folder to build in.
+    level than the processor's best, for comparisons. `cache`: the folder to build in. `cxxflags`: more flags
+    for compiler and linker, such as `-fsanitize=address`.
     """
     mode = settings.get("native", "") or "auto"
     if mode not in MODES:
@@ -67,7 +68,7 @@ def choose(settings: Mapping[str, str]) -> Native | None:
     if level not in LEVELS:
         raise ConfigError(f"DSV4CORE_CPU_LEVEL={level}: expected {' or '.join(LEVELS)}")
     try:
-        return load(level, settings.get("cache", ""))
+        return load(level, settings.get("cache", ""), settings.get("cxxflags", ""))
     except (BuildError, OSError) as error:
         if mode == "require":
             raise ConfigError(f"DSV4CORE_CPU_NATIVE=require, but {error}; {HINT}") from error
@@ -92,9 +93,9 @@ def features() -> frozenset[str]:
 
 
 @cache
-def load(level: str, folder: str = "") -> Native:
+def load(level: str, folder: str = "", more: str = "") -> Native:
     """The library of a level, built if the cache has none. Raises BuildError."""
-    place = _folder(folder) / f"{level}-{_fingerprint(level)}"
+    place = _folder(folder) / f"{level}-{_fingerprint(level, more)}"
     compiler = _compiler()
     # Without a compiler a library that another one has made is as good.
     found = sorted(place.glob("*.so")) if compiler is None else [place / f"{_identity(compiler)}.so"]
@@ -105,7 +106,7 @@ def load(level: str, folder: str = "") -> Native:
         with (place / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the second of two processes waits and finds the library
             if not found[0].exists():
-                _build(level, place, found[0])
+                _build(level, more, place, found[0])
     return Native(ctypes.CDLL(str(found[0])), level)
 
 
@@ -130,13 +131,18 @@ def _files() -> list[Path]:
     return sorted(path for path in SOURCES.iterdir() if path.suffix in (".cpp", ".h"))
 
 
-def _flags(level: str) -> list[str]:
+def _flags(level: str, more: str = "") -> list[str]:
     machine = [f"-m{name.replace('_', '')}" for name in LEVELS[level]]
-    return [*FLAGS, *machine, *(["-mprefer-vector-width=512"] if "avx512f" in LEVELS[level] else [])]
+    return [
+        *FLAGS,
+        *machine,
+        *(["-mprefer-vector-width=512"] if "avx512f" in LEVELS[level] else []),
+        *more.split(),
+    ]
 
 
-def _fingerprint(level: str) -> str:
-    digest = hashlib.sha256(repr((torch.__version__, _flags(level))).encode())
+def _fingerprint(level: str, more: str) -> str:
+    digest = hashlib.sha256(repr((torch.__version__, _flags(level, more))).encode())
     for path in _files():
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
@@ -153,7 +159,7 @@ def _identity(compiler: Path) -> str:
     return hashlib.sha256(f"{compiler}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:12]
 
 
-def _build(level: str, place: Path, target: Path) -> None:
+def _build(level: str, more: str, place: Path, target: Path) -> None:
     """Compile in a folder of its own and move the result into place in one step."""
     try:
         from torch.utils import cpp_extension  # imports setuptools: only when there is something to build
@@ -165,7 +171,8 @@ def _build(level: str, place: Path, target: Path) -> None:
             made = cpp_extension.load(  # pyright: ignore[reportUnknownMemberType]
                 f"dsv4core_cpu_{level}",
                 [str(path) for path in _files() if path.suffix == ".cpp"],
-                extra_cflags=_flags(level),
+                extra_cflags=_flags(level, more),
+                extra_ldflags=more.split(),
                 build_directory=folder,
                 is_python_module=False,
                 with_cuda=False,

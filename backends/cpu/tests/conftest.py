@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from dsv4core import env
 from dsv4core.ops import OPS, OpImpl, OpTable
 from dsv4core_cpu.native import Native, choose
 from dsv4core_cpu.ops import native_ops
@@ -21,11 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tests" / "ops"))
 
 @pytest.fixture(scope="session")
 def native() -> Native:
-    """The library of this processor, or of DSV4CORE_CPU_LEVEL; skipped where it cannot be built."""
-    settings = {"level": os.environ.get("DSV4CORE_CPU_LEVEL", "")}
-    found = choose(settings)
+    """The library that the DSV4CORE_CPU_* variables ask for; skipped where it cannot be built."""
+    found = choose(env.settings("cpu"))
     if found is None:
-        pytest.skip("the kernels cannot be built here")
+        pytest.skip("the kernels cannot be built here, or are switched off")
     return found
 
 

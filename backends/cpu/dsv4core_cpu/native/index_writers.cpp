@@ -50,8 +50,8 @@ template <int VECTORS> void pool(const Window& at, const Window* next, int windo
         }
         return pool_short<VECTORS>(kv, score, out);
     }
-    F16 peak[VECTORS], a[VECTORS], s[VECTORS], total[VECTORS], mass[VECTORS];
-    for (int v = 0; v < VECTORS; v++) peak[v] = F16{} - INFINITY;
+    F16 peak[VECTORS], a[VECTORS], s[VECTORS];
+    for (int v = 0; v < VECTORS; v++) peak[v] = F16{} - INFINITY, a[v] = s[v] = F16{};
     for (int j = 0; j < window; j++) {
         if (j + AHEAD < window) prefetch<VECTORS>(score[j + AHEAD]);
         prefetch<VECTORS>(kv[j]);
@@ -60,20 +60,20 @@ template <int VECTORS> void pool(const Window& at, const Window* next, int windo
             peak[v] = x > peak[v] ? x : peak[v];
         }
     }
+    constexpr int STEP = 4;  // vectors whose sums stay in registers
     const int rows = window / SEGMENTS;
-    for (int segment = 0; segment < SEGMENTS; segment++) {
-        for (int v = 0; v < VECTORS; v++) total[v] = mass[v] = F16{};
-        for (int j = segment * rows; j < (segment + 1) * rows; j++)
-            for (int v = 0; score[j] && v < VECTORS; v++) {
-                const F16 e = exp_nonpositive(unaligned<F16>(score[j] + 16 * v) - peak[v]);
-                mass[v] = mass[v] + e;
-                total[v] = total[v] + e * unaligned<F16>(kv[j] + 16 * v);
-            }
-        for (int v = 0; v < VECTORS; v++) {
-            a[v] = segment ? a[v] + total[v] : total[v];
-            s[v] = segment ? s[v] + mass[v] : mass[v];
+    for (int first = 0; first < window; first += rows)
+        for (int v = 0; v < VECTORS; v += STEP) {
+            F16 total[STEP] = {}, mass[STEP] = {};
+            for (int j = first; j < first + rows; j++)
+                for (int i = 0; score[j] && i < STEP; i++) {
+                    const F16 e = exp_nonpositive(unaligned<F16>(score[j] + 16 * (v + i)) - peak[v + i]);
+                    mass[i] = mass[i] + e;
+                    total[i] = total[i] + e * unaligned<F16>(kv[j] + 16 * (v + i));
+                }
+            // The first segment's sums are added to +0, which changes nothing: they are never -0.
+            for (int i = 0; i < STEP; i++) a[v + i] = a[v + i] + total[i], s[v + i] = s[v + i] + mass[i];
         }
-    }
     for (int v = 0; v < VECTORS; v++) {
         const F16 c = a[v] / s[v];
         std::memcpy(out + 16 * v, &c, sizeof c);

@@ -91,7 +91,7 @@ struct Decoder {
     // x * 2^E for |E| <= 100: nothing of e4m3 leaves the normal range of bf16 there; zeros stay.
     static __m512i scaled(__m512i x, int exponent) {
         const __mmask32 live = _mm512_test_epi16_mask(x, _mm512_set1_epi16(0x7fff));
-        return _mm512_mask_add_epi16(x, live, x, _mm512_set1_epi16(short(exponent << 7)));
+        return _mm512_mask_add_epi16(x, live, x, _mm512_set1_epi16(short(exponent * 128)));
     }
 };
 
