@@ -29,11 +29,12 @@ struct F32 {
 
         void pack_query(const Call& call, i64 t, i64 h, i64) {
             float* panel = query + h * HEADS * DIM;
-            for (i64 i = 0; i < HEADS; i++) {
-                const i64 head = h * HEADS + i;
-                for (int d = 0; d < DIM; d++)
-                    panel[d * HEADS + i] = head < call.heads ? from_bf16((&call.q(t, head))[d]) : 0.0f;
-            }
+            for (int first = 0; first < DIM; first += 16)  // a cache line of every head at a time
+                for (i64 i = 0; i < HEADS; i++) {
+                    const i64 head = h * HEADS + i;
+                    for (int d = first; d < first + 16; d++)
+                        panel[d * HEADS + i] = head < call.heads ? from_bf16((&call.q(t, head))[d]) : 0.0f;
+                }
         }
 
         void load(Own& own, const Key* from, i64 count, i64 place, bool) {

@@ -33,30 +33,35 @@ inline const CodeTable& code_table(bool fnuz) {
     return fnuz ? amd : ocp;
 }
 
+// BLOCK codes times a scale. By arithmetic, because look-ups do not vectorise, and without subnormal numbers on
+// the way, because a process may have switched them off.
+template <bool FNUZ> inline void codes_to_f32(const u8* codes, float scale, float* out) {
+    for (int i = 0; i < BLOCK; i++) {
+        const i32 code = codes[i], e = (code >> 3) & 15, m = code & 7;
+        const i32 fraction = e ? m + 8 : m, power = (e ? e : 1) + 127 - (FNUZ ? 11 : 10);
+        const float x = float(fraction) * number(u32(power) << 23) * scale;
+        const bool nan = FNUZ ? code == 0x80 : (code & 0x7f) == 0x7f;
+        out[i] = number(nan ? 0x7fc00000 : bits(x) | u32(code & 0x80) << 24);
+    }
+}
+
 // A row as f32 values that fit bf16.
 inline void row_to_f32(int layout, Row row, float* out) {
-    const CodeTable& table = code_table(layout == FP8_DS_MLA_FNUZ);
-    if (layout == FP8_ROW) {
-        for (int i = 0; i < DIM; i++) out[i] = table.f32[row.front[i]];
-        return;
+    const int blocks = layout == BF16_ROW ? 0 : layout == FP8_ROW ? DIM / BLOCK : NOPE / BLOCK;
+    for (int b = 0; b < blocks; b++) {
+        const int exponent = layout == FP8_ROW ? 0 : byte_exponent(row.tail[b]);
+        float* to = out + b * BLOCK;
+        if (layout == FP8_DS_MLA_FNUZ)
+            codes_to_f32<true>(row.front + b * BLOCK, power_of_two(exponent), to);
+        else
+            codes_to_f32<false>(row.front + b * BLOCK, power_of_two(exponent), to);
+        if (exponent < -100 || exponent > 100)  // elsewhere the product fits bf16 as it is
+            for (int i = 0; i < BLOCK; i++) to[i] = from_bf16(to_bf16(to[i]));
     }
-    int start = 0;
-    const u8* words = row.front;
-    if (layout != BF16_ROW) {
-        for (int b = 0; b < NOPE / BLOCK; b++) {
-            const float scale = power_of_two(byte_exponent(row.tail[b]));
-            for (int i = 0; i < BLOCK; i++) {
-                const float x = table.f32[row.front[b * BLOCK + i]] * scale;
-                out[b * BLOCK + i] = from_bf16(to_bf16(x));
-            }
-        }
-        start = NOPE;
-        words += NOPE;
-    }
-    for (int i = start; i < DIM; i++) {
-        u16 w;
-        std::memcpy(&w, words + 2 * (i - start), 2);
-        out[i] = from_bf16(w);
+    for (int i = blocks * BLOCK; i < DIM; i++) {
+        u16 word;
+        std::memcpy(&word, row.front + blocks * BLOCK + 2 * (i - blocks * BLOCK), 2);
+        out[i] = from_bf16(word);
     }
 }
 

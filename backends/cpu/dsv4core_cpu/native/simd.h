@@ -36,19 +36,20 @@ inline Vec times_power(Vec x, Vec k) {  // k >= -126
 }
 #else
 constexpr int LANES = 4;
-struct Vec { float x[4]; };
-#define DSV4_EACH(expression) Vec r; for (int i = 0; i < 4; i++) r.x[i] = expression; return r
-inline Vec all(float v) { DSV4_EACH(v); }
-inline Vec zero() { return all(0.0f); }
-inline Vec load(const float* p) { DSV4_EACH(p[i]); }
-inline void store(float* p, const Vec& v) { for (int i = 0; i < 4; i++) p[i] = v.x[i]; }
-inline Vec fma(const Vec& a, const Vec& b, const Vec& c) { DSV4_EACH(a.x[i] * b.x[i] + c.x[i]); }
-inline Vec mul(const Vec& a, const Vec& b) { DSV4_EACH(a.x[i] * b.x[i]); }
-inline Vec add(const Vec& a, const Vec& b) { DSV4_EACH(a.x[i] + b.x[i]); }
-inline Vec max(const Vec& a, const Vec& b) { DSV4_EACH(a.x[i] > b.x[i] ? a.x[i] : b.x[i]); }
-inline Vec round_even(const Vec& a) { DSV4_EACH((a.x[i] + 12582912.0f) - 12582912.0f); }
-inline Vec times_power(const Vec& a, const Vec& k) { DSV4_EACH(a.x[i] * power_of_two(int(k.x[i]))); }
-#undef DSV4_EACH
+typedef float Vec __attribute__((vector_size(16)));
+inline Vec all(float x) { return Vec{x, x, x, x}; }
+inline Vec zero() { return Vec{}; }
+inline Vec load(const float* p) { Vec v; std::memcpy(&v, p, sizeof v); return v; }
+inline void store(float* p, Vec x) { std::memcpy(p, &x, sizeof x); }
+inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+inline Vec mul(Vec a, Vec b) { return a * b; }
+inline Vec add(Vec a, Vec b) { return a + b; }
+inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec round_even(Vec x) { return (x + 12582912.0f) - 12582912.0f; }
+inline Vec times_power(Vec x, Vec k) {
+    typedef i32 Whole __attribute__((vector_size(16)));
+    return x * (Vec)((__builtin_convertvector(k, Whole) + 127) << 23);
+}
 #endif
 
 // exp(x) for x <= 0, within 2 ulp; below -87 it is 0 (softmax weights, never a cache byte).
