@@ -69,21 +69,31 @@ inline F16 scaled_by(F16 x, F16 k) {
 #endif
 }
 
-// Rule 2, for x <= 0.
-inline F16 exp_nonpositive(F16 x) {
-    const F16 z = x < -87.0f ? F16{} - 87.0f : x;
-    const F16 k = rounded_down(z * 1.44269504f + 0.5f);
-    F16 t = z - k * 0.693359375f;
-    t = t - k * -2.12194440e-4f;
-    F16 p = t * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * t + 8.3334519073e-3f;
-    p = p * t + 4.1665795894e-2f;
-    p = p * t + 1.6666665459e-1f;
-    p = p * t + 5.0000001201e-1f;
-    F16 y = p * (t * t);
-    y = y + t;
-    y = y + 1.0f;
-    return x < -87.0f ? F16{} : scaled_by(y, k);
+// Rule 2 for N vectors x <= 0 in place. Step by step for all of them: one chain of dependent operations after
+// the other would fill a processor's queues with waiting.
+template <int N> inline void exp_nonpositive(F16 (&x)[N]) {
+    F16 z[N], k[N], t[N], p[N];
+#define DSV4_ALL _Pragma("GCC unroll 8") for (int i = 0; i < N; i++)
+    DSV4_ALL z[i] = x[i] < -87.0f ? F16{} - 87.0f : x[i];
+    DSV4_ALL k[i] = z[i] * 1.44269504f;
+    DSV4_ALL k[i] = rounded_down(k[i] + 0.5f);
+    DSV4_ALL t[i] = z[i] - k[i] * 0.693359375f;
+    DSV4_ALL t[i] = t[i] - k[i] * -2.12194440e-4f;
+    DSV4_ALL p[i] = t[i] * 1.9875691500e-4f;
+    DSV4_ALL p[i] = p[i] + 1.3981999507e-3f;
+    DSV4_ALL p[i] = p[i] * t[i];
+    DSV4_ALL p[i] = p[i] + 8.3334519073e-3f;
+    DSV4_ALL p[i] = p[i] * t[i];
+    DSV4_ALL p[i] = p[i] + 4.1665795894e-2f;
+    DSV4_ALL p[i] = p[i] * t[i];
+    DSV4_ALL p[i] = p[i] + 1.6666665459e-1f;
+    DSV4_ALL p[i] = p[i] * t[i];
+    DSV4_ALL p[i] = p[i] + 5.0000001201e-1f;
+    DSV4_ALL p[i] = p[i] * (t[i] * t[i]);
+    DSV4_ALL p[i] = p[i] + t[i];
+    DSV4_ALL p[i] = p[i] + 1.0f;
+    DSV4_ALL x[i] = x[i] < -87.0f ? F16{} : scaled_by(p[i], k[i]);
+#undef DSV4_ALL
 }
 
 // Rule 3: 1 / sqrt(mean(y^2) + eps), exact and independent of order. y has zeros up to a multiple of 16, n is

@@ -10,20 +10,24 @@ namespace {
 constexpr int SEGMENTS = 8;
 enum Format { FP8, FP8_F32, MXFP4, F32 };
 
-// Rule 4 for a window of eight rows, which are the eight segments.
+constexpr int STEP = 4;  // exponentials that run side by side
+
+// Rule 4 for a window of eight rows, which are the eight segments. Missing rows weigh exp(-inf) = 0.
 template <int VECTORS> void pool_short(const float* const* kv, const float* const* score, float* out) {
     for (int v = 0; v < VECTORS; v++) {
         F16 x[SEGMENTS], peak = F16{} - INFINITY, total = {}, mass = {};
         for (int j = 0; j < SEGMENTS; j++) {
-            if (!score[j]) continue;
-            x[j] = unaligned<F16>(score[j] + 16 * v);
+            x[j] = score[j] ? unaligned<F16>(score[j] + 16 * v) : F16{} - INFINITY;
             peak = x[j] > peak ? x[j] : peak;
         }
-        for (int j = 0; j < SEGMENTS; j++) {
-            if (!score[j]) continue;
-            const F16 e = exp_nonpositive(x[j] - peak);
-            mass = mass + e;
-            total = total + e * unaligned<F16>(kv[j] + 16 * v);
+        for (int first = 0; first < SEGMENTS; first += STEP) {
+            F16 e[STEP];
+            for (int j = 0; j < STEP; j++) e[j] = x[first + j] - peak;
+            exp_nonpositive(e);
+            for (int j = 0; j < STEP; j++) {
+                mass = mass + e[j];
+                if (kv[first + j]) total = total + e[j] * unaligned<F16>(kv[first + j] + 16 * v);
+            }
         }
         const F16 c = total / mass;
         std::memcpy(out + 16 * v, &c, sizeof c);
@@ -41,7 +45,7 @@ template <int VECTORS> inline void prefetch(const float* row) {
 }
 
 template <int VECTORS> void pool(const Window& at, const Window* next, int window, float* out) {
-    constexpr int AHEAD = 4;  // rows; their places are no pattern that a processor would see
+    constexpr int AHEAD = 8;  // rows; their places are no pattern that a processor would see
     const float *const *kv = at.kv, *const *score = at.score;
     if (window == SEGMENTS) {
         for (int j = 0; next && j < window; j++) {
@@ -60,20 +64,25 @@ template <int VECTORS> void pool(const Window& at, const Window* next, int windo
             peak[v] = x > peak[v] ? x : peak[v];
         }
     }
-    constexpr int STEP = 4;  // vectors whose sums stay in registers
     const int rows = window / SEGMENTS;
-    for (int first = 0; first < window; first += rows)
+    for (int first = 0; first < window; first += rows) {
+        for (int j = first; next && j < first + rows; j++) prefetch<VECTORS>(next->score[j]);
         for (int v = 0; v < VECTORS; v += STEP) {
             F16 total[STEP] = {}, mass[STEP] = {};
             for (int j = first; j < first + rows; j++)
-                for (int i = 0; score[j] && i < STEP; i++) {
-                    const F16 e = exp_nonpositive(unaligned<F16>(score[j] + 16 * (v + i)) - peak[v + i]);
-                    mass[i] = mass[i] + e;
-                    total[i] = total[i] + e * unaligned<F16>(kv[j] + 16 * (v + i));
+                if (score[j]) {
+                    F16 e[STEP];
+                    for (int i = 0; i < STEP; i++) e[i] = unaligned<F16>(score[j] + 16 * (v + i)) - peak[v + i];
+                    exp_nonpositive(e);
+                    for (int i = 0; i < STEP; i++) {
+                        mass[i] = mass[i] + e[i];
+                        total[i] = total[i] + e[i] * unaligned<F16>(kv[j] + 16 * (v + i));
+                    }
                 }
             // The first segment's sums are added to +0, which changes nothing: they are never -0.
             for (int i = 0; i < STEP; i++) a[v + i] = a[v + i] + total[i], s[v + i] = s[v + i] + mass[i];
         }
+    }
     for (int v = 0; v < VECTORS; v++) {
         const F16 c = a[v] / s[v];
         std::memcpy(out + 16 * v, &c, sizeof c);
@@ -135,7 +144,7 @@ DSV4_API int dsv4_compress(const float* state, i64 st0, i64 st1, i64 st_pages, i
     parallel_for(i64(closing.size()), ratio == 4 ? 8 : 1, threads, [&](i64 i) {
         const i64 t = closing[i], p = positions[t * ps], slot = kv_slots[t * ks];
         Window at, next;
-        const bool more = ratio == 4 && i + 1 < i64(closing.size());
+        const bool more = i + 1 < i64(closing.size());
         window_of(t, at);
         if (more) window_of(closing[i + 1], next);
         float y[DIM];
