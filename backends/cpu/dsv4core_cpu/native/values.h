@@ -93,8 +93,10 @@ inline void encode_mxfp4(const float* x, u8* codes, u8* scales) {
         const float inverse = power_of_two(-byte_exponent(byte));
         u8 nibble[32];
         for (int i = 0; i < 32; i++) nibble[i] = encode_e2m1(v[i] * inverse);
+        u16 pair[16];  // the even element in the low byte
         u8 packed[16];
-        for (int i = 0; i < 16; i++) packed[i] = u8(nibble[2 * i] | nibble[2 * i + 1] << 4);
+        std::memcpy(pair, nibble, sizeof pair);
+        for (int i = 0; i < 16; i++) packed[i] = u8((pair[i] & 15) | pair[i] >> 4);
         std::memcpy(codes + 16 * b, packed, 16);
         scales[b] = byte;
     }
