@@ -149,7 +149,8 @@ def _fingerprint(level: str, more: str) -> str:
 
 
 def _compiler() -> Path | None:
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    chosen = os.environ.get("CXX", "").split()  # may be a wrapper with the compiler behind it
+    names = chosen[:1] or ["c++", "g++", "clang++"]
     found = next((path for path in map(shutil.which, names) if path), None)
     return Path(found).resolve() if found else None
 
