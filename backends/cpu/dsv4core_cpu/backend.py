@@ -6,10 +6,12 @@ from collections.abc import Mapping
 
 from dsv4core.ops import OPS, OpImpl
 from dsv4core_cpu.attention import DeepseekV4CPUAttention
+from dsv4core_cpu.native import choose
+from dsv4core_cpu.ops import native_ops
 
 
 class CpuBackend:
-    """All ops through the torch bodies of the contract, which are exact and independent of the batch."""
+    """Native kernels where they can be built, else the torch bodies; the same bytes either way."""
 
     name = "cpu"
     device_type = "cpu"
@@ -17,4 +19,7 @@ class CpuBackend:
 
     def __init__(self, settings: Mapping[str, str]) -> None:
         self.settings = dict(settings)
+        self.native = choose(self.settings)
         self.ops = {name: OpImpl(op.body, "torch") for name, op in OPS.items()}
+        if self.native is not None:
+            self.ops.update({n: OpImpl(f, "native") for n, f in native_ops(self.native).items()})
