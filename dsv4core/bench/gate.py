@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dsv4core.layout import get_layout
-from dsv4core.ops import Op, _scores
+from dsv4core.ops import OPS, Op, _scores
 from dsv4core.samples import Size, sample
 
 LSE_ABSOLUTE, LSE_RELATIVE = 1e-5, 1e-6  # arithmetic.md section 2
@@ -97,16 +97,39 @@ def _logits(op: Op, arguments: Arguments, mine: list[Tensor]) -> float:
     a, wanted = arguments, op.body(**arguments)
     if not torch.equal(mine[0].isneginf(), wanted.isneginf()):
         return torch.inf
-    layout, worst = get_layout(a["layout"]), 0.0
-    q = _scores.query_values(a["q"], a["q_scales"], torch.arange(a["q"].shape[0])).abs()
+    worst = 0.0
     for t, length in enumerate(int(n) for n in a["context_lens"]):
-        request, span = int(a["token_to_req"][t]), slice(0, length)
-        pages = (a["k_cache"], a["block_table"], request, span, layout, a["rows"], op.name)
-        keys, factor = _scores.entry_values(*pages)
-        scale = _scores.scores(q[t : t + 1], a["weights"][t : t + 1].abs(), keys.abs(), factor, False)[0]
         gap = (mine[0][t, :length].double() - wanted[t, :length].double()).abs()
-        worst = max(worst, float((gap / scale).max())) if length else worst
+        worst = max(worst, float((gap / _sizes(op, a, t, length)).max())) if length else worst
     return worst
+
+
+def _list(op: Op, arguments: Arguments, mine: list[Tensor]) -> float:
+    """By how much an entry that was left out beats a chosen one, relative to the size of its products."""
+    a = {name: value for name, value in arguments.items() if name not in ("k", "workspace_bytes")}
+    lens = [int(n) for n in a["context_lens"]]
+    logits = OPS["indexer_logits"].body(**a, max_len=max(lens, default=0)).double()
+    worst = 0.0
+    for t, length in enumerate(lens):
+        row, count = mine[0][t].long(), min(arguments["k"], length)
+        chosen = torch.zeros(length, dtype=torch.bool)
+        chosen[row[:count].clamp(0, max(length - 1, 0))] = True
+        ascending = bool((row[1:count] > row[: max(count - 1, 0)]).all())
+        if int(chosen.sum()) != count or not ascending or bool((row[count:] != -1).any()):
+            return torch.inf
+        if count < length:
+            gap = logits[t, :length][~chosen].max() - logits[t, :length][chosen].min()
+            worst = max(worst, float(gap / _sizes(op, a, t, length).max()))
+    return worst
+
+
+def _sizes(op: Op, a: Arguments, t: int, length: int) -> Tensor:
+    """sum_h |w_h| sum_d |q_hd k_d| of the entries that token t sees. Shapes: -> f64 [length]."""
+    layout = get_layout(a["layout"])
+    q = _scores.query_values(a["q"], a["q_scales"], torch.arange(a["q"].shape[0])).abs()
+    pages = (a["k_cache"], a["block_table"], int(a["token_to_req"][t]), slice(0, length), layout, a["rows"])
+    keys, factor = _scores.entry_values(*pages, op.name)
+    return _scores.scores(q[t : t + 1], a["weights"][t : t + 1].abs(), keys.abs(), factor, False)[0].double()
 
 
 def _attention(op: Op, arguments: Arguments, mine: list[Tensor]) -> float:
@@ -140,5 +163,6 @@ def _keys(a: Arguments, t: int) -> list[Tensor]:
 _MEASURES: dict[str, Callable[[Op, Arguments, list[Tensor]], float]] = {
     "matmul": _matmul,
     "logits": _logits,
+    "list": _list,
     "attention": _attention,
 }

@@ -8,10 +8,10 @@ from torch import Tensor
 from dsv4core.errors import OpArgumentError
 from dsv4core.layout import CacheLayout
 from dsv4core.ops import _scores
-from dsv4core.ops._op import op
+from dsv4core.ops._op import Tolerance, op
 from dsv4core.ops._rows import blocks, page_layout
 from dsv4core.ops._select import select
-from dsv4core.ops.indexer_logits import TENSORS, values
+from dsv4core.ops.indexer_logits import BOUND, TENSORS, values
 
 NAME = "sparse_indexer"
 CELL_BYTES = 24  # f64 products, their relu-weighted copy and half of it, per (token, head, entry)
@@ -27,7 +27,14 @@ def _fake(
     return context_lens.new_empty(context_lens.shape[0], k)
 
 
-@op(fake=_fake, tensors=TENSORS, values=values(NAME))
+@op(
+    fake=_fake,
+    tensors=TENSORS,
+    values=values(NAME),
+    tolerance=Tolerance(
+        "list", 2 * BOUND.bound, "exact for equal scores, which may differ by the bound of indexer_logits"
+    ),
+)
 def sparse_indexer(
     q: Tensor, q_scales: Tensor | None, weights: Tensor, k_cache: Tensor, context_lens: Tensor,
     token_to_req: Tensor, block_table: Tensor, *, rows: int, layout: str, k: int, workspace_bytes: int,
