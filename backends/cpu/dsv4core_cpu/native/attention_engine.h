@@ -43,11 +43,15 @@ template <class Kernel> struct Token {
         if (!scored) return;
         const i64 soon = std::min(n, last + Kernel::KEYS);
         i64 ahead = last;
-        for (i64 j = first; j < last; j += Kernel::ROWS) {
-            for (const i64 stop = std::min(soon, ahead + Kernel::ROWS); ahead < stop; ahead++) prefetch(keys[ahead]);
-            const i64 rows = std::min<i64>(Kernel::ROWS, last - j);
-            for (i64 h = 0; h < head_tiles(); h++)
-                work.dots(own, j - first, j - c * CHUNK, rows, h, padded, scores + j * padded, call.scale);
+        const i64 step = work.rows(padded);
+        for (i64 j = first; j < last; j += step) {
+            for (const i64 stop = std::min(soon, ahead + step); ahead < stop; ahead++) prefetch(keys[ahead]);
+            for (i64 row = j; row < last && row < j + step;) {
+                const i64 left = std::min(last, j + step) - row, rows = left == step ? step : std::min<i64>(left, Kernel::ROWS);
+                for (i64 h = 0; h < head_tiles(); h++)
+                    work.dots(own, row - first, row - c * CHUNK, rows, h, padded, scores + row * padded, call.scale);
+                row += rows;
+            }
         }
     }
 

@@ -25,6 +25,8 @@ struct F32 {
             values = c.take<float>(PANELS * keys * PANEL);
         }
 
+        static i64 rows(i64) { return ROWS; }
+
         void pack_query(const Call& call, i64 t, i64 h, i64) {
             float* panel = query + h * HEADS * DIM;
             for (i64 i = 0; i < HEADS; i++) {

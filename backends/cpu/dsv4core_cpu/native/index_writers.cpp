@@ -1,38 +1,83 @@
 // The indexer's queries, and the entries that close a window: pool, norm, rotation, codes.
+#include <vector>
+
 #include "values.h"
 
 using namespace dsv4;
 
 namespace {
 
-constexpr int SEGMENTS = 8, CHANNELS = 32;
+constexpr int SEGMENTS = 8;
 enum Format { FP8, FP8_F32, MXFP4, F32 };
 
-// Rule 4 for CHANNELS channels: rows of null add nothing.
-void pool(const float* const* kv, const float* const* score, int window, int first, float* out) {
-    float peak[CHANNELS], a[CHANNELS], s[CHANNELS];
-    std::fill(peak, peak + CHANNELS, -INFINITY);
-    for (int j = 0; j < window; j++)
-        if (score[j])
-            for (int c = 0; c < CHANNELS; c++) peak[c] = score[j][first + c] > peak[c] ? score[j][first + c] : peak[c];
-    const int rows = window / SEGMENTS;
-    for (int segment = 0; segment < SEGMENTS; segment++) {
-        float total[CHANNELS] = {}, mass[CHANNELS] = {};
-        for (int j = segment * rows; j < (segment + 1) * rows; j++) {
+// Rule 4 for a window of eight rows, which are the eight segments.
+template <int VECTORS> void pool_short(const float* const* kv, const float* const* score, float* out) {
+    for (int v = 0; v < VECTORS; v++) {
+        F16 x[SEGMENTS], peak = F16{} - INFINITY, total = {}, mass = {};
+        for (int j = 0; j < SEGMENTS; j++) {
             if (!score[j]) continue;
-            const float *x = score[j] + first, *v = kv[j] + first;
-            for (int c = 0; c < CHANNELS; c++) {
-                const float e = exp_nonpositive(x[c] - peak[c]);
-                mass[c] = mass[c] + e;
-                total[c] = total[c] + e * v[c];
-            }
+            x[j] = unaligned<F16>(score[j] + 16 * v);
+            peak = x[j] > peak ? x[j] : peak;
         }
-        for (int c = 0; c < CHANNELS; c++) {
-            a[c] = segment ? a[c] + total[c] : total[c];
-            s[c] = segment ? s[c] + mass[c] : mass[c];
+        for (int j = 0; j < SEGMENTS; j++) {
+            if (!score[j]) continue;
+            const F16 e = exp_nonpositive(x[j] - peak);
+            mass = mass + e;
+            total = total + e * unaligned<F16>(kv[j] + 16 * v);
+        }
+        const F16 c = total / mass;
+        std::memcpy(out + 16 * v, &c, sizeof c);
+    }
+}
+
+// Rule 4 for VECTORS * 16 channels: rows of null add nothing. Row by row, as they lie in memory: a window of
+// states is larger than the first cache, and its rows are a power of two apart.
+struct Window {
+    const float *kv[128], *score[128];
+};
+
+template <int VECTORS> inline void prefetch(const float* row) {
+    for (int v = 0; row && v < VECTORS; v++) __builtin_prefetch(row + 16 * v, 0, 2);
+}
+
+template <int VECTORS> void pool(const Window& at, const Window* next, int window, float* out) {
+    constexpr int AHEAD = 4;  // rows; their places are no pattern that a processor would see
+    const float *const *kv = at.kv, *const *score = at.score;
+    if (window == SEGMENTS) {
+        for (int j = 0; next && j < window; j++) {
+            prefetch<VECTORS>(next->score[j]);
+            prefetch<VECTORS>(next->kv[j]);
+        }
+        return pool_short<VECTORS>(kv, score, out);
+    }
+    F16 peak[VECTORS], a[VECTORS], s[VECTORS], total[VECTORS], mass[VECTORS];
+    for (int v = 0; v < VECTORS; v++) peak[v] = F16{} - INFINITY;
+    for (int j = 0; j < window; j++) {
+        if (j + AHEAD < window) prefetch<VECTORS>(score[j + AHEAD]);
+        prefetch<VECTORS>(kv[j]);
+        for (int v = 0; score[j] && v < VECTORS; v++) {
+            const F16 x = unaligned<F16>(score[j] + 16 * v);
+            peak[v] = x > peak[v] ? x : peak[v];
         }
     }
-    for (int c = 0; c < CHANNELS; c++) out[c] = a[c] / s[c];
+    const int rows = window / SEGMENTS;
+    for (int segment = 0; segment < SEGMENTS; segment++) {
+        for (int v = 0; v < VECTORS; v++) total[v] = mass[v] = F16{};
+        for (int j = segment * rows; j < (segment + 1) * rows; j++)
+            for (int v = 0; score[j] && v < VECTORS; v++) {
+                const F16 e = exp_nonpositive(unaligned<F16>(score[j] + 16 * v) - peak[v]);
+                mass[v] = mass[v] + e;
+                total[v] = total[v] + e * unaligned<F16>(kv[j] + 16 * v);
+            }
+        for (int v = 0; v < VECTORS; v++) {
+            a[v] = segment ? a[v] + total[v] : total[v];
+            s[v] = segment ? s[v] + mass[v] : mass[v];
+        }
+    }
+    for (int v = 0; v < VECTORS; v++) {
+        const F16 c = a[v] / s[v];
+        std::memcpy(out + 16 * v, &c, sizeof c);
+    }
 }
 
 struct States {
@@ -74,19 +119,28 @@ DSV4_API int dsv4_compress(const float* state, i64 st0, i64 st1, i64 st_pages, i
     }
     float w[DIM];
     norm.load(0, 0, 0, dim, w);
-    parallel_for(live, 1, threads, [&](i64 t) {
-        if (!closes(t)) return;
-        const i64 p = positions[t * ps], slot = kv_slots[t * ks];
-        const float *kv[128], *score[128];
+    std::vector<i64> closing;
+    for (i64 t = 0; t < live; t++)
+        if (closes(t)) closing.push_back(t);
+    const auto window_of = [&](i64 t, Window& found) {
+        const i64 p = positions[t * ps];
         for (int j = 0; j < window; j++) {
             const i64 at = p - window + 1 + j;
             const float* row = at < 0 ? nullptr : states.row(request[t * rs], at);
             const i64 half = j / ratio * dim;  // the older half reads the first half of the projection
-            kv[j] = row ? row + half : nullptr;
-            score[j] = row ? row + width + half : nullptr;
+            found.kv[j] = row ? row + half : nullptr;
+            found.score[j] = row ? row + width + half : nullptr;
         }
+    };
+    parallel_for(i64(closing.size()), ratio == 4 ? 8 : 1, threads, [&](i64 i) {
+        const i64 t = closing[i], p = positions[t * ps], slot = kv_slots[t * ks];
+        Window at, next;
+        const bool more = ratio == 4 && i + 1 < i64(closing.size());
+        window_of(t, at);
+        if (more) window_of(closing[i + 1], next);
         float y[DIM];
-        for (int c = 0; c < dim; c += CHANNELS) pool(kv, score, window, c, y + c);
+        if (dim == DIM) pool<DIM / 16>(at, more ? &next : nullptr, window, y);
+        else pool<128 / 16>(at, more ? &next : nullptr, window, y);
         const float inv = inverse_rms(y, dim, eps);
         for (int i = 0; i < dim; i++) y[i] = (y[i] * inv) * w[i];
         rotate<false>(y + dim - ROPE, cos_sin + (p - ratio + 1) * cs);
@@ -122,7 +176,7 @@ DSV4_API int dsv4_index_query(const i64* positions, i64 ps, void* q, i64 q0, i64
                 hadamard128(x);
                 round_bf16<128>(x);
             }
-            u8* codes = static_cast<u8*>(values) + at * 128;
+            u8 codes[128];  // bytes may alias anything, so they are written through a local array
             if (format == F32) {
                 std::memcpy(static_cast<float*>(values) + at * 128, x, sizeof x);
             } else if (format == MXFP4) {
@@ -136,6 +190,7 @@ DSV4_API int dsv4_index_query(const i64* positions, i64 ps, void* q, i64 q0, i64
                 scale = plain_scale(x);
                 for (int i = 0; i < 128; i++) codes[i] = encode_e4m3(x[i] / scale);
             }
+            if (format == FP8 || format == FP8_F32) std::memcpy(static_cast<u8*>(values) + at * 128, codes, 128);
             folded[at] = ((w.one(t, h) * scale) * softmax_scale) * head_scale;
         }
     });

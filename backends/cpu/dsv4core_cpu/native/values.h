@@ -69,9 +69,12 @@ inline void encode_main(int layout, const float* x, u8* front, u8* tail) {
             std::memcpy(front, row, sizeof row);
             return;
         }
-        case FP8_ROW:
-            for (int i = 0; i < DIM; i++) front[i] = encode_e4m3(finite_f32(x[i]));
+        case FP8_ROW: {
+            u8 row[DIM];
+            for (int i = 0; i < DIM; i++) row[i] = encode_e4m3(finite_f32(x[i]));
+            std::memcpy(front, row, sizeof row);
             return;
+        }
         default:
             float row[DIM];
             for (int i = 0; i < DIM; i++) row[i] = finite_f32(x[i]);
@@ -90,7 +93,9 @@ inline void encode_mxfp4(const float* x, u8* codes, u8* scales) {
         const float inverse = power_of_two(-byte_exponent(byte));
         u8 nibble[32];
         for (int i = 0; i < 32; i++) nibble[i] = encode_e2m1(v[i] * inverse);
-        for (int i = 0; i < 16; i++) codes[16 * b + i] = u8(nibble[2 * i] | nibble[2 * i + 1] << 4);
+        u8 packed[16];
+        for (int i = 0; i < 16; i++) packed[i] = u8(nibble[2 * i] | nibble[2 * i + 1] << 4);
+        std::memcpy(codes + 16 * b, packed, 16);
         scales[b] = byte;
     }
 }

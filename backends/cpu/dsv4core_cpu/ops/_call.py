@@ -38,6 +38,25 @@ def function(library: CDLL, name: str, letters: str, result: Any = None) -> Any:
     return found
 
 
+class Fresh:
+    """Uninitialised results; large ones ask for huge pages before their first byte is written."""
+
+    LARGE = 4 << 20
+
+    def __init__(self, library: CDLL) -> None:
+        self.advise = function(library, "dsv4_advise", "pl")
+
+    def __call__(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """A new contiguous tensor."""
+        return self.settle(torch.empty(shape, dtype=dtype))
+
+    def settle(self, tensor: Tensor) -> Tensor:
+        """The same for a tensor that exists and has not been written."""
+        if tensor.nbytes >= self.LARGE:
+            self.advise(tensor.data_ptr(), tensor.nbytes)
+        return tensor
+
+
 def pages(cache: Tensor, rows: int, layout: str) -> tuple[int, int, int, int, int]:
     """Address, stride, number, rows and layout: `plllli` less one, in the order of `make_pages`."""
     return cache.data_ptr(), cache.stride(0), cache.shape[0], rows, LAYOUTS[layout]

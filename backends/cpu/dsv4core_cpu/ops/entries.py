@@ -10,7 +10,7 @@ from torch import Tensor
 from dsv4core.layout import get_layout
 from dsv4core.ops import OPS
 from dsv4core.ops.fused_indexer_q_rope_quant import FORMATS
-from dsv4core_cpu.ops._call import function, pages, threads
+from dsv4core_cpu.ops._call import Fresh, function, pages, threads
 from dsv4core_cpu.ops.writers import _f32, _table, _vector
 
 NUMBERS = {"fp8": 0, "fp8_f32": 1, "mxfp4": 2, "f32": 3}  # `enum Format` in native/index_writers.cpp
@@ -18,6 +18,7 @@ NUMBERS = {"fp8": 0, "fp8_f32": 1, "mxfp4": 2, "f32": 3}  # `enum Format` in nat
 
 def ops(library: CDLL) -> dict[str, Any]:
     """Both ops on one library. Where a kernel reports an index out of range, the body raises its error."""
+    fresh = Fresh(library)
     compress = function(library, "dsv4_compress", "pllll l pl pl pll pllll pll pi pllli pl l i f i i", c_int)
     query = function(library, "dsv4_index_query", "pl plli ll pll plli ff ii p p p i", c_int)
 
@@ -55,6 +56,7 @@ def ops(library: CDLL) -> dict[str, Any]:
         }  # fmt: skip
         if format in FORMATS and rotate in ("none", "hadamard"):
             values, scales, folded = op.fake(positions, q, cos_sin, weights, **options)
+            fresh.settle(values)
             if not query(
                 *_vector(positions), q.data_ptr(), *q.stride()[:2], _f32(q), *q.shape[:2], *_table(cos_sin),
                 weights.data_ptr(), *weights.stride(), _f32(weights), softmax_scale, head_scale,

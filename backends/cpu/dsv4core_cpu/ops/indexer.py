@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dsv4core.layout import get_layout
 from dsv4core.ops import OPS, _scores
-from dsv4core_cpu.ops._call import LAYOUTS, function, pages, threads
+from dsv4core_cpu.ops._call import LAYOUTS, Fresh, function, pages, threads
 
 ARGUMENTS = "pll pll pll ll pllli pl pl pllll i"
 INDEX = tuple(name for name in LAYOUTS if name.startswith("index_") and name != "index_f32")
@@ -33,6 +33,7 @@ def _arguments(
 
 def ops(library: CDLL) -> dict[str, Any]:
     """The three ops on one library."""
+    fresh = Fresh(library)
     score = function(library, "dsv4_indexer_logits", ARGUMENTS + "pl", c_int)
     fused = function(library, "dsv4_sparse_indexer", ARGUMENTS + "pl", c_int)
     choose = function(library, "dsv4_indexer_topk", "pl ll pl pl i")
@@ -47,7 +48,7 @@ def ops(library: CDLL) -> dict[str, Any]:
         given = (q, q_scales, weights, k_cache, context_lens, token_to_req, block_table)
         if layout in INDEX:
             _scores.check_queries("indexer_logits", q, q_scales, get_layout(layout), rotate)
-            out = torch.empty(q.shape[0], max_len, dtype=torch.float32)
+            out = fresh(q.shape[0], max_len, dtype=torch.float32)
             if score(*_arguments(*given, rows, layout), out.data_ptr(), max_len) == 0:
                 return out
         return bodies["indexer_logits"](*given, rows=rows, layout=layout, max_len=max_len, rotate=rotate)
@@ -60,7 +61,7 @@ def ops(library: CDLL) -> dict[str, Any]:
         """`dsv4core.ops.sparse_indexer`; the workspace is a few blocks and 2k candidates per token."""
         given = (q, q_scales, weights, k_cache, context_lens, token_to_req, block_table)
         if layout in INDEX and workspace_bytes >= _least(q, q_scales, layout, rotate):
-            out = torch.empty(q.shape[0], k, dtype=torch.int32)
+            out = fresh(q.shape[0], k, dtype=torch.int32)
             if fused(*_arguments(*given, rows, layout), out.data_ptr(), k) == 0:
                 return out
         return bodies["sparse_indexer"](
@@ -69,7 +70,7 @@ def ops(library: CDLL) -> dict[str, Any]:
 
     def indexer_topk(logits: Tensor, context_lens: Tensor, *, k: int) -> Tensor:
         """`dsv4core.ops.indexer_topk`."""
-        out = torch.empty(logits.shape[0], k, dtype=torch.int32)
+        out = fresh(logits.shape[0], k, dtype=torch.int32)
         choose(
             logits.data_ptr(), logits.stride(0), logits.shape[0], logits.shape[1], context_lens.data_ptr(),
             context_lens.stride(0), out.data_ptr(), k, threads(),

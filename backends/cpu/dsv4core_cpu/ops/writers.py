@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dsv4core.ops import OPS
-from dsv4core_cpu.ops._call import BF16_ROWS, function, pages, threads
+from dsv4core_cpu.ops._call import BF16_ROWS, Fresh, function, pages, threads
 
 F32 = torch.float32
 WIDEST_NORM = 32768  # what the exact sum of squares is good for
@@ -29,6 +29,7 @@ def _table(cos_sin: Tensor) -> tuple[int, int, int]:
 
 def ops(library: CDLL) -> dict[str, Any]:
     """The ops on one library. Where a kernel reports an index out of range, the body raises its error."""
+    fresh = Fresh(library)
     rmsnorm = function(library, "dsv4_rmsnorm", "pli pl i pi f i")
     qnorm = function(library, "dsv4_qnorm_rope_insert", "plli p lll pli pl pll pllli pll f i", c_int)
     insert = function(library, "dsv4_insert", "pli pllli pll i", c_int)
@@ -38,7 +39,7 @@ def ops(library: CDLL) -> dict[str, Any]:
     unrope_quant = function(library, "dsv4_inverse_rope_quant", "plli ppp ll pl pll i", c_int)
 
     def normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        out = torch.empty(x.shape, dtype=x.dtype)
+        out = fresh(*x.shape, dtype=x.dtype)
         rmsnorm(
             x.data_ptr(), x.stride(0), _f32(x), out.data_ptr(), *x.shape, weight.data_ptr(), _f32(weight),
             eps, threads(),
@@ -61,7 +62,7 @@ def ops(library: CDLL) -> dict[str, Any]:
         """`dsv4core.ops.fused_qnorm_rope_kv_insert`."""
         tokens, heads, dim = q.shape
         if padded_heads >= heads:
-            out = torch.empty(tokens, padded_heads, dim, dtype=q.dtype)
+            out = fresh(tokens, padded_heads, dim, dtype=q.dtype)
             refused = qnorm(
                 q.data_ptr(), q.stride(0), q.stride(1), _f32(q), out.data_ptr(), tokens, heads, padded_heads,
                 *_vector(kv), _f32(kv), *_vector(positions), *_table(cos_sin), *pages(k_cache, rows, layout),
@@ -114,7 +115,7 @@ def ops(library: CDLL) -> dict[str, Any]:
 
     def inverse_rope(o: Tensor, positions: Tensor, cos_sin: Tensor) -> Tensor:
         """`dsv4core.ops.inverse_rope`."""
-        out = torch.empty(o.shape, dtype=o.dtype)
+        out = fresh(*o.shape, dtype=o.dtype)
         refused = unrope(
             o.data_ptr(), o.stride(0), o.stride(1), _f32(o), out.data_ptr(), o.shape[0], o.shape[1],
             *_vector(positions), *_table(cos_sin), threads(),
@@ -128,6 +129,7 @@ def ops(library: CDLL) -> dict[str, Any]:
         op = OPS["fused_inv_rope_fp8_quant"]
         if groups >= 1 and o.shape[1] % groups == 0 and scale_format in ("f32", "ue8m0x4"):
             codes, scales = op.fake(o, positions, cos_sin, groups=groups, scale_format=scale_format)
+            fresh.settle(codes)
             where = (scales.data_ptr(), None) if scale_format == "f32" else (None, scales.data_ptr())
             if not unrope_quant(
                 o.data_ptr(), o.stride(0), o.stride(1), _f32(o), codes.data_ptr(), *where, o.shape[0],
