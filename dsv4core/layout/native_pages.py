@@ -1,8 +1,8 @@
 """Where a backend puts its own conversion of whole pages: `transcode` asks it before it computes in torch.
 
 The core imports no backend. The CPU backend registers itself when it is created (`get_backend("cpu")`, a layer,
-the command line); until then, and on devices without an entry, `transcode` does everything in torch. The bytes
-and the errors are the same either way.
+most commands); until then, and on devices without an entry, `transcode` does everything in torch. The bytes and
+the errors are the same either way.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Convert(Protocol):
     ) -> list[int] | None:
         """Fill the rows of `out` from `source`.
 
-        Returns the first page of every chunk of `step` source pages that it leaves to torch, in order, because
-        a row has bytes that it does not cover (whatever it wrote there is written again); None for all of
-        them. Never raises for the contents of a page: what is refused, and how, is decided in one place.
+        Returns the first page of every chunk of `step` source pages that it leaves to torch, in order: a row
+        there has bytes that it does not cover, and whatever it wrote is written again. None leaves all pages.
+        Never raises for the contents of a page: what is refused, and how, is decided in one place.
         """
         ...
 

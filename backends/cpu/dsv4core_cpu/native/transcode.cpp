@@ -9,7 +9,7 @@ namespace {
 
 constexpr i64 UNIT = 128 << 10;  // bytes of source and result that a thread takes at once
 constexpr i64 FAR = 8 << 20;     // results from here on go past the caches
-constexpr int ROOM = 16 << 10;   // of a run of rows on its way there
+constexpr int ROOM = 2 << 10;    // of a run of rows on its way there: short, so that reads and writes alternate
 enum Found { ODD, LIVE, ZERO };  // ZERO: every byte of the record is 0
 
 // -- rows into words of bf16 --
@@ -61,8 +61,7 @@ template <int LAYOUT> Found load(const u8* front, const u8* tail, u16* out, bool
     } else if constexpr (LAYOUT == INDEX_F32) {
         const bool usual = narrow<INDEX>(reinterpret_cast<const float*>(front), out);
         if (zero_words<INDEX>(out) && all_zero(front, 4 * INDEX)) return ZERO;
-        if (turn) rotate_words(out);
-        return usual && (!turn || finite_words<INDEX>(out)) ? LIVE : ODD;
+        return usual && (!turn || rotate_words(out)) ? LIVE : ODD;
     } else if constexpr (LAYOUT == INDEX_MXFP4) {
         return load_mxfp4(front, tail, out);
     } else {
@@ -78,54 +77,46 @@ template <int LAYOUT> Found load(const u8* front, const u8* tail, u16* out, bool
 // -- words of bf16 into rows --
 
 template <bool FNUZ> void store_mla(const u16* v, u8* front, u8* tail) {
-    u16 any = 0;
-    for (int b = 0; b < NOPE / BLOCK; b++) {
-        const u16 top = amax<BLOCK>(v + b * BLOCK);
-        const int exponent = exponent_of(top);
-        encode_codes<BLOCK, FNUZ>(v + b * BLOCK, exponent, front + b * BLOCK);
-        tail[b] = u8(exponent + 127 + FNUZ);
-        any |= top;
-    }
+    const bool live = encode_blocks<FNUZ>(v, front, tail);
     std::memcpy(front + NOPE, v + NOPE, 2 * (DIM - NOPE));
-    tail[NOPE / BLOCK] = 0;
-    if (!any && zero_words<DIM>(v)) std::memset(tail, 0, 8);
+    if (!live && zero_words<DIM>(v)) std::memset(tail, 0, 8);
 }
 
-bool store_mxfp4(const u16* v, u8* front, u8* tail) {
+template <bool EXACT> bool store_mxfp4(const u16* v, u8* front, u8* tail) {
     bool usual = true;
     for (int b = 0; b < INDEX / MX; b++) {
         const u16 top = amax<MX>(v + MX * b);
         const int exponent = (top >> 7) - 129 + ((top & 0x7f) > 0x40);
         usual &= !top || exponent >= -96;
-        encode_pairs(v + MX * b, std::max(exponent, -96), front + 16 * b);
+        usual &= encode_pairs<EXACT>(v + MX * b, std::max(exponent, -96), front + 16 * b);
         tail[b] = top ? scale_byte(exponent) : 1;
     }
     return usual;
 }
 
-// -> whether the words were usual.
-template <int LAYOUT> bool store(const u16* v, u8* front, u8* tail) {
+// -> whether the words were usual and, with EXACT, whether all of them came through.
+template <int LAYOUT, bool EXACT> bool store(const u16* v, u8* front, u8* tail) {
     if constexpr (LAYOUT == FP8_DS_MLA || LAYOUT == FP8_DS_MLA_FNUZ) {
         store_mla<LAYOUT == FP8_DS_MLA_FNUZ>(v, front, tail);
     } else if constexpr (LAYOUT == BF16_ROW) {
         std::memcpy(front, v, 2 * DIM);
     } else if constexpr (LAYOUT == FP8_ROW) {
-        encode_codes<DIM, false, true>(v, 0, front);
+        return encode_codes<DIM, true, EXACT>(v, 0, front);
     } else if constexpr (LAYOUT == F32_ROW) {
         widen<DIM>(v, reinterpret_cast<float*>(front));
     } else if constexpr (LAYOUT == INDEX_F32) {
         widen<INDEX>(v, reinterpret_cast<float*>(front));
     } else if constexpr (LAYOUT == INDEX_MXFP4) {
-        return store_mxfp4(v, front, tail);
+        return store_mxfp4<EXACT>(v, front, tail);
     } else if constexpr (LAYOUT == INDEX_FP8_HADAMARD_F32) {
         const float scale = std::max(from_bf16(amax<INDEX>(v)), FLOOR_E4M3) / 448.0f;
         encode_quotients(v, scale, front);
         std::memcpy(tail, &scale, 4);
     } else {
         const int exponent = exponent_of(amax<INDEX>(v));
-        encode_codes<INDEX, false>(v, exponent, front);
         const u32 word = u32(exponent + 127) * (LAYOUT == INDEX_FP8 ? 1u << 23 : 0x01010101u);
         std::memcpy(tail, &word, 4);
+        return encode_codes<INDEX, false, EXACT>(v, exponent, front);
     }
     return true;
 }
@@ -154,12 +145,7 @@ template <int FROM, int TO> struct Through {
                 return true;
             }
         }
-        if (!there && !store<TO>(v, to, to_tail)) return false;
-        if constexpr (CHECKED) {
-            alignas(64) u16 back[WIDTH];
-            return load<TO>(to, to_tail, back) != ODD && equal_words<WIDTH>(v, back);
-        }
-        return true;
+        return there || store<TO, CHECKED>(v, to, to_tail);
     }
 };
 
@@ -231,7 +217,7 @@ struct ToPairs {
             std::memset(to_tail, 0, 4);
             return true;
         }
-        return times_scale(front, tail, x) && narrow<INDEX>(x, v) && store_mxfp4(v, to, to_tail) &&
+        return times_scale(front, tail, x) && narrow<INDEX>(x, v) && store_mxfp4<false>(v, to, to_tail) &&
                load_mxfp4(to, to_tail, back) != ODD && same_numbers(x, back);
     }
 };
@@ -244,10 +230,40 @@ struct FromPairs {
             std::memset(to, 0, INDEX);
             std::memset(to_tail, 0, 4);
         }
-        return found == ZERO || (found == LIVE && store<INDEX_FP8_HADAMARD_F32>(v, to, to_tail) &&
+        return found == ZERO || (found == LIVE && store<INDEX_FP8_HADAMARD_F32, false>(v, to, to_tail) &&
                                  times_scale(to, to_tail, x) && same_numbers(x, v));
     }
 };
+
+#if DSV4_WIDE
+// The same as `Through`, on codes.
+template <bool FNUZ> struct Rescaled {
+    bool operator()(const u8* front, const u8*, u8* to, u8* to_tail) const {
+        bool usual = true;
+        for (int b = 0; b < NOPE / BLOCK; b++) {
+            const int byte = rescale_block<FNUZ>(front + b * BLOCK, to + b * BLOCK);
+            usual &= byte != 0;
+            to_tail[b] = u8(byte + FNUZ);
+        }
+        to_tail[NOPE / BLOCK] = 0;
+        usual &= decode_codes<DIM - NOPE, false>(front + NOPE, 0, reinterpret_cast<u16*>(to + NOPE));
+        if (all_zero(front, DIM)) std::memset(to_tail, 0, 8);
+        return usual;
+    }
+};
+template <bool BYTES> struct Joined {
+    bool operator()(const u8* front, const u8* tail, u8* to, u8* to_tail) const {
+        const bool zero = all_zero(tail, 4) && all_zero(front, 64);
+        const int byte = join_pairs(front, tail, to);
+        const u32 word = zero ? 0 : u32(byte) * (BYTES ? 0x01010101u : 1u << 23);
+        std::memcpy(to_tail, &word, 4);
+        return byte != 0;
+    }
+};
+#else
+template <bool FNUZ> using Rescaled = Through<FP8_ROW, FNUZ ? FP8_DS_MLA_FNUZ : FP8_DS_MLA>;
+template <bool BYTES> using Joined = Through<INDEX_MXFP4, BYTES ? INDEX_FP8_UE8M0X4 : INDEX_FP8>;
+#endif
 
 // -- all rows --
 
@@ -338,8 +354,6 @@ DSV4_API int dsv4_transcode(void* from, i64 stride, i64 count, i64 rows, int lay
         PAIR(BF16_ROW, FP8_DS_MLA_FNUZ);
         PAIR(BF16_ROW, FP8_ROW);
         PAIR(BF16_ROW, F32_ROW);
-        PAIR(FP8_ROW, FP8_DS_MLA);
-        PAIR(FP8_ROW, FP8_DS_MLA_FNUZ);
         PAIR(FP8_ROW, BF16_ROW);
         PAIR(FP8_ROW, F32_ROW);
         PAIR(F32_ROW, FP8_DS_MLA);
@@ -349,14 +363,16 @@ DSV4_API int dsv4_transcode(void* from, i64 stride, i64 count, i64 rows, int lay
         PAIR(INDEX_FP8, INDEX_F32);
         PAIR(INDEX_FP8_UE8M0X4, INDEX_MXFP4);
         PAIR(INDEX_FP8_UE8M0X4, INDEX_F32);
-        PAIR(INDEX_MXFP4, INDEX_FP8);
-        PAIR(INDEX_MXFP4, INDEX_FP8_UE8M0X4);
         PAIR(INDEX_MXFP4, INDEX_F32);
         PAIR(INDEX_F32, INDEX_FP8);
         PAIR(INDEX_F32, INDEX_FP8_UE8M0X4);
         PAIR(INDEX_F32, INDEX_FP8_HADAMARD_F32);
         PAIR(INDEX_F32, INDEX_MXFP4);
         case F32_ROW * 16 + FP8_ROW: return go(Direct{});
+        case FP8_ROW * 16 + FP8_DS_MLA: return go(Rescaled<false>{});
+        case FP8_ROW * 16 + FP8_DS_MLA_FNUZ: return go(Rescaled<true>{});
+        case INDEX_MXFP4 * 16 + INDEX_FP8: return go(Joined<false>{});
+        case INDEX_MXFP4 * 16 + INDEX_FP8_UE8M0X4: return go(Joined<true>{});
         case FP8_DS_MLA * 16 + FP8_DS_MLA_FNUZ: return go(Relabel<true>{});
         case FP8_DS_MLA_FNUZ * 16 + FP8_DS_MLA: return go(Relabel<false>{});
         case INDEX_FP8 * 16 + INDEX_FP8_UE8M0X4: return go(Rescale<true>{});
