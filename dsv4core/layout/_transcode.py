@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dsv4core.errors import LayoutError
-from dsv4core.layout import _shortcuts
+from dsv4core.layout import _shortcuts, native_pages
 from dsv4core.layout.base import CacheLayout
 from dsv4core.layout.registry import get_layout, layouts
 from dsv4core.numerics.hadamard import hadamard128
@@ -85,12 +85,18 @@ def transcode(
     target = rows if dst_rows is None else dst_rows
     count = -(-pages.shape[0] * rows // target) if target > 0 else 0
     if out is None:
-        out = pages.new_zeros((count, b.page_bytes(target)))
+        out = _room(pages, b, count, target, pages.shape[0] * rows)
     elif out.shape[0] != count:
         raise LayoutError(f"transcode to {b.id!r}: out has {out.shape[0]} pages, the result has {count}")
     source, sink = a.parts(pages, rows), b.parts(out, target)
     step = max(1, CHUNK_BYTES // max(1, rows * a.record_bytes))
-    for first in range(0, pages.shape[0], step):
+    native = native_pages.find(pages.device.type)
+    left = native(pages, a, rows, out, b, target, step) if native is not None else None
+    if left is None and kind == "same" and target == rows:
+        size = rows * a.record_bytes
+        out[:, :size].copy_(pages[:, :size])
+        return out
+    for first in range(0, pages.shape[0], step) if left is None else left:
         chunk = tuple(part[first : first + step] for part in source)
         n = chunk[0].shape[0]
         if target == rows:
@@ -101,6 +107,15 @@ def transcode(
             _convert(chunk, views, a, b, kind, first * rows)
             slots = torch.arange(first * rows, (first + n) * rows, device=pages.device)
             b.write(out, slots, torch.cat(views, dim=-1).flatten(0, 1), target)
+    return out
+
+
+def _room(like: Tensor, b: CacheLayout, count: int, rows: int, slots: int) -> Tensor:
+    """Pages whose bytes outside of the rows are 0; the rows are still to be written."""
+    out = like.new_empty((count, b.page_bytes(rows)), dtype=torch.uint8)
+    out[:, rows * b.record_bytes :] = 0
+    if slots < count * rows:
+        out[-1] = 0
     return out
 
 
