@@ -1,7 +1,8 @@
 """How a kernel is started: no contraction, on its tensors' device, counted."""
 
 from collections import Counter
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,24 @@ LAUNCHES: Counter[str] = Counter()
 
 interpreted = bool(INTERPRETED.value)
 
+Recorder = Callable[[Any, tuple[Any, ...], dict[str, Any]], None]
+_recorder: Recorder | None = None
+_native_e4m3: bool | None = None
+
+
+@contextmanager
+def recorded(recorder: Recorder, *, native_e4m3: bool) -> Iterator[None]:
+    """Hand launches to `recorder` instead of starting them, as on a device that may have e4m3 conversions.
+
+    Ahead-of-time compilation learns this way what would be launched, on a machine without the device.
+    """
+    global _recorder, _native_e4m3
+    _recorder, _native_e4m3 = recorder, native_e4m3
+    try:
+        yield
+    finally:
+        _recorder = _native_e4m3 = None
+
 
 def launch(kernel: Any, programs: int | tuple[int, ...], anchor: Tensor, *arguments: Any, **meta: Any) -> None:
     """Start `kernel` over `programs` on the device of `anchor`; nothing to do starts nothing.
@@ -25,9 +44,12 @@ def launch(kernel: Any, programs: int | tuple[int, ...], anchor: Tensor, *argume
     grid = (programs,) if isinstance(programs, int) else programs
     if 0 in grid:
         return
+    if _recorder is not None:
+        return _recorder(kernel, arguments, meta)
     LAUNCHES[kernel.__name__] += 1
     with _on(anchor.device):
         kernel[grid](*arguments, enable_fp_fusion=False, **meta)
+    return None
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
@@ -70,6 +92,8 @@ def hardware_e4m3(tensor: Tensor) -> bool:
 
     SM89 goes through half precision and rounds twice; gfx942's own format is FNUZ.
     """
+    if _native_e4m3 is not None:
+        return _native_e4m3
     if interpreted or tensor.device.type != "cuda" or torch.version.hip:
         return False
     return torch.cuda.get_device_capability(tensor.device)[0] >= 9

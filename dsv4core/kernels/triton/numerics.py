@@ -245,3 +245,12 @@ def hadamard128(low, high):
         high = tl.where(upper, b - high, high + b)
     scale = 0.08838834764831845
     return round_bf16((low + high) * scale), round_bf16((low - high) * scale)
+
+
+@triton.jit
+def matrix(x):
+    """An operand of `tl.dot`: bf16 on a device; the interpreter's bf16 dot is garbage, so there f32."""
+    if INTERPRETED:
+        return x
+    else:
+        return x.to(tl.bfloat16)
