@@ -51,24 +51,27 @@ def _as_bf16(pointer, mask, ALIGN: tl.constexpr):
 
 @triton.jit
 def piece(
-    start, scales, live, FIRST: tl.constexpr, WIDTH: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr,
-    HARDWARE: tl.constexpr,
+    start, scales, live, first, WIDTH: tl.constexpr, ROTATED: tl.constexpr, LAYOUT: tl.constexpr,
+    ALIGN: tl.constexpr, HARDWARE: tl.constexpr,
 ):  # fmt: skip
-    """Channels FIRST .. FIRST + WIDTH - 1 of rows as an operand of `tl.dot`; zeros where no row is."""
+    """Channels first .. first + WIDTH - 1 of rows as an operand of `tl.dot`; zeros where no row is.
+
+    ROTATED: these are the last 64 channels, which some layouts keep in bf16.
+    """
     d = tl.arange(0, WIDTH)[None, :]
     mask = live[:, None] & (d < WIDTH)
     if LAYOUT == "bf16_row":
-        return _as_bf16(start[:, None] + 2 * FIRST + 2 * d, mask, ALIGN)
+        return _as_bf16(start[:, None] + 2 * first + 2 * d, mask, ALIGN)
     elif LAYOUT == "fp8_row":
-        return matrix(decode_e4m3(tl.load(start[:, None] + FIRST + d, mask, other=0), HARDWARE))
-    elif FIRST == 448:
+        return matrix(decode_e4m3(tl.load(start[:, None] + first + d, mask, other=0), HARDWARE))
+    elif ROTATED:
         return _as_bf16(start[:, None] + 448 + 2 * d, mask, ALIGN)
     else:
         N: tl.constexpr = start.shape[0]
         GROUPS: tl.constexpr = WIDTH // 64
-        codes = tl.load(start[:, None] + FIRST + d, mask, other=0)
+        codes = tl.load(start[:, None] + first + d, mask, other=0)
         g = tl.arange(0, GROUPS)[None, :]
-        byte = tl.load(scales[:, None] + FIRST // 64 + g, live[:, None] & (g < GROUPS), other=127)
+        byte = tl.load(scales[:, None] + first // 64 + g, live[:, None] & (g < GROUPS), other=127)
         if LAYOUT == "fp8_ds_mla_fnuz":
             values = decode_e4m3_fnuz(codes)
         else:
@@ -82,10 +85,10 @@ def row_pieces(
     start, scales, live, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr
 ):
     """A row's four pieces. Shapes: -> [N, 256], [N, 128], [N, 64], [N, 64]."""
-    a = piece(start, scales, live, 0, 256, LAYOUT, ALIGN, HARDWARE)
-    b = piece(start, scales, live, 256, 128, LAYOUT, ALIGN, HARDWARE)
-    c = piece(start, scales, live, 384, 64, LAYOUT, ALIGN, HARDWARE)
-    r = piece(start, scales, live, 448, 64, LAYOUT, ALIGN, HARDWARE)
+    a = piece(start, scales, live, 0, 256, False, LAYOUT, ALIGN, HARDWARE)
+    b = piece(start, scales, live, 256, 128, False, LAYOUT, ALIGN, HARDWARE)
+    c = piece(start, scales, live, 384, 64, False, LAYOUT, ALIGN, HARDWARE)
+    r = piece(start, scales, live, 448, 64, True, LAYOUT, ALIGN, HARDWARE)
     return a, b, c, r
 
 
@@ -149,9 +152,9 @@ def finish(peak, total, sink):
 
 
 @triton.jit
-def store_piece(out, acc, share, live, FIRST: tl.constexpr, WIDTH: tl.constexpr):
-    """Write one piece of the output. Shapes: out pointers [H], acc f32 [H, WIDTH], share f32 [H]."""
+def store_piece(out, acc, share, live, first, WIDTH: tl.constexpr):
+    """Write channels first .. first + WIDTH - 1 of the output. Shapes: out pointers [H], acc f32 [H, WIDTH], share f32 [H]."""
     d = tl.arange(0, WIDTH)[None, :]
     # A share of 0 with an infinite sum would be NaN: the row is 0 there.
     value = tl.where(share[:, None] == 0, 0.0, acc * share[:, None])
-    store_as(out[:, None] + FIRST + d, value, live[:, None] & (d < WIDTH))
+    store_as(out[:, None] + first + d, value, live[:, None] & (d < WIDTH))

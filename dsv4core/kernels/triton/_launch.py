@@ -19,21 +19,21 @@ interpreted = bool(INTERPRETED.value)
 
 Recorder = Callable[[Any, tuple[Any, ...], dict[str, Any]], None]
 _recorder: Recorder | None = None
-_native_e4m3: bool | None = None
+assumed: str | None = None
 
 
 @contextmanager
-def recorded(recorder: Recorder, *, native_e4m3: bool) -> Iterator[None]:
-    """Hand launches to `recorder` instead of starting them, as on a device that may have e4m3 conversions.
+def recorded(recorder: Recorder, device: str) -> Iterator[None]:
+    """Hand launches to `recorder` instead of starting them, as on a device of that class (`_tuning`).
 
     Ahead-of-time compilation learns this way what would be launched, on a machine without the device.
     """
-    global _recorder, _native_e4m3
-    _recorder, _native_e4m3 = recorder, native_e4m3
+    global _recorder, assumed
+    _recorder, assumed = recorder, device
     try:
         yield
     finally:
-        _recorder = _native_e4m3 = None
+        _recorder = assumed = None
 
 
 def launch(kernel: Any, programs: int | tuple[int, ...], anchor: Tensor, *arguments: Any, **meta: Any) -> None:
@@ -85,18 +85,6 @@ def value_checks(tensor: Tensor) -> bool:
     """Whether numbers inside tensors are checked: reading them stops a device, so only where asked."""
     mode = check_mode()
     return mode == "1" or (mode != "0" and tensor.device.type == "cpu")
-
-
-def hardware_e4m3(tensor: Tensor) -> bool:
-    """Whether the device converts f32 to and from OCP e4m3 in one rounding: NVIDIA from SM90 on.
-
-    SM89 goes through half precision and rounds twice; gfx942's own format is FNUZ.
-    """
-    if _native_e4m3 is not None:
-        return _native_e4m3
-    if interpreted or tensor.device.type != "cuda" or torch.version.hip:
-        return False
-    return torch.cuda.get_device_capability(tensor.device)[0] >= 9
 
 
 def supported(op: str, argument: str, layout: str, known: tuple[str, ...]) -> str:

@@ -6,7 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
-from dsv4core.kernels.triton._launch import alignment, block, hardware_e4m3, launch, pieces, power
+from dsv4core.kernels.triton._launch import alignment, block, launch, pieces, power
+from dsv4core.kernels.triton._tuning import native_e4m3
 from dsv4core.kernels.triton._pages import load_u32
 from dsv4core.kernels.triton._table import table_slots
 from dsv4core.kernels.triton.numerics import byte_scale, decode_e2m1, decode_e4m3, float_of, matrix
@@ -113,7 +114,7 @@ def score(
         weights, cache, lens, requests, table, out, heads, first, count, skip,
         table.shape[1] if table.shape[0] else 0, cache.shape[0], lens.stride(0), requests.stride(0),
         table.stride(0), table.stride(1), cache.stride(0), weights.stride(0), out.stride(0),
-        rows=rows, LAYOUT=layout, ALIGN=alignment(cache), HARDWARE=hardware_e4m3(q), FILL=fill,
+        rows=rows, LAYOUT=layout, ALIGN=alignment(cache), HARDWARE=native_e4m3(q), FILL=fill,
         HEADS=power(heads, 16), BLOCK=size, CHUNK=chunk, num_warps=8, num_stages=3,
     )  # fmt: skip
 

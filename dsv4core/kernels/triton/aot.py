@@ -69,8 +69,7 @@ def record(call: Callable[[], Any], target: str) -> list[Launch]:
     def note(kernel: Any, arguments: tuple[Any, ...], meta: dict[str, Any]) -> None:
         found.append(_launch(kernel, arguments, meta))
 
-    backend, arch, _ = TARGETS[target]
-    with recorded(note, native_e4m3=backend == "cuda" and int(arch) >= 90):
+    with recorded(note, target):
         call()
     return found
 

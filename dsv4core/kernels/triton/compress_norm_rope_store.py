@@ -9,11 +9,11 @@ from dsv4core.errors import OpArgumentError
 from dsv4core.kernels.triton._launch import (
     alignment,
     block,
-    hardware_e4m3,
     launch,
     supported,
     value_checks,
 )
+from dsv4core.kernels.triton._tuning import native_e4m3
 from dsv4core.kernels.triton._pages import INDEX, MAIN, store_index_rows, store_main_rows
 from dsv4core.kernels.triton._table import refuse_holes, table_slots
 from dsv4core.kernels.triton.numerics import (
@@ -198,7 +198,7 @@ def compress_norm_rope_store(
         block_table.stride(1), cos_sin.stride(0), k_cache.stride(0), eps,
         STATE_ROWS=state_cache.shape[1], RATIO=ratio, WINDOW=window, DIM=head_dim,
         CHANNELS=head_dim if window == 8 else block(128, head_dim), rows=rows, LAYOUT=layout,
-        HADAMARD=rotate == "hadamard", ALIGN=alignment(k_cache), HARDWARE=hardware_e4m3(k_cache),
+        HADAMARD=rotate == "hadamard", ALIGN=alignment(k_cache), HARDWARE=native_e4m3(k_cache),
         num_warps=8 if window == 128 else 4 if head_dim == 512 else 1,
     )  # fmt: skip
 

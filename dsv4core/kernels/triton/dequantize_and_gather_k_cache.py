@@ -9,12 +9,12 @@ from dsv4core.errors import OpArgumentError
 from dsv4core.kernels.triton._launch import (
     alignment,
     block,
-    hardware_e4m3,
     launch,
     pieces,
     supported,
     value_checks,
 )
+from dsv4core.kernels.triton._tuning import native_e4m3
 from dsv4core.kernels.triton._pages import MAIN, load_main_rows, store_as
 from dsv4core.kernels.triton._table import refuse_holes, table_slots
 
@@ -67,7 +67,7 @@ def dequantize_and_gather_k_cache(
         dequantize_and_gather_kernel, (pieces(max(room, 0), size), requests), out, out, k_cache, seq_lens,
         lens, block_table, room, block_table.shape[1], k_cache.shape[0], offset, out.stride(0), out.stride(1),
         k_cache.stride(0), seq_lens.stride(0), lens.stride(0), block_table.stride(0), block_table.stride(1),
-        rows=rows, LAYOUT=layout, ALIGN=alignment(k_cache), HARDWARE=hardware_e4m3(out), ROWS=size,
+        rows=rows, LAYOUT=layout, ALIGN=alignment(k_cache), HARDWARE=native_e4m3(out), ROWS=size,
         num_warps=4,
     )  # fmt: skip
 

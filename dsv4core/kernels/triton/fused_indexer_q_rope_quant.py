@@ -6,7 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
-from dsv4core.kernels.triton._launch import block, hardware_e4m3, launch, pieces, power
+from dsv4core.kernels.triton._launch import block, launch, pieces, power
+from dsv4core.kernels.triton._tuning import native_e4m3
 from dsv4core.kernels.triton._pages import quantise_fp8, quantise_mxfp4
 from dsv4core.kernels.triton.numerics import hadamard128, rotate, round_bf16, widen
 
@@ -81,6 +82,6 @@ def fused_indexer_q_rope_quant(
         fused_indexer_q_kernel, tokens * parts, q, positions, q, cos_sin, weights, values,
         values if scales is None else scales, folded, parts, heads, positions.stride(0), q.stride(0),
         q.stride(1), cos_sin.stride(0), weights.stride(0), softmax_scale, head_scale,
-        FORMAT=format, HADAMARD=rotate == "hadamard", HARDWARE=hardware_e4m3(q), HEADS=size, num_warps=4,
+        FORMAT=format, HADAMARD=rotate == "hadamard", HARDWARE=native_e4m3(q), HEADS=size, num_warps=4,
     )  # fmt: skip
     return values if mxfp4 else values.view(torch.float8_e4m3fn), scales, folded

@@ -6,7 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
-from dsv4core.kernels.triton._launch import block, hardware_e4m3, launch, pieces, power
+from dsv4core.kernels.triton._launch import block, launch, pieces, power
+from dsv4core.kernels.triton._tuning import native_e4m3
 from dsv4core.kernels.triton.numerics import (
     encode_e4m3,
     exponent_e4m3,
@@ -82,6 +83,6 @@ def fused_inv_rope_fp8_quant(
     launch(
         fused_inv_rope_fp8_quant_kernel, tokens * parts, o, o, positions, cos_sin, codes, scales, parts, heads,
         o.stride(0), o.stride(1), positions.stride(0), cos_sin.stride(0),
-        PACKED=packed, HARDWARE=hardware_e4m3(o), HEADS=size, num_warps=4,
+        PACKED=packed, HARDWARE=native_e4m3(o), HEADS=size, num_warps=4,
     )  # fmt: skip
     return codes.view(torch.float8_e4m3fn), scales

@@ -5,7 +5,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
-from dsv4core.kernels.triton._launch import alignment, block, hardware_e4m3, launch, pieces, power, supported
+from dsv4core.kernels.triton._launch import alignment, block, launch, pieces, power, supported
+from dsv4core.kernels.triton._tuning import native_e4m3
 from dsv4core.kernels.triton._pages import MAIN, store_as, store_main_rows
 from dsv4core.kernels.triton.numerics import inverse_rms, rotate, widen
 
@@ -68,7 +69,7 @@ def fused_qnorm_rope_kv_insert(
         fused_qnorm_rope_kv_insert_kernel, tokens * parts, q, q, kv, positions, cos_sin, k_cache,
         slot_mapping, out, slot_mapping.shape[0], parts, heads, padded_heads, q.stride(0), q.stride(1),
         kv.stride(0), positions.stride(0), cos_sin.stride(0), k_cache.stride(0), slot_mapping.stride(0), eps,
-        rows=rows, LAYOUT=layout, ALIGN=alignment(k_cache), HARDWARE=hardware_e4m3(q), HEADS=size,
+        rows=rows, LAYOUT=layout, ALIGN=alignment(k_cache), HARDWARE=native_e4m3(q), HEADS=size,
         num_warps=4,
     )  # fmt: skip
     return out

@@ -4,7 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dsv4core.kernels.triton._launch import alignment, block, hardware_e4m3, launch, pieces, supported
+from dsv4core.kernels.triton._launch import alignment, block, launch, pieces, supported
+from dsv4core.kernels.triton._tuning import native_e4m3
 from dsv4core.kernels.triton._pages import MAIN, store_main_rows
 from dsv4core.kernels.triton.numerics import widen
 
@@ -39,5 +40,5 @@ def quantize_and_insert_k_cache(
     launch(
         quantize_and_insert_kernel, pieces(count, size), k, k, k_cache, slot_mapping, count,
         k.stride(0), k_cache.stride(0), slot_mapping.stride(0),
-        rows=rows, LAYOUT=layout, ALIGN=alignment(k_cache), HARDWARE=hardware_e4m3(k), ROWS=size, num_warps=1,
+        rows=rows, LAYOUT=layout, ALIGN=alignment(k_cache), HARDWARE=native_e4m3(k), ROWS=size, num_warps=1,
     )  # fmt: skip

@@ -20,7 +20,8 @@ from dsv4core.kernels.triton._attention import (
     store_piece,
     tile_weights,
 )
-from dsv4core.kernels.triton._launch import alignment, block, hardware_e4m3, launch, pieces, power, supported
+from dsv4core.kernels.triton._launch import alignment, launch, pieces, power, supported
+from dsv4core.kernels.triton._tuning import ATTENTION, device_class, native_e4m3
 from dsv4core.kernels.triton._pages import MAIN
 from dsv4core.kernels.triton.numerics import matrix
 
@@ -95,15 +96,18 @@ def sparse_attention_kernel(
 
 
 def attend(
-    q: Tensor, main: dict[str, Any], extra: dict[str, Any] | None, sink: Tensor, out: Tensor, scale: float
-) -> Tensor:
+    q: Tensor, main: dict[str, Any], extra: dict[str, Any] | None, sink: Tensor, out: Tensor, scale: float,
+    side_by_side: bool | None = None,
+) -> Tensor:  # fmt: skip
     """Attention over one or two lists of rows, each a dict of `listed`; writes `out`, returns lse.
 
     How the work is cut depends on how much there is; what comes out does not (`_attention_split`).
+    `side_by_side` decides instead, for tests and measurements.
     """
     tokens, heads, _ = q.shape
     lse = sink.new_empty(tokens, heads)
-    size = min(power(heads, 16), 64)
+    cut = ATTENTION[device_class(q)]
+    size = min(power(heads, 16), cut.heads)
     other = extra or main
     arguments = (
         q, main["cache"], main["slots"], main["lens"], other["cache"], other["slots"], other["lens"], sink,
@@ -116,15 +120,17 @@ def attend(
     meta = {
         "rows": main["rows"], "LAYOUT": main["layout"], "ALIGN": main["align"], "EXTRA": extra is not None,
         "extra_rows": other["rows"], "EXTRA_LAYOUT": other["layout"], "EXTRA_ALIGN": other["align"],
-        "HARDWARE": hardware_e4m3(q), "HEADS": size, "KEYS": block(64, 64),
+        "HARDWARE": native_e4m3(q), "HEADS": size, "KEYS": cut.keys,
     }  # fmt: skip
-    widths = (main["width"], extra["width"] if extra else 0)
-    if _attention_split.worthwhile(tokens * pieces(heads, size), widths):
-        _attention_split.run(arguments, scale, numbers, meta, widths)
+    meta |= {"num_warps": cut.warps if size == cut.heads else 4, "num_stages": cut.stages}
+    parts = pieces(heads, size)
+    tiles = pieces(main["width"], cut.keys) + (pieces(extra["width"], cut.keys) if extra else 0)
+    split = tokens * parts <= cut.few and tiles > 2 if side_by_side is None else side_by_side
+    if split and tiles:
+        _attention_split.run(arguments, scale, parts, numbers, meta)
     else:
         launch(
-            sparse_attention_kernel, tokens * pieces(heads, size), q, *arguments, scale,
-            pieces(heads, size), *numbers, **meta, num_warps=8 if size == 64 else 4, num_stages=2,
+            sparse_attention_kernel, tokens * parts, q, *arguments, scale, parts, *numbers, **meta
         )  # fmt: skip
     return lse
 
