@@ -1,0 +1,163 @@
+"""Attention of one token over listed rows of pages: the parts that decode and prefill kernels are made of.
+
+A row's 512 channels are taken in pieces that are powers of two and straddle neither a scale nor the rotated
+part: 256, 128 and 64 quantised channels, then 64 rotated ones. A piece is dequantised in registers, straight
+from the page, and serves as key and as value.
+
+Scores live in base 2 (scale * log2 e is folded in). A tile's weights are taken against the tile's own maximum
+and then brought to the running one, so that a tile can be scored by one program and used by another with the
+same bits: see `_attention_split`.
+"""
+
+import triton
+import triton.language as tl
+
+from dsv4core.kernels.triton._flags import INTERPRETED
+from dsv4core.kernels.triton._pages import load_bf16, store_as
+from dsv4core.kernels.triton.numerics import byte_scale, decode_e4m3, decode_e4m3_fnuz, matrix
+
+NEVER = tl.constexpr(-1.0e30)  # below every score, and finite: a tile without a key makes no NaN
+LN2 = tl.constexpr(0.6931471805599453)
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def listed_rows(
+    slots, t, n, length, cache, stride, pages, rows, token_stride, column_stride, LAYOUT: tl.constexpr
+):
+    """Byte pointers to rows and to their scales, and which are there.
+
+    Shapes: n i32 [N] -> pointers [N] twice, bool [N].
+    """
+    slot = tl.load(slots + t * token_stride + n.to(tl.int64) * column_stride, n < length, other=-1)
+    page = slot // rows
+    row = slot - page * rows
+    live = (slot >= 0) & (page < pages)
+    start = cache + tl.where(live, page, 0).to(tl.int64) * stride
+    row = tl.where(live, row, 0)
+    if LAYOUT == "bf16_row":
+        return start + row * 1024, start, live
+    elif LAYOUT == "fp8_row":
+        return start + row * 512, start, live
+    else:
+        return start + row * 576, start + rows * 576 + row * 8, live
+
+
+@triton.jit
+def _as_bf16(start, i, mask, ALIGN: tl.constexpr):
+    if INTERPRETED or ALIGN < 2:
+        return matrix(load_bf16(start, i, mask, ALIGN))
+    else:
+        return tl.load(start.to(tl.pointer_type(tl.bfloat16)) + i, mask, other=0.0)
+
+
+@triton.jit
+def piece(
+    start, scales, live, first, WIDTH: tl.constexpr, ROTATED: tl.constexpr, LAYOUT: tl.constexpr,
+    ALIGN: tl.constexpr, HARDWARE: tl.constexpr,
+):  # fmt: skip
+    """Channels first .. first + WIDTH - 1 of rows as an operand of `tl.dot`; zeros where no row is.
+
+    ROTATED: these are the last 64 channels, which some layouts keep in bf16.
+    """
+    d = tl.arange(0, WIDTH)[None, :]
+    mask = live[:, None] & (d < WIDTH)
+    if LAYOUT == "bf16_row":
+        return _as_bf16((start + 2 * first)[:, None], d, mask, ALIGN)
+    elif LAYOUT == "fp8_row":
+        return matrix(decode_e4m3(tl.load(start[:, None] + first + d, mask, other=0), HARDWARE))
+    elif ROTATED:
+        return _as_bf16((start + 448)[:, None], d, mask, ALIGN)
+    else:
+        N: tl.constexpr = start.shape[0]
+        GROUPS: tl.constexpr = WIDTH // 64
+        codes = tl.load(start[:, None] + first + d, mask, other=0)
+        g = tl.arange(0, GROUPS)[None, :]
+        byte = tl.load(scales[:, None] + first // 64 + g, live[:, None] & (g < GROUPS), other=127)
+        if LAYOUT == "fp8_ds_mla_fnuz":
+            values = decode_e4m3_fnuz(codes)
+        else:
+            values = decode_e4m3(codes, HARDWARE)
+        scaled = tl.reshape(values, (N, GROUPS, 64)) * byte_scale(byte)[:, :, None]
+        return matrix(tl.reshape(scaled, (N, WIDTH)))
+
+
+@triton.jit
+def row_pieces(start, scales, live, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr):
+    """A row's four pieces. Shapes: -> [N, 256], [N, 128], [N, 64], [N, 64]."""
+    a = piece(start, scales, live, 0, 256, False, LAYOUT, ALIGN, HARDWARE)
+    b = piece(start, scales, live, 256, 128, False, LAYOUT, ALIGN, HARDWARE)
+    c = piece(start, scales, live, 384, 64, False, LAYOUT, ALIGN, HARDWARE)
+    r = piece(start, scales, live, 448, 64, True, LAYOUT, ALIGN, HARDWARE)
+    return a, b, c, r
+
+
+@triton.jit
+def query_pieces(q, live):
+    """The four pieces of heads. Shapes: pointers [H], bool [H] -> [H, 256], [H, 128], [H, 64], [H, 64]."""
+    d = tl.arange(0, 256)[None, :]
+    e = tl.arange(0, 128)[None, :]
+    f = tl.arange(0, 64)[None, :]
+    a = _query(q[:, None] + d, live[:, None] & (d < 256))
+    b = _query(q[:, None] + 256 + e, live[:, None] & (e < 128))
+    c = _query(q[:, None] + 384 + f, live[:, None] & (f < 64))
+    r = _query(q[:, None] + 448 + f, live[:, None] & (f < 64))
+    return a, b, c, r
+
+
+@triton.jit
+def _query(pointer, mask):
+    x = tl.load(pointer, mask, other=0.0)
+    if INTERPRETED:
+        return x.to(tl.float32)
+    else:
+        return x
+
+
+@triton.jit
+def tile_weights(qa, qb, qc, qr, ka, kb, kc, kr, live, factor):
+    """Weights of a tile against its own maximum, that maximum, and the sum of the weights.
+
+    Shapes: q pieces [H, ..], k pieces [N, ..], live bool [N] -> f32 [H, N], f32 [H], f32 [H].
+    """
+    s = tl.dot(qa, tl.trans(ka), input_precision="ieee")
+    s = tl.dot(qb, tl.trans(kb), s, input_precision="ieee")
+    s = tl.dot(qc, tl.trans(kc), s, input_precision="ieee")
+    s = tl.dot(qr, tl.trans(kr), s, input_precision="ieee")
+    s = tl.where(live[None, :], s * factor, -float("inf"))
+    peak = tl.maximum(tl.max(s, 1), NEVER)
+    p = tl.exp2(s - peak[:, None])
+    return p, peak, tl.sum(p, 1)
+
+
+@triton.jit
+def advance(peak, total, tile_peak, tile_total):
+    """Fold a tile into the running maximum and sum: -> both, factor of the past, factor of the tile."""
+    new = tl.maximum(peak, tile_peak)
+    past = tl.exp2(peak - new)
+    fresh = tl.exp2(tile_peak - new)
+    return new, total * past + tile_total * fresh, past, fresh
+
+
+@triton.jit
+def finish(peak, total, sink):
+    """Share of every weight in the output, and the natural log of the sum without the sink (+inf: no key).
+
+    Shapes: f32 [H] three times -> f32 [H] twice.
+    """
+    whole = total + tl.exp2(sink * LOG2E - peak)
+    share = tl.where(total > 0, 1.0 / tl.where(total > 0, whole, 1.0), 0.0)
+    lse = tl.where(total > 0, (peak + tl.log2(tl.where(total > 0, total, 1.0))) * LN2, float("inf"))
+    return share, lse
+
+
+@triton.jit
+def store_piece(out, acc, share, live, first, WIDTH: tl.constexpr):
+    """Write channels first .. first + WIDTH - 1 of the output.
+
+    Shapes: out pointers [H], acc f32 [H, WIDTH], share f32 [H].
+    """
+    d = tl.arange(0, WIDTH)[None, :]
+    # A share of 0 with an infinite sum would be NaN: the row is 0 there.
+    value = tl.where(share[:, None] == 0, 0.0, acc * share[:, None])
+    store_as(out[:, None] + first + d, value, live[:, None] & (d < WIDTH))

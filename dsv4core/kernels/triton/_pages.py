@@ -1,0 +1,235 @@
+"""Rows of pages as kernels see them: where a slot's bytes lie, and the codecs of every layout.
+
+A page is addressed by bytes from its tensor's base and stride, in 64 bits. Bases may be odd (layers share an
+allocation), so wider words are used only where ALIGN, the alignment that the launcher found, allows them.
+"""
+
+import triton
+import triton.language as tl
+
+from dsv4core.kernels.triton.numerics import (
+    bits_of,
+    byte_scale,
+    decode_e4m3,
+    decode_e4m3_fnuz,
+    encode_e2m1,
+    encode_e4m3,
+    encode_e4m3_fnuz,
+    exponent_e2m1,
+    exponent_e4m3,
+    finite,
+    finite_bf16,
+    float_of,
+    power_of_two,
+    scale_byte,
+    to_bf16,
+)
+
+MAIN = ("fp8_ds_mla", "fp8_ds_mla_fnuz", "bf16_row", "fp8_row")
+INDEX = ("index_fp8", "index_fp8_ue8m0x4", "index_fp8_hadamard_f32", "index_mxfp4", "index_mxfp4_hadamard")
+
+
+@triton.jit
+def store_as(pointer, value, mask):
+    """Store f32 in the pointer's type: rounded once to bf16, or as it is."""
+    if pointer.dtype.element_ty == tl.bfloat16:
+        tl.store(pointer, to_bf16(value), mask)
+    else:
+        tl.store(pointer, value, mask)
+
+
+@triton.jit
+def store_u16(start, i, value, mask, ALIGN: tl.constexpr):
+    """Store the low 16 bits of i32 as item i behind byte pointers.
+
+    The pointer is cast before items are counted: a compiler sees neighbours in `start + i`, not in bytes.
+    """
+    if ALIGN >= 2:
+        tl.store(start.to(tl.pointer_type(tl.uint16)) + i, value.to(tl.uint16), mask)
+    else:
+        tl.store(start + 2 * i, (value & 0xFF).to(tl.uint8), mask)
+        tl.store(start + 2 * i + 1, ((value >> 8) & 0xFF).to(tl.uint8), mask)
+
+
+@triton.jit
+def store_u32(pointer, value, mask, ALIGN: tl.constexpr):
+    """Store i32 at byte pointers."""
+    if ALIGN >= 4:
+        tl.store(pointer.to(tl.pointer_type(tl.int32)), value, mask)
+    else:
+        for i in tl.static_range(4):
+            tl.store(pointer + i, ((value >> (8 * i)) & 0xFF).to(tl.uint8), mask)
+
+
+@triton.jit
+def load_u16(start, i, mask, ALIGN: tl.constexpr):
+    """Item i of 16 bits behind byte pointers, as i32; 0 where masked."""
+    if ALIGN >= 2:
+        return tl.load(start.to(tl.pointer_type(tl.uint16)) + i, mask, other=0).to(tl.int32)
+    else:
+        low = tl.load(start + 2 * i, mask, other=0).to(tl.int32)
+        return low | (tl.load(start + 2 * i + 1, mask, other=0).to(tl.int32) << 8)
+
+
+@triton.jit
+def load_u32(pointer, mask, ALIGN: tl.constexpr):
+    """32 bits at byte pointers; 0 where masked."""
+    if ALIGN >= 4:
+        return tl.load(pointer.to(tl.pointer_type(tl.int32)), mask, other=0)
+    else:
+        low = load_u16(pointer, 0, mask, 1)
+        return low | (load_u16(pointer, 1, mask, 1) << 16)
+
+
+@triton.jit
+def load_bf16(start, i, mask, ALIGN: tl.constexpr):
+    """bf16 item i behind byte pointers as f32; 0 where masked."""
+    return float_of(load_u16(start, i, mask, ALIGN) << 16)
+
+
+@triton.jit
+def store_main_rows(
+    cache, stride, slots, live, nope, tail,
+    rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr,
+):  # fmt: skip
+    """Write rows of a main cache: exactly their bytes.
+
+    Shapes: slots i64 [R] (>= 0 where live), nope f32 [R, 512] (channels from 448 on are ignored), tail f32
+    [R, 64] already rotated. Values are rounded here, as the layout says.
+    """
+    R: tl.constexpr = nope.shape[0]
+    d = tl.arange(0, 512)[None, :]
+    j = tl.arange(0, 64)[None, :]
+    head = live[:, None] & (d < 448)
+    all_live = live[:, None] & (j < 64)
+    page = cache + (slots // rows) * stride
+    row = slots % rows
+    if LAYOUT == "bf16_row":
+        start = (page + row * 1024)[:, None]
+        store_u16(start, d, bits_of(finite_bf16(nope)) >> 16, head, ALIGN)
+        store_u16(start + 896, j, bits_of(finite_bf16(tail)) >> 16, all_live, ALIGN)
+    elif LAYOUT == "fp8_row":
+        start = (page + row * 512)[:, None]
+        tl.store(start + d, encode_e4m3(finite(nope), HARDWARE), head)
+        tl.store(start + 448 + j, encode_e4m3(finite(tail), HARDWARE), all_live)
+    else:
+        start = (page + row * 576)[:, None]
+        grouped = tl.reshape(tl.where(d < 448, finite_bf16(nope), 0.0), (R, 8, 64))
+        exponent = exponent_e4m3(tl.maximum(tl.max(tl.abs(grouped), 2), 1e-4))
+        if LAYOUT == "fp8_ds_mla_fnuz":
+            exponent += 1
+            codes = encode_e4m3_fnuz(grouped * power_of_two(-exponent)[:, :, None])
+        else:
+            codes = encode_e4m3(grouped * power_of_two(-exponent)[:, :, None], HARDWARE)
+        tl.store(start + d, tl.reshape(codes, (R, 512)), head)
+        store_u16(start + 448, j, bits_of(finite_bf16(tail)) >> 16, all_live, ALIGN)
+        group = tl.arange(0, 8)[None, :]
+        byte = tl.where(group < 7, scale_byte(exponent), 0).to(tl.uint8)
+        tl.store((page + rows * 576 + row * 8)[:, None] + group, byte, live[:, None] & (group < 8))
+
+
+@triton.jit
+def load_main_rows(
+    cache, stride, slots, live,
+    rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr,
+):  # fmt: skip
+    """Values of rows of a main cache, exact in bf16; zeros where not live.
+
+    Shapes: slots i64 [R] (>= 0 where live) -> nope f32 [R, 512] (448.. are zero), tail f32 [R, 64].
+    """
+    R: tl.constexpr = slots.shape[0]
+    d = tl.arange(0, 512)[None, :]
+    j = tl.arange(0, 64)[None, :]
+    head = live[:, None] & (d < 448)
+    all_live = live[:, None] & (j < 64)
+    page = cache + (slots // rows) * stride
+    row = slots % rows
+    if LAYOUT == "bf16_row":
+        start = (page + row * 1024)[:, None]
+        nope = load_bf16(start, d, head, ALIGN)
+        tail = load_bf16(start + 896, j, all_live, ALIGN)
+    elif LAYOUT == "fp8_row":
+        start = (page + row * 512)[:, None]
+        nope = decode_e4m3(tl.load(start + d, head, other=0), HARDWARE)
+        tail = decode_e4m3(tl.load(start + 448 + j, all_live, other=0), HARDWARE)
+    else:
+        start = (page + row * 576)[:, None]
+        codes = tl.load(start + d, head, other=0)
+        group = tl.arange(0, 8)[None, :]
+        byte = tl.load((page + rows * 576 + row * 8)[:, None] + group, live[:, None] & (group < 7), other=127)
+        if LAYOUT == "fp8_ds_mla_fnuz":
+            values = decode_e4m3_fnuz(codes)
+        else:
+            values = decode_e4m3(codes, HARDWARE)
+        scaled = tl.reshape(values, (R, 8, 64)) * byte_scale(byte)[:, :, None]
+        nope = tl.reshape(scaled, (R, 512))
+        tail = load_bf16(start + 448, j, all_live, ALIGN)
+    return nope, tail
+
+
+@triton.jit
+def quantise_fp8(low, high, PLAIN: tl.constexpr, HARDWARE: tl.constexpr):
+    """e4m3 codes of rows of 128 given in halves, and one scale a row: 2^E, or amax / 448 when PLAIN.
+
+    Shapes: f32 [R, 64] twice, on the bf16 grid -> u8 [R, 64] twice, f32 [R].
+    """
+    amax = tl.maximum(tl.max(tl.abs(low), 1), tl.max(tl.abs(high), 1))
+    amax = tl.maximum(amax, 1e-4)
+    if PLAIN:
+        scale = tl.div_rn(amax, tl.full(amax.shape, 448.0, tl.float32))
+        wide = scale[:, None] + tl.zeros_like(low)
+        a, b = tl.div_rn(low, wide), tl.div_rn(high, wide)
+    else:
+        exponent = exponent_e4m3(amax)
+        scale = power_of_two(exponent)
+        inverse = power_of_two(-exponent)[:, None]
+        a, b = low * inverse, high * inverse
+    return encode_e4m3(a, HARDWARE), encode_e4m3(b, HARDWARE), scale
+
+
+@triton.jit
+def quantise_mxfp4(half):
+    """Packed e2m1 pairs of half a row, even element in the low nibble, and a byte of scale per 32.
+
+    Shapes: f32 [R, 64] on the bf16 grid -> u8 [R, 32], i32 [R, 2].
+    """
+    R: tl.constexpr = half.shape[0]
+    grouped = tl.reshape(half, (R, 2, 32))
+    amax = tl.maximum(tl.max(tl.abs(grouped), 2), 7.052966104933725e-38)  # 6 * 2^-126
+    byte = scale_byte(exponent_e2m1(amax))
+    codes = encode_e2m1(grouped * power_of_two(127 - byte)[:, :, None])
+    even, odd = tl.split(tl.reshape(codes, (R, 32, 2)))
+    return (even | (odd << 4)).to(tl.uint8), byte
+
+
+@triton.jit
+def store_index_rows(
+    cache, stride, slots, live, low, high,
+    rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr,
+):  # fmt: skip
+    """Write rows of an index cache: exactly their bytes. Shapes: slots i64 [R], low, high f32 [R, 64]."""
+    low, high = finite_bf16(low), finite_bf16(high)
+    page = cache + (slots // rows) * stride
+    row = slots % rows
+    if LAYOUT == "index_mxfp4" or LAYOUT == "index_mxfp4_hadamard":
+        j = tl.arange(0, 32)[None, :]
+        g = tl.arange(0, 2)[None, :]
+        start = (page + row * 64)[:, None]
+        behind = (page + rows * 64 + row * 4)[:, None]
+        a, a_byte = quantise_mxfp4(low)
+        b, b_byte = quantise_mxfp4(high)
+        tl.store(start + j, a, live[:, None] & (j < 32))
+        tl.store(start + 32 + j, b, live[:, None] & (j < 32))
+        tl.store(behind + g, a_byte.to(tl.uint8), live[:, None] & (g < 2))
+        tl.store(behind + 2 + g, b_byte.to(tl.uint8), live[:, None] & (g < 2))
+    else:
+        j = tl.arange(0, 64)[None, :]
+        start = (page + row * 128)[:, None]
+        a, b, scale = quantise_fp8(low, high, LAYOUT == "index_fp8_hadamard_f32", HARDWARE)
+        tl.store(start + j, a, live[:, None] & (j < 64))
+        tl.store(start + 64 + j, b, live[:, None] & (j < 64))
+        word = bits_of(scale)
+        if LAYOUT == "index_fp8_ue8m0x4":
+            byte = word >> 23
+            word = byte | (byte << 8) | (byte << 16) | (byte << 24)
+        store_u32(page + rows * 128 + row * 4, word, live, ALIGN)

@@ -1,0 +1,140 @@
+"""Compile what an op would launch for a device that is not there: registers, spills, matrix instructions.
+
+Run it in a process without TRITON_INTERPRET. An op's own launcher is called with host tensors of real sizes
+while launches are recorded, so signature, constants and specialisation are those of a run.
+"""
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from dsv4core.kernels.triton._launch import recorded
+
+TARGETS = {
+    "sm80": ("cuda", 80, 32),
+    "sm90": ("cuda", 90, 32),
+    "sm100": ("cuda", 100, 32),
+    "sm120": ("cuda", 120, 32),
+    "gfx942": ("hip", "gfx942", 64),
+    "gfx950": ("hip", "gfx950", 64),
+}
+MATRIX = re.compile(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_mfma_\w+|v_wmma_\w+")
+TYPES = {
+    torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.uint8: "*u8", torch.int32: "*i32",
+    torch.int64: "*i64", torch.bool: "*i1", torch.float8_e4m3fn: "*fp8e4nv",
+}  # fmt: skip
+META = ("num_warps", "num_stages", "num_ctas", "maxnreg", "waves_per_eu")
+
+
+@dataclass
+class Launch:
+    """One recorded launch: the kernel and how it is specialised."""
+
+    kernel: Any
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    divisible: tuple[str, ...]
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def name(self) -> str:
+        """The kernel's name."""
+        return self.kernel.__name__
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a compiled kernel takes: registers, spills, shared memory, matrix instructions."""
+
+    registers: int
+    spills: int
+    shared: int
+    matrix: int
+
+
+def record(call: Callable[[], Any], target: str) -> list[Launch]:
+    """The launches of a call, as `target` would be given them."""
+    found: list[Launch] = []
+
+    def note(kernel: Any, arguments: tuple[Any, ...], meta: dict[str, Any]) -> None:
+        found.append(_launch(kernel, arguments, meta))
+
+    with recorded(note, target):
+        call()
+    return found
+
+
+def _launch(kernel: Any, arguments: tuple[Any, ...], meta: dict[str, Any]) -> Launch:
+    options = {k: v for k, v in meta.items() if k in META}
+    constants = {k: v for k, v in meta.items() if k not in META}
+    general = {p.name for p in kernel.params if p.do_not_specialize}
+    signature: dict[str, str] = {}
+    divisible: list[str] = []
+    for name, value in zip(kernel.arg_names, arguments, strict=False):
+        if isinstance(value, Tensor):
+            signature[name] = TYPES[value.dtype]
+            if name not in general and value.data_ptr() % 16 == 0:
+                divisible.append(name)
+        elif value is None or isinstance(value, (bool, str)):
+            constants[name] = value
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        elif value == 1 and name not in general:
+            constants[name] = 1
+        else:
+            signature[name] = "i32" if abs(value) < 2**31 else "i64"
+            if name not in general and value % 16 == 0:
+                divisible.append(name)
+    ordered = {n: signature.get(n, "constexpr") for n in kernel.arg_names}
+    return Launch(kernel, ordered, constants, tuple(divisible), options)
+
+
+def compile_for(launch: Launch, target: str) -> Usage:
+    """Compile one launch for a target."""
+    backend, arch, warp = TARGETS[target]
+    place = {name: (i,) for i, name in enumerate(launch.kernel.arg_names)}
+    source = ASTSource(
+        fn=launch.kernel,
+        signature=launch.signature,
+        constexprs={place[n]: v for n, v in launch.constants.items()},
+        attrs={place[n]: [["tt.divisibility", 16]] for n in launch.divisible},
+    )
+    options = {"enable_fp_fusion": False, **launch.options}
+    compiled = triton.compile(source, target=GPUTarget(backend, arch, warp), options=options)
+    shared = int(compiled.metadata.shared)
+    if backend == "hip":
+        text = compiled.asm["amdgcn"]
+        return Usage(
+            _number(text, "vgpr_count"),
+            _number(text, "vgpr_spill_count") + _number(text, "sgpr_spill_count"),
+            shared, len(MATRIX.findall(text)),
+        )  # fmt: skip
+    words = _resources(compiled.asm["cubin"])
+    matrix = len(MATRIX.findall(compiled.asm["ptx"]))
+    return Usage(words.get("REG", 0), words.get("STACK", 0) + words.get("LOCAL", 0), shared, matrix)
+
+
+def _number(text: str, word: str) -> int:
+    found = re.search(rf"\.{word}:\s+(\d+)", text)
+    return int(found[1]) if found else 0
+
+
+def _resources(cubin: bytes) -> dict[str, int]:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        done = subprocess.run(
+            [str(tool), "-res-usage", file.name], capture_output=True, text=True, check=False
+        )
+    return {word: int(size) for word, size in re.findall(r"(\w+):(\d+)", done.stdout + done.stderr)}
