@@ -1,8 +1,8 @@
 """Where a backend puts its own conversion of whole pages: `transcode` asks it before it computes in torch.
 
-The core imports no backend. The CPU backend registers itself when it is created (`get_backend("cpu")`, a
-layer, most commands); until then, and on devices without an entry, `transcode` does everything in torch. The
-bytes and the errors are the same either way.
+The core imports no backend. The CPU backend registers itself when it is created (`get_backend("cpu")`, any
+layer); until then, and on devices without an entry, `transcode` does everything in torch. The bytes and the
+errors are the same either way.
 """
 
 from __future__ import annotations
