@@ -12,6 +12,7 @@ import dsv4core_xpu.plugin
 from dsv4core import registry
 from dsv4core.spec import Availability, BackendSpec, Code
 
+SHIPS_OPS = ("xpu",)  # their findings decide; tests of their kernels are beside the backend
 PLUGINS = {"cuda": dsv4core_cuda.plugin, "rocm": dsv4core_rocm.plugin, "xpu": dsv4core_xpu.plugin}
 
 
@@ -64,6 +65,9 @@ def test_a_probe_says_what_it_found_and_that_there_are_no_ops(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", torch)
     answer = registry.get_registry().probe(name, "device")
+    if name in SHIPS_OPS:
+        assert answer.reason.startswith(finding) and answer.device == device
+        return
     assert answer == Availability(
         False,
         Code.NO_OPS,
@@ -99,7 +103,7 @@ def test_the_variable_around_the_count_is_put_back(monkeypatch: pytest.MonkeyPat
     assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "0"
 
 
-@pytest.mark.parametrize("name", list(PLUGINS))
+@pytest.mark.parametrize("name", [name for name in PLUGINS if name not in SHIPS_OPS])
 def test_static_probes_say_no_ops(name: str) -> None:
     answer = registry.get_registry().probe(name, "static")
     assert (answer.code, answer.reason) == (Code.NO_OPS, f"this release ships no ops for {name} yet")

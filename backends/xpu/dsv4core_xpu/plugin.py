@@ -1,28 +1,45 @@
-"""The XPU backend as data and a probe; this release recognises Intel devices and ships no ops for them.
+"""The XPU backend as data and a probe: Triton kernels on what stock torch calls an XPU.
 
-Intel's extension for PyTorch is not looked at: stock torch drives the device, and importing the extension
-next to another minor version of torch ends the process.
+Intel's extension for PyTorch is looked at by its metadata only: stock torch drives the device, and importing
+the extension next to another minor version of torch ends the process.
 """
 
+import os
 from typing import Any
 
+from dsv4core import env
 from dsv4core.hookspecs import hookimpl
-from dsv4core.probe import AVAILABLE, import_torch, unmet, with_ops
+from dsv4core.probe import import_torch, installed_version, module_exists, unmet
 from dsv4core.spec import Availability, BackendSpec, Code, Depth, Requirement
 
-HINT = "use the cpu backend: DSV4CORE_BACKEND=cpu"
 TORCH_FIRST = (
     "install torch from the XPU index first: "
     "python -m pip install torch --index-url https://download.pytorch.org/whl/xpu"
 )
+TRITON = "torch's XPU wheels bring triton-xpu; on a CPU: python -m pip install triton"
+DEVICES = ("xpu", "cuda", "cpu")
+IPEX = "intel_extension_for_pytorch"
 
 SPEC = BackendSpec(
     name="xpu",
     device_type="xpu",
     priority=80,
-    factory="",
+    factory="dsv4core_xpu.backend:XpuBackend",
     requires=(Requirement("torch", version=">=2.8", hint=TORCH_FIRST),),
     extra="xpu",
+    features=frozenset({"decode_batch_invariant"}),
+    layouts=(
+        "fp8_ds_mla",
+        "fp8_ds_mla_fnuz",
+        "index_fp8",
+        "index_fp8_ue8m0x4",
+        "index_fp8_hadamard_f32",
+        "index_mxfp4",
+        "index_mxfp4_hadamard",
+        "state_f32",
+        "bf16_row",
+        "fp8_row",
+    ),
 )
 
 
@@ -34,16 +51,65 @@ def dsv4core_backends() -> list[BackendSpec]:
 
 @hookimpl
 def dsv4core_probe(spec: BackendSpec, depth: Depth) -> Availability | None:
-    """Answer for ``xpu``: torch's build, then the number of devices, then whether there are ops."""
+    """Answer for ``xpu``: torch, the interpreter or a device, then triton, which is not imported."""
     if spec.name != SPEC.name:
         return None
     answer = unmet(spec)
     if answer is not None:
         return answer
-    if depth == "static":
-        return with_ops(spec, AVAILABLE, HINT)
+    found = _interpreter() or (_installed() if depth == "static" else _on_device())
+    if found.ok and not module_exists("triton"):
+        reason = f"{found.reason}, but module 'triton' is not installed"
+        return Availability.missing(Code.NOT_INSTALLED, reason, TRITON, found.device)
+    return found
+
+
+@hookimpl
+def dsv4core_info(spec: BackendSpec) -> list[str] | None:
+    """Say what the extension for PyTorch would add, where it is installed: nothing is imported."""
+    version = installed_version(IPEX)
+    if spec.name != SPEC.name or version is None:
+        return None
+    torch = installed_version("torch") or ""
+    same = torch.split(".")[:2] == version.split(".")[:2]
+    fit = "fits" if same else f"does not fit torch {torch}: importing it would end the process"
+    return [f"{IPEX} {version} ({fit}); end of life upstream, and no op here needs it"]
+
+
+def _interpreter() -> Availability | None:
+    """Kernels run in Triton's interpreter on host tensors when the process asks for that."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return None
+    return Availability.available("kernels run in Triton's interpreter on the CPU (TRITON_INTERPRET=1): slow")
+
+
+def _installed() -> Availability:
+    """What the installed files say: an XPU build of torch carries that in its version."""
+    version = installed_version("torch") or ""
+    if env.settings(SPEC.name).get("device") in ("cuda", "cpu") or "+xpu" in version:
+        return Availability.available()
+    return Availability.missing(Code.NO_DEVICE, f"torch {version} is not an XPU build", TORCH_FIRST)
+
+
+def _on_device() -> Availability:
     torch = import_torch()
-    return torch if isinstance(torch, Availability) else with_ops(spec, _look(torch), HINT)
+    if isinstance(torch, Availability):
+        return torch
+    wanted = env.settings(SPEC.name).get("device", "xpu")
+    if wanted == "cuda":
+        return _borrowed(torch)
+    if wanted != "xpu":
+        reason = f"DSV4CORE_XPU_DEVICE={wanted}: expected xpu or, for development, cuda"
+        return Availability.missing(Code.UNSUPPORTED_DEVICE, reason, "unset DSV4CORE_XPU_DEVICE")
+    return _look(torch)
+
+
+def _borrowed(torch: Any) -> Availability:
+    """The same kernels on an NVIDIA or AMD device, for development."""
+    if not torch.cuda.is_available():
+        reason = f"DSV4CORE_XPU_DEVICE=cuda, but torch {torch.__version__} sees no such device"
+        return Availability.missing(Code.NO_DEVICE, reason, "unset DSV4CORE_XPU_DEVICE")
+    return Availability.available("for development, on a foreign device (DSV4CORE_XPU_DEVICE=cuda)", "cuda")
 
 
 def _look(torch: Any) -> Availability:

@@ -23,30 +23,29 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def listed_rows(
-    slots, t, n, length, cache, stride, pages, token_stride, column_stride,
-    rows: tl.constexpr, LAYOUT: tl.constexpr,
-):  # fmt: skip
+    slots, t, n, length, cache, stride, pages, rows, token_stride, column_stride, LAYOUT: tl.constexpr
+):
     """Byte pointers to rows and to their scales, and which are there. Shapes: n i32 [N] -> pointers [N], bool [N]."""
-    slot = tl.load(slots + t * token_stride + n.to(tl.int64) * column_stride, n < length, other=-1).to(tl.int64)
-    live = (slot >= 0) & (slot < pages.to(tl.int64) * rows)
-    slot = tl.where(live, slot, 0)
-    page = cache + (slot // rows) * stride
-    row = slot % rows
+    slot = tl.load(slots + t * token_stride + n.to(tl.int64) * column_stride, n < length, other=-1)
+    page = slot // rows
+    row = slot - page * rows
+    live = (slot >= 0) & (page < pages)
+    start = cache + tl.where(live, page, 0).to(tl.int64) * stride
+    row = tl.where(live, row, 0)
     if LAYOUT == "bf16_row":
-        start = page + row * 1024
+        return start + row * 1024, start, live
     elif LAYOUT == "fp8_row":
-        start = page + row * 512
+        return start + row * 512, start, live
     else:
-        start = page + row * 576
-    return start, page + rows * 576 + row * 8, live
+        return start + row * 576, start + rows * 576 + row * 8, live
 
 
 @triton.jit
-def _as_bf16(pointer, mask, ALIGN: tl.constexpr):
+def _as_bf16(start, i, mask, ALIGN: tl.constexpr):
     if INTERPRETED or ALIGN < 2:
-        return matrix(load_bf16(pointer, mask, ALIGN))
+        return matrix(load_bf16(start, i, mask, ALIGN))
     else:
-        return tl.load(pointer.to(tl.pointer_type(tl.bfloat16)), mask, other=0.0)
+        return tl.load(start.to(tl.pointer_type(tl.bfloat16)) + i, mask, other=0.0)
 
 
 @triton.jit
@@ -61,11 +60,11 @@ def piece(
     d = tl.arange(0, WIDTH)[None, :]
     mask = live[:, None] & (d < WIDTH)
     if LAYOUT == "bf16_row":
-        return _as_bf16(start[:, None] + 2 * first + 2 * d, mask, ALIGN)
+        return _as_bf16((start + 2 * first)[:, None], d, mask, ALIGN)
     elif LAYOUT == "fp8_row":
         return matrix(decode_e4m3(tl.load(start[:, None] + first + d, mask, other=0), HARDWARE))
     elif ROTATED:
-        return _as_bf16(start[:, None] + 448 + 2 * d, mask, ALIGN)
+        return _as_bf16((start + 448)[:, None], d, mask, ALIGN)
     else:
         N: tl.constexpr = start.shape[0]
         GROUPS: tl.constexpr = WIDTH // 64
@@ -81,9 +80,7 @@ def piece(
 
 
 @triton.jit
-def row_pieces(
-    start, scales, live, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr
-):
+def row_pieces(start, scales, live, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr):
     """A row's four pieces. Shapes: -> [N, 256], [N, 128], [N, 64], [N, 64]."""
     a = piece(start, scales, live, 0, 256, False, LAYOUT, ALIGN, HARDWARE)
     b = piece(start, scales, live, 256, 128, False, LAYOUT, ALIGN, HARDWARE)

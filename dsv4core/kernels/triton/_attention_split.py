@@ -44,7 +44,7 @@ def _score_tile(
     if start < length:
         n = start + tl.arange(0, KEYS)
         first, scales, live = listed_rows(
-            slots, t, n, length, cache, stride, pages, token_stride, column_stride, rows, LAYOUT
+            slots, t, n, length, cache, stride, pages, rows, token_stride, column_stride, LAYOUT
         )
         ka, kb, kc, kr = row_pieces(first, scales, live, LAYOUT, ALIGN, HARDWARE)
         p, peak, total = tile_weights(qa, qb, qc, qr, ka, kb, kc, kr, live, factor)
@@ -100,7 +100,7 @@ def _walk(
     for start in range(0, length, KEYS):
         n = start + tl.arange(0, KEYS)
         row, scales, live = listed_rows(
-            slots, t, n, length, cache, stride, pages, token_stride, column_stride, rows, LAYOUT
+            slots, t, n, length, cache, stride, pages, rows, token_stride, column_stride, LAYOUT
         )
         k = piece(row, scales, live, first, 64, ROTATED, LAYOUT, ALIGN, HARDWARE)
         at = place + start // KEYS

@@ -36,7 +36,9 @@ def recorded(recorder: Recorder, device: str) -> Iterator[None]:
         _recorder = assumed = None
 
 
-def launch(kernel: Any, programs: int | tuple[int, ...], anchor: Tensor, *arguments: Any, **meta: Any) -> None:
+def launch(
+    kernel: Any, programs: int | tuple[int, ...], anchor: Tensor, *arguments: Any, **meta: Any
+) -> None:
     """Start `kernel` over `programs` on the device of `anchor`; nothing to do starts nothing.
 
     `enable_fp_fusion=False` is CA1 rule 1: no multiply and add may become one rounding.

@@ -39,13 +39,16 @@ def store_as(pointer, value, mask):
 
 
 @triton.jit
-def store_u16(pointer, value, mask, ALIGN: tl.constexpr):
-    """Store the low 16 bits of i32 at byte pointers."""
+def store_u16(start, i, value, mask, ALIGN: tl.constexpr):
+    """Store the low 16 bits of i32 as item i behind byte pointers.
+
+    The pointer is cast before items are counted: a compiler sees neighbours in `start + i`, not in bytes.
+    """
     if ALIGN >= 2:
-        tl.store(pointer.to(tl.pointer_type(tl.uint16)), value.to(tl.uint16), mask)
+        tl.store(start.to(tl.pointer_type(tl.uint16)) + i, value.to(tl.uint16), mask)
     else:
-        tl.store(pointer, (value & 0xFF).to(tl.uint8), mask)
-        tl.store(pointer + 1, ((value >> 8) & 0xFF).to(tl.uint8), mask)
+        tl.store(start + 2 * i, (value & 0xFF).to(tl.uint8), mask)
+        tl.store(start + 2 * i + 1, ((value >> 8) & 0xFF).to(tl.uint8), mask)
 
 
 @triton.jit
@@ -59,13 +62,13 @@ def store_u32(pointer, value, mask, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def load_u16(pointer, mask, ALIGN: tl.constexpr):
-    """16 bits at byte pointers, as i32; 0 where masked."""
+def load_u16(start, i, mask, ALIGN: tl.constexpr):
+    """Item i of 16 bits behind byte pointers, as i32; 0 where masked."""
     if ALIGN >= 2:
-        return tl.load(pointer.to(tl.pointer_type(tl.uint16)), mask, other=0).to(tl.int32)
+        return tl.load(start.to(tl.pointer_type(tl.uint16)) + i, mask, other=0).to(tl.int32)
     else:
-        low = tl.load(pointer, mask, other=0).to(tl.int32)
-        return low | (tl.load(pointer + 1, mask, other=0).to(tl.int32) << 8)
+        low = tl.load(start + 2 * i, mask, other=0).to(tl.int32)
+        return low | (tl.load(start + 2 * i + 1, mask, other=0).to(tl.int32) << 8)
 
 
 @triton.jit
@@ -74,14 +77,14 @@ def load_u32(pointer, mask, ALIGN: tl.constexpr):
     if ALIGN >= 4:
         return tl.load(pointer.to(tl.pointer_type(tl.int32)), mask, other=0)
     else:
-        low = load_u16(pointer, mask, 1)
-        return low | (load_u16(pointer + 2, mask, 1) << 16)
+        low = load_u16(pointer, 0, mask, 1)
+        return low | (load_u16(pointer, 1, mask, 1) << 16)
 
 
 @triton.jit
-def load_bf16(pointer, mask, ALIGN: tl.constexpr):
-    """bf16 at byte pointers as f32; 0 where masked."""
-    return float_of(load_u16(pointer, mask, ALIGN) << 16)
+def load_bf16(start, i, mask, ALIGN: tl.constexpr):
+    """bf16 item i behind byte pointers as f32; 0 where masked."""
+    return float_of(load_u16(start, i, mask, ALIGN) << 16)
 
 
 @triton.jit
@@ -103,8 +106,8 @@ def store_main_rows(
     row = slots % rows
     if LAYOUT == "bf16_row":
         start = (page + row * 1024)[:, None]
-        store_u16(start + 2 * d, bits_of(finite_bf16(nope)) >> 16, head, ALIGN)
-        store_u16(start + 896 + 2 * j, bits_of(finite_bf16(tail)) >> 16, all_live, ALIGN)
+        store_u16(start, d, bits_of(finite_bf16(nope)) >> 16, head, ALIGN)
+        store_u16(start + 896, j, bits_of(finite_bf16(tail)) >> 16, all_live, ALIGN)
     elif LAYOUT == "fp8_row":
         start = (page + row * 512)[:, None]
         tl.store(start + d, encode_e4m3(finite(nope), HARDWARE), head)
@@ -119,7 +122,7 @@ def store_main_rows(
         else:
             codes = encode_e4m3(grouped * power_of_two(-exponent)[:, :, None], HARDWARE)
         tl.store(start + d, tl.reshape(codes, (R, 512)), head)
-        store_u16(start + 448 + 2 * j, bits_of(finite_bf16(tail)) >> 16, all_live, ALIGN)
+        store_u16(start + 448, j, bits_of(finite_bf16(tail)) >> 16, all_live, ALIGN)
         group = tl.arange(0, 8)[None, :]
         byte = tl.where(group < 7, scale_byte(exponent), 0).to(tl.uint8)
         tl.store((page + rows * 576 + row * 8)[:, None] + group, byte, live[:, None] & (group < 8))
@@ -143,8 +146,8 @@ def load_main_rows(
     row = slots % rows
     if LAYOUT == "bf16_row":
         start = (page + row * 1024)[:, None]
-        nope = load_bf16(start + 2 * d, head, ALIGN)
-        tail = load_bf16(start + 896 + 2 * j, all_live, ALIGN)
+        nope = load_bf16(start, d, head, ALIGN)
+        tail = load_bf16(start + 896, j, all_live, ALIGN)
     elif LAYOUT == "fp8_row":
         start = (page + row * 512)[:, None]
         nope = decode_e4m3(tl.load(start + d, head, other=0), HARDWARE)
@@ -153,16 +156,14 @@ def load_main_rows(
         start = (page + row * 576)[:, None]
         codes = tl.load(start + d, head, other=0)
         group = tl.arange(0, 8)[None, :]
-        byte = tl.load(
-            (page + rows * 576 + row * 8)[:, None] + group, live[:, None] & (group < 7), other=127
-        )
+        byte = tl.load((page + rows * 576 + row * 8)[:, None] + group, live[:, None] & (group < 7), other=127)
         if LAYOUT == "fp8_ds_mla_fnuz":
             values = decode_e4m3_fnuz(codes)
         else:
             values = decode_e4m3(codes, HARDWARE)
         scaled = tl.reshape(values, (R, 8, 64)) * byte_scale(byte)[:, :, None]
         nope = tl.reshape(scaled, (R, 512))
-        tail = load_bf16(start + 448 + 2 * j, all_live, ALIGN)
+        tail = load_bf16(start + 448, j, all_live, ALIGN)
     return nope, tail
 
 

@@ -99,7 +99,13 @@ def select_kernel(
 
 
 def select(
-    scores: Tensor, lens: Tensor, out: Tensor, *, first: int, count: int, merge: tuple[Tensor, Tensor, Tensor] | None
+    scores: Tensor,
+    lens: Tensor,
+    out: Tensor,
+    *,
+    first: int,
+    count: int,
+    merge: tuple[Tensor, Tensor, Tensor] | None,
 ) -> None:
     """The k best of each row into out [T, k]; `merge` is (indices before, scores after, indices after).
 

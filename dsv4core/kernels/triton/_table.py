@@ -44,7 +44,9 @@ def refuse_holes(
         raise OpArgumentError(op, "block_table", expected, "-1, a narrower table or a page behind it")
 
 
-def refuse_hidden_holes(op: str, table: Tensor, token_to_req: Tensor, lens: Tensor, rows: int, pages: int) -> None:
+def refuse_hidden_holes(
+    op: str, table: Tensor, token_to_req: Tensor, lens: Tensor, rows: int, pages: int
+) -> None:
     """Checked mode: raise where a visible entry of a token has no page. Shapes: token_to_req, lens i32 [T]."""
     if not lens.numel() or int(lens.max()) <= 0:
         return

@@ -133,5 +133,7 @@ def _resources(cubin: bytes) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        done = subprocess.run([str(tool), "-res-usage", file.name], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [str(tool), "-res-usage", file.name], capture_output=True, text=True, check=False
+        )
     return {word: int(size) for word, size in re.findall(r"(\w+):(\d+)", done.stdout + done.stderr)}

@@ -57,7 +57,14 @@ def _places(
     """
     index = last - (WINDOW - 1) + j
     slot = table_slots(
-        table, request + tl.zeros_like(index), index, index >= 0, width, table_stride, column_stride, STATE_ROWS
+        table,
+        request + tl.zeros_like(index),
+        index,
+        index >= 0,
+        width,
+        table_stride,
+        column_stride,
+        STATE_ROWS,
     )
     valid = slot >= 0
     slot = tl.where(valid, slot, 0)
@@ -131,7 +138,9 @@ def compress_norm_rope_store_kernel(
     t = tl.program_id(0).to(tl.int64)
     last = tl.load(positions + t * position_stride)
     kv_slot = tl.load(kv_slots + t * kv_slot_stride)
-    open_window = (tl.load(slots + t * slot_stride) < 0) | (kv_slot < 0) | (last < 0) | ((last + 1) % RATIO != 0)
+    open_window = (
+        (tl.load(slots + t * slot_stride) < 0) | (kv_slot < 0) | (last < 0) | ((last + 1) % RATIO != 0)
+    )
     if not open_window:
         request = tl.load(requests + t * request_stride).to(tl.int64)
         BLOCKS: tl.constexpr = DIM // CHANNELS

@@ -25,7 +25,13 @@ def compressed_slot_mapping_kernel(
 
 
 def compressed_slot_mapping(
-    positions: Tensor, slot_mapping: Tensor, token_to_req: Tensor, block_table: Tensor, *, ratio: int, rows: int
+    positions: Tensor,
+    slot_mapping: Tensor,
+    token_to_req: Tensor,
+    block_table: Tensor,
+    *,
+    ratio: int,
+    rows: int,
 ) -> Tensor:
     """The slot of entry floor(p / ratio) for a token that completes it, -1 for every other token.
 

@@ -21,7 +21,7 @@ from dsv4core.kernels.triton._table import refuse_holes, table_slots
 NAME = "dequantize_and_gather_k_cache"
 
 
-@triton.jit(do_not_specialize=["room", "width", "pages", "offset", "table_stride", "request_stride"])
+@triton.jit(do_not_specialize=["room", "width", "pages", "offset", "table_stride"])
 def dequantize_and_gather_kernel(
     out, cache, seq_lens, gather_lens, table, room, width, pages, offset,
     request_stride, row_stride, page_stride, seq_stride, gather_stride, table_stride, column_stride,
@@ -38,7 +38,7 @@ def dequantize_and_gather_kernel(
         index = (length - count + i).to(tl.int64)
         request = b + tl.zeros([ROWS], tl.int64)
         slot = table_slots(table, request, index, live, width, table_stride, column_stride, rows)
-        found = (slot >= 0) & (slot < pages * rows)
+        found = (slot >= 0) & (slot < pages.to(tl.int64) * rows)
         slot = tl.where(found, slot, 0)
         nope, tail = load_main_rows(cache, page_stride, slot, found, rows, LAYOUT, ALIGN, HARDWARE)
         d = tl.arange(0, 512)[None, :]

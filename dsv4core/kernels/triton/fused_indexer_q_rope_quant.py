@@ -68,7 +68,9 @@ def fused_indexer_q_rope_quant(
     [T, H, 128], None) or (u8 [T, H, 64], scales u8 [T, H, 4]) for "mxfp4", and weights f32 [T, H].
     """
     if format not in FORMATS:
-        raise OpArgumentError(NAME, "format", f"{' or '.join(FORMATS)}; the cpu backend has f32", repr(format))
+        raise OpArgumentError(
+            NAME, "format", f"{' or '.join(FORMATS)}; the cpu backend has f32", repr(format)
+        )
     if rotate not in ("none", "hadamard"):
         raise OpArgumentError(NAME, "rotate", "'none' or 'hadamard'", repr(rotate))
     tokens, heads, _ = q.shape

@@ -10,9 +10,7 @@ from dsv4core.kernels.triton.numerics import inverse_rms, widen
 
 
 @triton.jit
-def _normalise(
-    x, weight, out, row, live, stride, out_stride, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr
-):
+def _normalise(x, weight, out, row, live, stride, out_stride, eps, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     d = tl.arange(0, BLOCK)[None, :]
     mask = live[:, None] & (d < WIDTH)
     y = widen(tl.load(x + row[:, None] * stride + d, mask, other=0.0))

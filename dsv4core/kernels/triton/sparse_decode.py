@@ -29,18 +29,36 @@ NAME = "sparse_decode"
 
 
 @triton.jit
-def _attend_list(
-    qa, qb, qc, qr, a, b, c, r, peak, total, factor, t, slots, lens, cache, stride, pages, width,
-    token_stride, column_stride, len_stride,
-    rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr, KEYS: tl.constexpr,
+def _attend_lists(
+    qa, qb, qc, qr, a, b, c, r, peak, total, factor, t,
+    cache, slots, lens, rows, pages, width, stride, slot_stride, column_stride, len_stride,
+    extra, extra_slots, extra_lens, extra_rows, extra_pages, extra_width, extra_stride, extra_slot_stride,
+    extra_column_stride, extra_len_stride,
+    BOTH: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """All tiles of one list folded into the running sums."""
+    """All tiles of one list, or of both in one loop where their pages have one layout, into the running sums."""
     length = tl.minimum(tl.load(lens + t * len_stride), width)
-    for start in range(0, length, KEYS):
-        n = start + tl.arange(0, KEYS)
-        first, scales, live = listed_rows(
-            slots, t, n, length, cache, stride, pages, token_stride, column_stride, rows, LAYOUT
-        )
+    own = tl.cdiv(tl.maximum(length, 0), KEYS)
+    tiles = own
+    if BOTH:
+        extra_length = tl.minimum(tl.load(extra_lens + t * extra_len_stride), extra_width)
+        tiles += tl.cdiv(tl.maximum(extra_length, 0), KEYS)
+    for tile in range(0, tiles):
+        if BOTH:  # a tile never straddles the lists, so these are choices of scalars
+            mine = tile < own
+            n = tl.where(mine, tile, tile - own) * KEYS + tl.arange(0, KEYS)
+            first, scales, live = listed_rows(
+                tl.where(mine, slots, extra_slots), t, n, tl.where(mine, length, extra_length),
+                tl.where(mine, cache, extra), tl.where(mine, stride, extra_stride),
+                tl.where(mine, pages, extra_pages), tl.where(mine, rows, extra_rows),
+                tl.where(mine, slot_stride, extra_slot_stride),
+                tl.where(mine, column_stride, extra_column_stride), LAYOUT,
+            )  # fmt: skip
+        else:
+            n = tile * KEYS + tl.arange(0, KEYS)
+            first, scales, live = listed_rows(
+                slots, t, n, length, cache, stride, pages, rows, slot_stride, column_stride, LAYOUT
+            )
         ka, kb, kc, kr = row_pieces(first, scales, live, LAYOUT, ALIGN, HARDWARE)
         p, tile_peak, tile_total = tile_weights(qa, qb, qc, qr, ka, kb, kc, kr, live, factor)
         peak, total, past, fresh = advance(peak, total, tile_peak, tile_total)
@@ -76,15 +94,21 @@ def sparse_attention_kernel(
     peak = tl.zeros([HEADS], tl.float32) + NEVER
     total = tl.zeros([HEADS], tl.float32)
     factor = scale * LOG2E
-    a, b, c, r, peak, total = _attend_list(
-        qa, qb, qc, qr, a, b, c, r, peak, total, factor, t, slots, lens, cache, stride, pages, width,
-        slot_stride, column_stride, len_stride, rows, LAYOUT, ALIGN, HARDWARE, KEYS,
+    BOTH: tl.constexpr = EXTRA and LAYOUT == EXTRA_LAYOUT and ALIGN == EXTRA_ALIGN
+    a, b, c, r, peak, total = _attend_lists(
+        qa, qb, qc, qr, a, b, c, r, peak, total, factor, t,
+        cache, slots, lens, rows, pages, width, stride, slot_stride, column_stride, len_stride,
+        extra, extra_slots, extra_lens, extra_rows, extra_pages, extra_width, extra_stride, extra_slot_stride,
+        extra_column_stride, extra_len_stride, BOTH, LAYOUT, ALIGN, HARDWARE, KEYS,
     )  # fmt: skip
-    if EXTRA:
-        a, b, c, r, peak, total = _attend_list(
-            qa, qb, qc, qr, a, b, c, r, peak, total, factor, t, extra_slots, extra_lens, extra, extra_stride,
-            extra_pages, extra_width, extra_slot_stride, extra_column_stride, extra_len_stride,
-            extra_rows, EXTRA_LAYOUT, EXTRA_ALIGN, HARDWARE, KEYS,
+    if EXTRA and not BOTH:
+        a, b, c, r, peak, total = _attend_lists(
+            qa, qb, qc, qr, a, b, c, r, peak, total, factor, t,
+            extra, extra_slots, extra_lens, extra_rows, extra_pages, extra_width, extra_stride,
+            extra_slot_stride, extra_column_stride, extra_len_stride,
+            extra, extra_slots, extra_lens, extra_rows, extra_pages, extra_width, extra_stride,
+            extra_slot_stride, extra_column_stride, extra_len_stride,
+            False, EXTRA_LAYOUT, EXTRA_ALIGN, HARDWARE, KEYS,
         )  # fmt: skip
     share, sums = finish(peak, total, tl.load(sink + h, live, other=0.0))
     target = out + t * out_stride + wide * out_head_stride

@@ -62,7 +62,9 @@ def _in_chunks(
     """One token's list, folding chunk after chunk of its entries into the best so far. Shapes: out i32 [1, k]."""
     lens, weights = part[4], part[2]
     assert lens is not None and weights is not None
-    buffers = weights.new_empty(2, 1, k + chunk)  # the list's scores, then the chunk's: read one, write the other
+    buffers = weights.new_empty(
+        2, 1, k + chunk
+    )  # the list's scores, then the chunk's: read one, write the other
     lists = torch.empty(2, 1, k, dtype=torch.int32, device=weights.device)
     for turn, first in enumerate(range(0, entries, chunk)):
         old, new = turn % 2, 1 - turn % 2

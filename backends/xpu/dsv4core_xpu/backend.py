@@ -1,0 +1,36 @@
+"""The XPU backend: every op a Triton kernel of its own, plain matrix products through torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from dsv4core.errors import BackendUnavailableError
+from dsv4core.ops import OpImpl
+from dsv4core_xpu.attention import DeepseekV4XPUAttention
+
+
+class XpuBackend:
+    """Ops from `dsv4core.kernels.triton`; importing them imports triton, which is why it happens here.
+
+    `settings["device"]` (DSV4CORE_XPU_DEVICE) may name "cuda" for development on another vendor's device. In
+    a process with TRITON_INTERPRET=1 tensors stay in host memory.
+    """
+
+    name = "xpu"
+    attention_class = DeepseekV4XPUAttention
+
+    def __init__(self, settings: Mapping[str, str]) -> None:
+        self.settings = dict(settings)
+        self.device_type = device_type(self.settings)
+        try:
+            from dsv4core.kernels.triton import portable
+        except ImportError as error:
+            raise BackendUnavailableError(f"backend xpu: its kernels need triton: {error}") from error
+        self.ops = {name: OpImpl(function, "triton") for name, function in portable.kernels().items()}
+        self.ops |= {name: OpImpl(function, "torch") for name, function in portable.products().items()}
+
+
+def device_type(settings: Mapping[str, str]) -> str:
+    """Where tensors live: host memory under the interpreter, else what the settings name, else an XPU."""
+    return "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else settings.get("device", "xpu")

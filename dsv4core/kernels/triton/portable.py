@@ -1,0 +1,22 @@
+"""The ops that Triton kernels provide, by name, for whichever backend wants them."""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from dsv4core.ops import OPS
+
+PRODUCTS = ("grouped_output_projection", "linear")
+"""Plain matrix products: torch's own libraries are the better kernels."""
+
+KERNELS = tuple(name for name in OPS if name not in PRODUCTS)
+
+
+def kernels() -> dict[str, Callable[..., Any]]:
+    """Op name -> launcher with the op's signature; each launches at least one kernel of its own."""
+    return {name: getattr(import_module(f"{__package__}.{name}"), name) for name in KERNELS}
+
+
+def products() -> dict[str, Callable[..., Any]]:
+    """Op name -> torch statement of the plain matrix products."""
+    return {name: OPS[name].body for name in PRODUCTS}
