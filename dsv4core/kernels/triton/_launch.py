@@ -45,7 +45,7 @@ def launch(
     """
     grid = (programs,) if isinstance(programs, int) else programs
     if 0 in grid:
-        return
+        return None
     if _recorder is not None:
         return _recorder(kernel, arguments, meta)
     LAUNCHES[kernel.__name__] += 1

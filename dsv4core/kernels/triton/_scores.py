@@ -7,9 +7,9 @@ from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
 from dsv4core.kernels.triton._launch import alignment, block, launch, pieces, power
-from dsv4core.kernels.triton._tuning import native_e4m3
 from dsv4core.kernels.triton._pages import load_u32
 from dsv4core.kernels.triton._table import table_slots
+from dsv4core.kernels.triton._tuning import native_e4m3
 from dsv4core.kernels.triton.numerics import byte_scale, decode_e2m1, decode_e4m3, float_of, matrix
 from dsv4core.layout import get_layout
 

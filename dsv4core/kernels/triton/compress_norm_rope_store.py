@@ -13,9 +13,9 @@ from dsv4core.kernels.triton._launch import (
     supported,
     value_checks,
 )
-from dsv4core.kernels.triton._tuning import native_e4m3
 from dsv4core.kernels.triton._pages import INDEX, MAIN, store_index_rows, store_main_rows
 from dsv4core.kernels.triton._table import refuse_holes, table_slots
+from dsv4core.kernels.triton._tuning import native_e4m3
 from dsv4core.kernels.triton.numerics import (
     bits_of,
     exp_nonpositive,

@@ -14,9 +14,9 @@ from dsv4core.kernels.triton._launch import (
     supported,
     value_checks,
 )
-from dsv4core.kernels.triton._tuning import native_e4m3
 from dsv4core.kernels.triton._pages import MAIN, load_main_rows, store_as
 from dsv4core.kernels.triton._table import refuse_holes, table_slots
+from dsv4core.kernels.triton._tuning import native_e4m3
 
 NAME = "dequantize_and_gather_k_cache"
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
 from dsv4core.kernels.triton._launch import block, launch, pieces, power
-from dsv4core.kernels.triton._tuning import native_e4m3
 from dsv4core.kernels.triton._pages import quantise_fp8, quantise_mxfp4
+from dsv4core.kernels.triton._tuning import native_e4m3
 from dsv4core.kernels.triton.numerics import hadamard128, rotate, round_bf16, widen
 
 NAME = "fused_indexer_q_rope_quant"

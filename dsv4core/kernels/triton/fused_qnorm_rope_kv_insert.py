@@ -6,8 +6,8 @@ from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
 from dsv4core.kernels.triton._launch import alignment, block, launch, pieces, power, supported
-from dsv4core.kernels.triton._tuning import native_e4m3
 from dsv4core.kernels.triton._pages import MAIN, store_as, store_main_rows
+from dsv4core.kernels.triton._tuning import native_e4m3
 from dsv4core.kernels.triton.numerics import inverse_rms, rotate, widen
 
 NAME = "fused_qnorm_rope_kv_insert"
@@ -37,7 +37,8 @@ def fused_qnorm_rope_kv_insert_kernel(
         tail = widen(tl.load(start + 448 + j, (h < heads) & (j < 64), other=0.0))
         target = out + (t * padded + h) * 512
         store_as(target + d, x * inverse, (h < padded) & (d < 448))
-        store_as(target + 448 + j, rotate(tail * inverse, cos, sin, False, 64), (h < padded) & (j < 64))
+        turned = tl.where(h < heads, rotate(tail * inverse, cos, sin, False, 64), 0.0)  # never -0 in padding
+        store_as(target + 448 + j, turned, (h < padded) & (j < 64))
     elif t < slots_given:
         one = tl.zeros([1], tl.int64)
         slot = tl.load(slots + t * slot_stride) + one

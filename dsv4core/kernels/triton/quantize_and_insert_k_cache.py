@@ -5,8 +5,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv4core.kernels.triton._launch import alignment, block, launch, pieces, supported
-from dsv4core.kernels.triton._tuning import native_e4m3
 from dsv4core.kernels.triton._pages import MAIN, store_main_rows
+from dsv4core.kernels.triton._tuning import native_e4m3
 from dsv4core.kernels.triton.numerics import widen
 
 

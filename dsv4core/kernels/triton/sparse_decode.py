@@ -21,8 +21,8 @@ from dsv4core.kernels.triton._attention import (
     tile_weights,
 )
 from dsv4core.kernels.triton._launch import alignment, launch, pieces, power, supported
-from dsv4core.kernels.triton._tuning import ATTENTION, device_class, native_e4m3
 from dsv4core.kernels.triton._pages import MAIN
+from dsv4core.kernels.triton._tuning import ATTENTION, device_class, native_e4m3
 from dsv4core.kernels.triton.numerics import matrix
 
 NAME = "sparse_decode"
@@ -43,7 +43,7 @@ def _attend_lists(
     if BOTH:
         extra_length = tl.minimum(tl.load(extra_lens + t * extra_len_stride), extra_width)
         tiles += tl.cdiv(tl.maximum(extra_length, 0), KEYS)
-    for tile in range(0, tiles):
+    for tile in range(tiles):
         if BOTH:  # a tile never straddles the lists, so these are choices of scalars
             mine = tile < own
             n = tl.where(mine, tile, tile - own) * KEYS + tl.arange(0, KEYS)
