@@ -56,26 +56,25 @@ def select_kernel(
         bins = tl.arange(0, 256)
         prefix = fresh * 0
         for step in tl.static_range(4):
-            shift: tl.constexpr = 24 - 8 * step
             histogram = tl.zeros([256], tl.int32)
             for start in range(0, total, BLOCK):
                 i = start + tl.arange(0, BLOCK)
                 live = _candidates(i, have, fresh, K, MERGE) & (i < total)
                 key = _keys(row, i, live)
                 if step == 0:
-                    digit = (key >> 24) + 128
+                    digits = (key >> 24) + 128
                 else:
-                    live = live & ((key >> (shift + 8)) == prefix)
-                    digit = (key >> shift) & 255
-                histogram += tl.histogram(digit, 256, mask=live)
+                    live = live & ((key >> (32 - 8 * step)) == prefix)
+                    digits = (key >> (24 - 8 * step)) & 255
+                histogram += tl.histogram(digits, 256, mask=live)
             above = tl.sum(histogram, 0) - tl.cumsum(histogram, 0)
             hit = (above < left) & (above + histogram >= left)
             left -= tl.sum(tl.where(hit, above, 0), 0)
-            digit = tl.sum(tl.where(hit, bins, 0), 0)
+            chosen = tl.sum(tl.where(hit, bins, 0), 0)
             if step == 0:
-                prefix = digit - 128
+                prefix = chosen - 128
             else:
-                prefix = prefix * 256 + digit
+                prefix = prefix * 256 + chosen
         done = fresh * 0
         ties = fresh * 0
         for start in range(0, total, BLOCK):

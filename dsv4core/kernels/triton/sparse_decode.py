@@ -22,7 +22,7 @@ from dsv4core.kernels.triton._attention import (
 )
 from dsv4core.kernels.triton._launch import alignment, launch, pieces, power, supported
 from dsv4core.kernels.triton._pages import MAIN
-from dsv4core.kernels.triton._tuning import ATTENTION, device_class, native_e4m3
+from dsv4core.kernels.triton._tuning import attention, native_e4m3
 from dsv4core.kernels.triton.numerics import matrix
 
 NAME = "sparse_decode"
@@ -130,8 +130,8 @@ def attend(
     """
     tokens, heads, _ = q.shape
     lse = sink.new_empty(tokens, heads)
-    cut = ATTENTION[device_class(q)]
-    size = min(power(heads, 16), cut.heads)
+    cut = attention(q, heads)
+    size = cut.heads
     other = extra or main
     arguments = (
         q, main["cache"], main["slots"], main["lens"], other["cache"], other["slots"], other["lens"], sink,
@@ -146,7 +146,7 @@ def attend(
         "extra_rows": other["rows"], "EXTRA_LAYOUT": other["layout"], "EXTRA_ALIGN": other["align"],
         "HARDWARE": native_e4m3(q), "HEADS": size, "KEYS": cut.keys,
     }  # fmt: skip
-    meta |= {"num_warps": cut.warps if size == cut.heads else 4, "num_stages": cut.stages}
+    meta |= {"num_warps": cut.warps, "num_stages": cut.stages}
     parts = pieces(heads, size)
     tiles = pieces(main["width"], cut.keys) + (pieces(extra["width"], cut.keys) if extra else 0)
     split = tokens * parts <= cut.few and tiles > 2 if side_by_side is None else side_by_side
