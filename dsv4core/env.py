@@ -74,13 +74,6 @@ VARIABLES: tuple[Variable, ...] = (
         "`debug`, `info`, `warning` or `error`",
         "Log level of the command line; the library itself attaches no handler.",
     ),
-    Variable(
-        "DSV4CORE_TOX_SYSTEM_TORCH",
-        "true",
-        ("true", "false"),
-        "`true` or `false`",
-        "tox only: whether the conformance environments see the torch of the base interpreter.",
-    ),
 )
 
 _BY_NAME: Mapping[str, Variable] = {variable.name: variable for variable in VARIABLES}

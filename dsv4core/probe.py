@@ -8,7 +8,9 @@ import importlib.metadata
 import importlib.util
 import re
 import sys
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 from dsv4core.spec import Availability, BackendSpec, Code, Depth, Requirement
 
@@ -32,6 +34,42 @@ def probe(spec: BackendSpec, depth: Depth) -> Availability:
         if isinstance(torch, Availability):
             return torch
     return with_ops(spec, AVAILABLE)
+
+
+def probe_device(
+    spec: BackendSpec, depth: Depth, look: Callable[[Any], Availability], hint: str = NO_OPS_HINT
+) -> Availability:
+    """Answer for a backend that looks for its device: requirements, then ``look(torch)``, then its ops.
+
+    ``look`` is asked at depth ``device`` only; it counts devices and makes no context on any. ``hint`` says
+    what to do where the backend has no ops.
+    """
+    found = unmet(spec)
+    if found is not None:
+        return found
+    if depth == "static":
+        return with_ops(spec, AVAILABLE, hint)
+    torch = import_torch()
+    return torch if isinstance(torch, Availability) else with_ops(spec, look(torch), hint)
+
+
+def other_build(torch: Any, kind: str, hint: str = "", device: str = "") -> Availability:
+    """Answer that torch was built for something else: ``kind`` is such as "a CUDA build"."""
+    return Availability.missing(Code.NO_DEVICE, f"torch {torch.__version__} is {kind}", hint, device)
+
+
+def counted(torch: Any, count: int, build: tuple[str, str], hint: str = "", device: str = "") -> Availability:
+    """Answer with the number of devices that torch sees.
+
+    ``build`` is what torch was built for and its version, such as ("CUDA", "13.0"); ``hint`` and ``device``
+    (a driver that is there all the same) are for a count of zero.
+    """
+    kind, version = build
+    if count == 0:
+        reason = f"torch {torch.__version__} ({kind} {version}) sees no device"
+        return Availability.missing(Code.NO_DEVICE, reason, hint, device)
+    devices = f"{count} {kind} device{'s' if count > 1 else ''}"
+    return Availability.available(f"torch {torch.__version__} sees {devices}", devices)
 
 
 def unmet(spec: BackendSpec) -> Availability | None:

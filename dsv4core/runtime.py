@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -53,21 +54,21 @@ def graph_support(device: torch.device | str) -> tuple[Callable[[], Any] | None,
 class Workspace:
     """Scratch bytes shared by all layers of a backend on one device; grows, never shrinks.
 
-    What `take` returns is overwritten by the next `take`: it lives for one call of one layer.
+    What `take` returns is overwritten by the next `take` of the same thread on the same stream: it lives for
+    one call of one layer. Threads and streams have a buffer each: none overwrites what another still reads.
     """
 
     def __init__(self) -> None:
-        self._buffers: dict[torch.device, Tensor] = {}
+        self._own = threading.local()
 
     def reserve(self, size: int, device: torch.device) -> None:
-        """Make sure that `size` bytes are there."""
-        have = self._buffers.get(device)
-        if have is None or have.numel() < size:
-            self._buffers[device] = torch.empty(size, dtype=torch.uint8, device=device)
+        """Make sure that `size` bytes are there for this thread and the current stream."""
+        if self.reserved(device) < size:
+            self._buffers[_place(device)] = torch.empty(size, dtype=torch.uint8, device=device)
 
     def reserved(self, device: torch.device) -> int:
-        """Bytes held on a device."""
-        have = self._buffers.get(device)
+        """Bytes held on a device by this thread for the current stream."""
+        have = self._buffers.get(_place(device))
         return 0 if have is None else have.numel()
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -77,4 +78,18 @@ class Workspace:
             count *= size
         size = count * dtype.itemsize
         self.reserve(size, device)
-        return self._buffers[device][:size].view(dtype).view(shape)
+        return self._buffers[_place(device)][:size].view(dtype).view(shape)
+
+    @property
+    def _buffers(self) -> dict[Place, Tensor]:
+        if not hasattr(self._own, "buffers"):
+            self._own.buffers = {}
+        return self._own.buffers
+
+
+Place = tuple[torch.device, int]
+
+
+def _place(device: torch.device) -> Place:
+    """A device and its current stream; a CPU has none."""
+    return device, 0 if device.type in ("cpu", "meta") else torch.accelerator.current_stream(device).stream_id

@@ -20,8 +20,8 @@ LEVELS: tuple[Level, ...] = ("layout", "core", "extended")
 
 FAMILIES = (
     "bytes", "cross", "stride", "bigoff", "poison", "empty", "chunk", "predec", "batch", "pageperm", "spec",
-    "resume", "xfer", "sink", "heads", "shapes", "topk", "det", "rope", "enc", "graph", "race", "work", "caps",
-    "mutant",
+    "resume", "xfer", "sink", "heads", "shapes", "topk", "det", "rope", "enc", "graph", "race", "work",
+    "caps", "mutant",
 )  # fmt: skip
 """The case families; `families/<name>.py` holds the cases of each."""
 
@@ -30,9 +30,9 @@ FAMILIES = (
 class Case:
     """One conformance case.
 
-    `ops`: the ops it judges; one that is not the backend's own makes the case `portable`. `layouts`: ids that a
-    backend must claim for the case to apply. `needs`: features of the same kind. `catches`: rows of the field
-    bug catalogue that it would have found. `limit`: seconds after which it counts as hung.
+    `ops`: the ops it judges; one that is not the backend's own makes the case `portable`. `layouts`: ids
+    that a backend must claim for the case to apply. `needs`: features of the same kind. `catches`: rows of
+    the field bug catalogue that it would have found. `limit`: seconds after which it counts as hung.
     """
 
     id: str
@@ -52,6 +52,10 @@ CASES: dict[str, Case] = {}
 
 class NotRun(Exception):
     """Raised by a case that has no meaning here: the report says `not run` and why, and it earns no tick."""
+
+
+class Unclaimed(NotRun):
+    """Raised by a case that needs a feature which the backend does not claim."""
 
 
 def case(
@@ -78,7 +82,9 @@ def case(
             chosen = dict(zip(axes, values, strict=True))
             arguments: dict[str, Any] = {}
             for axis, value in chosen.items():
-                spread = {k: v for k, v in value.items() if k != "name"} if _is_named(value) else {axis: value}
+                spread = (
+                    {k: v for k, v in value.items() if k != "name"} if _is_named(value) else {axis: value}
+                )
                 arguments.update(spread)
             shown = {axis: value["name"] if _is_named(value) else value for axis, value in chosen.items()}
             name = template.format(**shown)

@@ -1,4 +1,4 @@
-"""One call of an op, judged: the backend's results against the independent reference, by the op's contract."""
+"""One call of an op, judged: results against the independent reference, as exactly as the contract says."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ class Checked:
     error: float
 
 
-def judge(op: str, before: Mapping[str, Any], after: Mapping[str, Any], results: list[Tensor | None]) -> float:
+def judge(
+    op: str, before: Mapping[str, Any], after: Mapping[str, Any], results: list[Tensor | None]
+) -> float:
     """Compare a call with the reference; returns the worst error (0 where exact).
 
     `before` holds the arguments as they were, `after` the same objects as the backend left them: what the
@@ -66,9 +68,7 @@ def _unwritten(
             same_values(f"{op}: {name}", after[name], plain[name])
             continue
         layout, rows = _page_words(name, own)
-        same_storage(
-            f"{op}: {name}", after[name], storage_bytes(value).numpy(), layout=layout, rows=rows
-        )
+        same_storage(f"{op}: {name}", after[name], storage_bytes(value).numpy(), layout=layout, rows=rows)
 
 
 def _page_words(name: str, own: Arguments) -> tuple[str, int]:
@@ -81,14 +81,16 @@ def _page_words(name: str, own: Arguments) -> tuple[str, int]:
 
 
 def _logits(op: str, got: np.ndarray, exact: np.ndarray, bound: np.ndarray) -> float:
-    """Visible cells within the bound, hidden ones -inf. Shapes: all [T, max_len]; exact is -inf where hidden"""
+    """Visible cells within the bound, hidden ones (-inf in `exact`) -inf. Shapes: all [T, max_len]"""
     require(got.shape == exact.shape, f"{op}: expected shape {exact.shape}, got {got.shape}")
     hidden = np.isneginf(exact)
     wrong = np.argwhere(np.isneginf(got) != hidden)
     if len(wrong):
         t, s = (int(i) for i in wrong[0])
         word = "hidden (-inf)" if hidden[t, s] else "a score"
-        raise Mismatch(f"{op}: token {t}, entry {s}: expected {word}, got {got[t, s]!r}; {len(wrong)} such cells")
+        raise Mismatch(
+            f"{op}: token {t}, entry {s}: expected {word}, got {got[t, s]!r}; {len(wrong)} such cells"
+        )
     gap = np.abs(np.where(hidden, 0.0, got) - np.where(hidden, 0.0, exact))
     with np.errstate(invalid="ignore"):
         return within(f"{op}: logits", gap, np.where(hidden, 1.0, bound), ("token", "entry")) * 1e-5
@@ -103,7 +105,10 @@ def _list(op: str, got: np.ndarray, exact: np.ndarray, bound: np.ndarray, k: int
     for t in range(len(exact)):
         visible = int((~np.isneginf(exact[t])).sum())
         row, count = got[t], min(k, visible)
-        require((row[count:] == -1).all(), f"{op}: token {t}: expected -1 behind {count} entries, got {row[count:][:8]}")
+        require(
+            (row[count:] == -1).all(),
+            f"{op}: token {t}: expected -1 behind {count} entries, got {row[count:][:8]}",
+        )
         chosen = row[:count].astype(np.int64)
         require(
             ((chosen >= 0) & (chosen < visible)).all() and (np.diff(chosen) > 0).all(),
@@ -127,6 +132,11 @@ def _matmul(op: str, got: np.ndarray, exact: np.ndarray, bound: float) -> float:
     require(got.shape == exact.shape, f"{op}: expected shape {exact.shape}, got {got.shape}")
     require(np.isfinite(got).all(), f"{op}: NaN or Inf in a result")
     size = float(np.linalg.norm(exact))
-    error = float(np.linalg.norm(got.astype(np.float64) - exact)) / size if size else float(np.abs(got).max(initial=0))
-    require(error <= bound, f"{op}: relative L2 error {error:.3e} > bound {bound:.0e}")
+    error = (
+        float(np.linalg.norm(got.astype(np.float64) - exact)) / size
+        if size
+        else float(np.abs(got).max(initial=0))
+    )
+    if not error <= bound:
+        raise Mismatch(f"{op}: relative L2 error {error:.3e} > bound {bound:.0e}", ratio=error / bound)
     return error

@@ -1,18 +1,25 @@
-"""Comparisons that say what is wrong in the contract's words: page, row, field; token, head; error and bound."""
+"""Comparisons that say what is wrong in the contract's words: page, row, field; token, head; error, bound."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dsv4core_conformance.contracts import LSE_ABSOLUTE, LSE_RELATIVE
+from dsv4core_conformance.facts import byte_facts, ratio_facts
 from dsv4core_conformance.hosts import bits, dtype_name, to_numpy
 from dsv4core_conformance.reference.byte_map import field_at
 
 
 class Mismatch(AssertionError):
-    """What a backend gave is not what the contract demands."""
+    """What a backend gave is not what the contract demands; `facts` say so in JSON values, for reports."""
+
+    def __init__(self, text: str, **facts: Any) -> None:
+        super().__init__(text)
+        self.facts = facts
 
 
 def require(holds: object, text: str) -> None:
@@ -22,11 +29,13 @@ def require(holds: object, text: str) -> None:
 
 
 def same_values(what: str, got: Tensor | None, expected: np.ndarray | None) -> None:
-    """Bit for bit, where a bf16 tensor is expected as the float32 values that it must hold; NaN equals NaN."""
+    """Bit for bit; a bf16 tensor is expected as the float32 values that it must hold, NaN equals NaN."""
     if expected is None or got is None:
         require(got is None and expected is None, f"{what}: expected {_form(expected)}, got {_form(got)}")
         return
-    require(tuple(got.shape) == expected.shape, f"{what}: expected shape {expected.shape}, got {tuple(got.shape)}")
+    require(
+        tuple(got.shape) == expected.shape, f"{what}: expected shape {expected.shape}, got {tuple(got.shape)}"
+    )
     mine = to_numpy(got)
     if mine.dtype != expected.dtype:
         raise Mismatch(f"{what}: expected {expected.dtype}, got {dtype_name(got)}")
@@ -55,7 +64,8 @@ def same_storage(what: str, got: Tensor, expected: np.ndarray, *, layout: str = 
         where = page_place(got, at, layout, rows) if layout else f"byte {at} of its storage"
         raise Mismatch(
             f"{what}: {where}: expected {expected[at]:02x}, got {mine[at]:02x}; "
-            f"{wrong.size} of {expected.size} bytes differ"
+            f"{wrong.size} of {expected.size} bytes differ",
+            **(byte_facts(got, mine, expected, wrong, layout, rows) if layout else {}),
         )
 
 
@@ -82,7 +92,8 @@ def within(what: str, error: np.ndarray, bound: np.ndarray, names: tuple[str, ..
     if worst > 1:
         raise Mismatch(
             f"{what} at {where}: error {error[place]:.3e} > bound {bound[place]:.3e}; "
-            f"{int((ratio > 1).sum())} of {ratio.size} are outside"
+            f"{int((ratio > 1).sum())} of {ratio.size} are outside",
+            **ratio_facts(worst),
         )
     return worst
 
@@ -118,8 +129,10 @@ def _worst(what: str, error: np.ndarray, bound: np.ndarray, token: np.ndarray, h
     if ratio[i] > 1:
         heads = sorted({int(h) for h in head[ratio > 1]})
         raise Mismatch(
-            f"{what} of token {int(token[i])}, head {int(head[i])}: error {error[i]:.3e} > bound {bound[i]:.3e}; "
-            f"{int((ratio > 1).sum())} of {ratio.size} (token, head) pairs are outside, heads {heads[:16]}"
+            f"{what} of token {int(token[i])}, head {int(head[i])}: "
+            f"error {error[i]:.3e} > bound {bound[i]:.3e}; "
+            f"{int((ratio > 1).sum())} of {ratio.size} (token, head) pairs are outside, heads {heads[:16]}",
+            **ratio_facts(float(ratio[i])),
         )
     return float(ratio[i])
 

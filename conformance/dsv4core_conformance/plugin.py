@@ -1,59 +1,74 @@
-"""The suite under pytest: options, one item per case, outcomes by case name, and an exit code that cannot lie.
+"""The suite under pytest: options, one item per case, outcomes by case name, an honest exit code.
 
-Exit codes: 0 pass or partial, 1 fail (with `--strict` partial too), 4 when nothing could be judged: the backend
-cannot run here, or no case passed. "0 tests, green" does not exist.
+Exit codes: 0 pass or partial, 1 fail (with pytest's `--strict` partial too), 4 when nothing could be judged:
+the backend cannot run here, its deviations break a rule, or no case passed. "0 tests, green" does not exist.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Generator
-from fnmatch import fnmatchcase
+from datetime import date
 
 import pytest
 
+import dsv4core
 from dsv4core.errors import DSV4CoreError, FallbackError
-from dsv4core_conformance.case import LEVELS, Case, NotRun, load_cases
-from dsv4core_conformance.result import CaseResult, Outcome, verdict
+from dsv4core.registry import get_registry
+from dsv4core_conformance import deviations, outcome
+from dsv4core_conformance.case import LEVELS, Case, NotRun, Unclaimed, load_cases
+from dsv4core_conformance.deviations import Declared, covers
+from dsv4core_conformance.devices import device_words
+from dsv4core_conformance.recorder import RECORDER, Recorder
 from dsv4core_conformance.subject import Subject, open_subject
 
 _SUBJECT = pytest.StashKey[Subject]()
 _CASES = pytest.StashKey[list[Case]]()
-_RESULTS = pytest.StashKey[dict[str, CaseResult]]()
-_KEY = "dsv4core"
+_DECLARED = pytest.StashKey[dict[str, Declared]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Declare the suite's options."""
     group = parser.getgroup("dsv4core conformance")
     group.addoption("--backend", metavar="NAME", help="backend to judge (default: DSV4CORE_BACKEND)")
-    group.addoption("--level", choices=LEVELS, default="core", help="how much to run; each level holds the ones before")
+    group.addoption(
+        "--level", choices=LEVELS, default="core", help="how much to run; each level holds the ones before"
+    )
     group.addoption("--device", metavar="DEVICE", help="torch device to run on (default: the backend's own)")
     group.addoption("--case", metavar="GLOB", action="append", default=[], help="run only cases of this name")
-    group.addoption("--strict", action="store_true", help="exit 1 when deviations are declared")
+    _add_file(group, "report", "write the report as JSON, from which a run can be repeated")
+    _add_file(group, "html", "write the report as one HTML page")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Open the backend, or end as a usage error (exit code 4) that says why it cannot run."""
+    if not config.pluginmanager.hasplugin("timeout"):
+        raise pytest.UsageError('cases have time limits: python -m pip install "dsv4core[conformance]"')
     os.environ["DSV4CORE_FALLBACK"] = "error"
     name = config.getoption("backend") or os.environ.get("DSV4CORE_BACKEND", "")
     if not name:
         raise pytest.UsageError("which backend? type --backend NAME; `dsv4core info` lists them")
+    everything = load_cases()
     try:
         subject = open_subject(name, config.getoption("device"))
+        declared = _declared(subject, list(everything.values()))
     except DSV4CoreError as error:
         raise pytest.UsageError(f"nothing was run: {error}") from None
-    config.stash[_SUBJECT] = subject
-    config.stash[_RESULTS] = {}
     levels = LEVELS[: LEVELS.index(config.getoption("level")) + 1]
     globs = config.getoption("case")
-    config.stash[_CASES] = [
-        case
-        for case in load_cases().values()
-        if case.level in levels and (not globs or any(fnmatchcase(case.id, glob) for glob in globs))
-    ]
-    if not config.stash[_CASES]:
-        raise pytest.UsageError(f"nothing was run: no case of level {levels[-1]} matches {' or '.join(globs)}")
+    of_level = [case for case in everything.values() if case.level in levels]
+    cases = [case for case in of_level if not globs or any(covers(glob, case.id) for glob in globs)]
+    if not cases:
+        raise pytest.UsageError(
+            f"nothing was run: no case of level {levels[-1]} matches {' or '.join(globs) or '*'}"
+        )
+    config.stash[_SUBJECT] = subject
+    config.stash[_CASES] = cases
+    config.stash[_DECLARED] = {} if config.option.runxfail else deviations.by_case(declared)
+    if not hasattr(config, "workerinput"):
+        recorder = Recorder(config, subject, {case.id: case for case in of_level}, list(everything), declared)
+        config.pluginmanager.register(recorder, RECORDER)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -92,71 +107,58 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"portable: {', '.join(inherited)}")
 
 
-@pytest.hookimpl(hookwrapper=True)
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.Result[pytest.TestReport], None]:  # type: ignore[name-defined]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Turn a phase of a case into its result, and hand it over with the report (also between processes)."""
-    report = (yield).get_result()
+    report = yield
     case = _case(item)
     if case is None:
-        return
+        return report
     raised = call.excinfo.value if call.excinfo is not None else None
+    declared = item.config.stash[_DECLARED].get(case.id)
     if isinstance(raised, (NotRun, FallbackError)):
-        word = "portable" if isinstance(raised, FallbackError) else "not run"
-        report.outcome = "skipped"
-        report.longrepr = (str(item.path), 0, f"{word}: {raised}")
-    result = _result(item, case, report)
+        outcome.skip(report, _left_out(raised), str(raised))
+    elif declared is not None and call.when == "call" and not report.skipped:
+        outcome.declare(report, declared, raised)
+    errors = item.config.stash[_SUBJECT].errors if call.when == "call" else {}
+    result = outcome.settle(case, report, raised, errors)
     if result is not None:
-        report.user_properties.append((_KEY, result.as_dict()))
+        setattr(report, outcome.ATTRIBUTE, result.as_dict())
+        item.user_properties += [("case", case.id), ("family", case.family), ("outcome", result.outcome)]
+    return report
 
 
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Collect results where they arrive (under xdist in the process that started the workers)."""
-    for key, value in report.user_properties:
-        if key == _KEY and _current is not None:
-            result = CaseResult.from_dict(value)
-            before = _current.stash[_RESULTS].get(result.id)
-            if before is None or before.outcome != "fail":
-                _current.stash[_RESULTS][result.id] = result
+def _left_out(raised: NotRun | FallbackError) -> str:
+    """The outcome of a case that turns out to judge nothing."""
+    if isinstance(raised, FallbackError):
+        return "portable"
+    return "unclaimed" if isinstance(raised, Unclaimed) else "not run"
 
 
-_current: pytest.Config | None = None
+def _add_file(group: pytest.OptionGroup, name: str, text: str) -> None:
+    """An option for a file. Other plugins use such short names too: the long one is always there."""
+    long = f"--dsv4core-{name}"
+    try:
+        group.addoption(f"--{name}", long, dest=f"dsv4core_{name}", metavar="FILE", help=text)
+    except (ValueError, argparse.ArgumentError):
+        group.addoption(long, dest=f"dsv4core_{name}", metavar="FILE", help=text)
 
 
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """Remember the run, for the hook that is not told which it belongs to."""
-    global _current
-    _current = session.config
-
-
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Turn the results into the exit code."""
-    if hasattr(session.config, "workerinput") or exitstatus not in (0, 1, 5):
-        return
-    found = verdict(session.config.stash[_RESULTS].values())
-    strict = session.config.getoption("strict")
-    session.exitstatus = {"pass": 0, "partial": 1 if strict else 0, "fail": 1, "not run": 4}[found]
-
-
-def _result(item: pytest.Item, case: Case, report: pytest.TestReport) -> CaseResult | None:
-    """The result that a phase settles: the call always, set-up and clean-up where they end the case."""
-    outcome: Outcome
-    detail = ""
-    if report.outcome == "failed":
-        outcome, detail = "fail", report.longreprtext
-    elif hasattr(report, "wasxfail"):
-        outcome, detail = "declared", str(report.wasxfail)
-    elif report.outcome == "skipped":
-        reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
-        word, _, detail = reason.removeprefix("Skipped: ").partition(": ")
-        outcome = word if word in ("portable", "unclaimed", "not run") else "not run"  # type: ignore[assignment]
-    elif report.when == "call":
-        outcome = "pass"
-    else:
-        return None
-    errors = dict(item.config.stash[_SUBJECT].errors) if report.when == "call" else {}
-    return CaseResult(case.id, case.family, case.level, outcome, report.duration, detail, errors, case.ops)
+def _declared(subject: Subject, cases: list[Case]) -> list[Declared]:
+    """The deviations of the backend on this device, checked. Raises DeviationError."""
+    registry = get_registry()
+    found = deviations.collect(subject.backend.spec, registry.hook)
+    if not found:
+        return []
+    names = [case.id for case in cases]
+    words = device_words(subject.device)
+    declared = deviations.resolve(found, names, words, dsv4core.__version__, date.today())
+    applying = [case for case in cases if not subject.unclaimed(case) and not subject.not_own(case)]
+    claims = deviations.claims_of(subject.own_ops, subject.layouts, subject.features)
+    deviations.refuse_whole_claims(declared, applying, claims)
+    return declared
 
 
 def _case(item: pytest.Item) -> Case | None:

@@ -13,11 +13,11 @@ from torch import Tensor
 from dsv4core import AttentionConfig, AttentionWeights, PagedCache
 from dsv4core.backend import Backend, create_backend
 from dsv4core.errors import BackendUnavailableError
-from dsv4core.ops import OPS
+from dsv4core.ops import ABSENT, OPS, PORTABLE
 from dsv4core.registry import get_registry
 from dsv4core.selection import format_table, get_backend
 from dsv4core.spec import BackendSpec, Code
-from dsv4core_conformance.case import Case, NotRun
+from dsv4core_conformance.case import Case, NotRun, Unclaimed
 from dsv4core_conformance.check import Checked, judge
 from dsv4core_conformance.contracts import CONTRACTS
 from dsv4core_conformance.hosts import Moved, cloned
@@ -30,7 +30,9 @@ Tier = Literal["device", "foreign-device", "interpreter", "portable"]
 PORTABLE_BODIES = "portable_bodies"
 """Feature of the backend whose own ops the core's portable bodies are; nobody else earns a tick with them."""
 
-LAYER_OPS = tuple(op for op in CONTRACTS if op not in ("indexer_logits", "indexer_topk", "quantize_and_insert_k_cache"))
+LAYER_OPS = tuple(
+    op for op in CONTRACTS if op not in ("indexer_logits", "indexer_topk", "quantize_and_insert_k_cache")
+)
 """Ops that a whole layer goes through."""
 
 
@@ -69,7 +71,7 @@ class Subject:
         return [part.cpu() if isinstance(part, Tensor) else None for part in parts]
 
     def check(self, op: str, arguments: Mapping[str, Any]) -> Checked:
-        """Call one op and compare with the reference everything it returned and every byte it could have written.
+        """Call one op and hold against the reference what it returned and every byte it could have written.
 
         Raises `Mismatch`. The arguments are left as the backend left them.
         """
@@ -79,7 +81,9 @@ class Subject:
         self.errors[op] = max(error, self.errors.get(op, 0.0))
         return Checked(results, error)
 
-    def attention(self, config: AttentionConfig, layer: int, weights: AttentionWeights) -> DeepseekV4Attention:
+    def attention(
+        self, config: AttentionConfig, layer: int, weights: AttentionWeights
+    ) -> DeepseekV4Attention:
         """A whole layer of this backend on its device."""
         return self.backend.attention(config, layer, weights.to(self.device))
 
@@ -91,6 +95,11 @@ class Subject:
         """Raise `NotRun` unless this run is on a device with streams and graphs."""
         if self.device.type == "cpu":
             raise NotRun(f"needs {what}; this run is on a CPU")
+
+    def need_feature(self, feature: str) -> None:
+        """Raise `Unclaimed` unless the backend claims a feature."""
+        if feature not in self.features:
+            raise Unclaimed(f"{feature}, which {self.name} does not claim")
 
     def not_own(self, case: Case) -> tuple[str, ...]:
         """Ops of a case that are not the backend's own."""
@@ -110,7 +119,7 @@ class Subject:
         return frozenset(op for op in OPS if self._owns(op))
 
     def _owns(self, op: str) -> bool:
-        if self.backend.ops.provenance[op] == "portable":
+        if self.backend.ops.provenance[op] in (PORTABLE, ABSENT):
             return False
         implementation = getattr(self.backend.ops, op).implementation
         body = implementation is OPS[op].body
@@ -130,7 +139,13 @@ def open_subject(name: str, device: str | None = None) -> Subject:
     else:
         where = torch.device(device or "cpu")
         backend = _elsewhere(name, spec, where)
-    return Subject(backend, where, _tier(backend, where, interpreted), backend.spec.features, frozenset(backend.spec.layouts))
+    return Subject(
+        backend,
+        where,
+        _tier(backend, where, interpreted),
+        backend.spec.features,
+        frozenset(backend.spec.layouts),
+    )
 
 
 def _elsewhere(name: str, spec: BackendSpec, where: torch.device) -> Backend:
@@ -140,7 +155,9 @@ def _elsewhere(name: str, spec: BackendSpec, where: torch.device) -> Backend:
         return get_backend(name)
     if not answer.ok and answer.code not in (Code.NO_DEVICE, Code.UNSUPPORTED_DEVICE):
         table = format_table(get_registry().rows())
-        raise BackendUnavailableError(f"backend '{name}' cannot run on {where}: {answer.reason} ({answer.hint})\n{table}")
+        raise BackendUnavailableError(
+            f"backend '{name}' cannot run on {where}: {answer.reason} ({answer.hint})\n{table}"
+        )
     return create_backend(spec, get_registry().hook)
 
 

@@ -22,6 +22,8 @@ COMMANDS = {
     "demo": "run the three kinds of attention layer and check what they compute",
     "bench": "time ops and layers, after checking them",
     "layout": "show cache layouts byte by byte",
+    "conformance": "judge a backend by the conformance suite",
+    "matrix": "merge conformance reports into a support matrix",
 }
 
 

@@ -1,11 +1,10 @@
-"""Row addressing shared by the portable bodies: slots, block tables, bounded blocks of work."""
+"""Row addressing shared by the portable bodies: live slots, bounded blocks of work, checked page layouts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import cast
 
-import torch
 from torch import Tensor
 
 from dsv4core.errors import LayoutError, OpArgumentError
@@ -16,20 +15,6 @@ def live_rows(slots: Tensor) -> tuple[Tensor, Tensor]:
     """Rows whose slot is not negative, and their slots. Shapes: i64 [T] -> i64 [n], i64 [n]."""
     rows = (slots >= 0).nonzero().squeeze(1)
     return rows, slots[rows].long()
-
-
-def table_slots(block_table: Tensor, request: Tensor, index: Tensor, rows: int) -> Tensor:
-    """Slots of row `index` of `request`: page * rows + row; -1 where the table has no page.
-
-    Shapes: block_table i32 [R, W], request and index i64 broadcastable -> i64.
-    """
-    width = block_table.shape[1]
-    column = torch.div(index, rows, rounding_mode="floor")
-    inside = (index >= 0) & (column < width)
-    if width == 0 or block_table.shape[0] == 0:
-        return torch.full_like(inside, -1, dtype=torch.int64)
-    page = block_table[request.long(), column.clamp(0, width - 1)].long()
-    return torch.where(inside & (page >= 0), page * rows + index % rows, -1)
 
 
 def by_block(x: Tensor, size: int) -> Tensor:

@@ -8,7 +8,8 @@ from torch import Tensor
 from dsv4core.errors import OpArgumentError
 from dsv4core.layout import CacheLayout
 from dsv4core.numerics import e2m1, e4m3, ue8m0
-from dsv4core.ops._rows import by_block, ints, table_slots
+from dsv4core.ops._rows import by_block, ints
+from dsv4core.slots import table_slots
 
 MXFP4_BLOCK = 32
 

@@ -15,7 +15,8 @@ from dsv4core.numerics.pool import pool
 from dsv4core.numerics.rope import rotate_tail
 from dsv4core.ops._contract import F32, I32, I64, NORM, check_range, page, spec
 from dsv4core.ops._op import op
-from dsv4core.ops._rows import blocks, page_layout, table_slots
+from dsv4core.ops._rows import blocks, page_layout
+from dsv4core.slots import table_slots
 
 NAME = "compress_norm_rope_store"
 WINDOW_BYTES = 64 << 20  # bound of the gathered states per block

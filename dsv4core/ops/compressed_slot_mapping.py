@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dsv4core.ops._contract import I32, I64, check_range, spec
 from dsv4core.ops._op import op
-from dsv4core.ops._rows import table_slots
+from dsv4core.slots import table_slots
 
 NAME = "compressed_slot_mapping"
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from dsv4core.errors import OpArgumentError
 from dsv4core.ops._contract import BOOL, I32, check_range, spec
 from dsv4core.ops._op import op
-from dsv4core.ops._rows import table_slots
+from dsv4core.slots import table_slots
 
 NAME = "compute_global_topk_indices_and_lens"
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from dsv4core.errors import OpArgumentError
 from dsv4core.ops._contract import ACTIVATION, I32, page, spec
 from dsv4core.ops._op import op
-from dsv4core.ops._rows import ints, page_layout, table_slots
+from dsv4core.ops._rows import ints, page_layout
+from dsv4core.slots import table_slots
 
 NAME = "dequantize_and_gather_k_cache"
 

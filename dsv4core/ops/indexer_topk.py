@@ -24,6 +24,12 @@ def _fake(logits: Tensor, context_lens: Tensor, *, k: int) -> Tensor:
 
 def _values(a: Mapping[str, Any], dims: Mapping[str, int]) -> None:
     check_range(NAME, "context_lens", a["context_lens"], 0, dims["L"] + 1, "lengths")
+    logits = a["logits"]
+    if bool(logits.isnan().any()):  # behind a context anything may stand
+        column = torch.arange(dims["L"], device=logits.device)
+        bad = (logits.isnan() & (column < a["context_lens"].unsqueeze(1))).nonzero()
+        if bad.shape[0]:
+            raise OpArgumentError(NAME, "logits", "numbers before context_lens", f"nan at {bad[0].tolist()}")
 
 
 @op(
@@ -34,8 +40,8 @@ def _values(a: Mapping[str, Any], dims: Mapping[str, int]) -> None:
 def indexer_topk(logits: Tensor, context_lens: Tensor, *, k: int) -> Tensor:
     """The k best of the first context_lens[t] logits, ascending; ties to the lower index (-0 and +0 tie).
 
-    Shapes: logits f32 [T, L] (cells at and behind context_lens are never read into a result), context_lens
-    i32 [T] -> i32 [T, k], -1 behind the last choice.
+    Shapes: logits f32 [T, L] (cells at and behind context_lens are never read into a result; a NaN before it
+    raises in checked mode), context_lens i32 [T] -> i32 [T, k], -1 behind the last choice.
     """
     if k < 1:
         raise OpArgumentError(NAME, "k", ">= 1", str(k))

@@ -70,10 +70,18 @@ def _running(
     best = lens.new_full((lens.shape[0], 0), -1)
     best_scores = weights.new_empty(lens.shape[0], 0)
     for span, request in spans:
-        keys, factor = _scores.entry_values(k_cache, table, request, span, source, rows, NAME)
-        block = _scores.scores(q, weights, keys, factor, mxfp4)
+        block = _block(q, weights, k_cache, table, request, span, source, rows, mxfp4)
         column = torch.arange(span.start, span.stop, dtype=torch.int32, device=lens.device)
         column = torch.where(column < lens.unsqueeze(1), column, -1)
         # The running list is padded with -1, its indices are below the block's: the row stays ascending.
         best, best_scores = select(torch.cat((best_scores, block), 1), torch.cat((best, column), 1), k)
     return best
+
+
+def _block(
+    q: Tensor, weights: Tensor, k_cache: Tensor, table: Tensor, request: int, span: slice,
+    source: CacheLayout, rows: int, mxfp4: bool,
+) -> Tensor:  # fmt: skip
+    """Scores of one span; its keys are gone before the next ones are read."""
+    keys, factor = _scores.entry_values(k_cache, table, request, span, source, rows, NAME)
+    return _scores.scores(q, weights, keys, factor, mxfp4)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from dsv4core.config import AttentionConfig
 from dsv4core.errors import CacheError
-from dsv4core.ops._rows import table_slots
 from dsv4core.ops.compressed_slot_mapping import compressed_slot_mapping
 from dsv4core.plan.batch import BatchPlan, PrefillChunk
 from dsv4core.plan.check import check_lengths, check_tables, whole_number
 from dsv4core.plan.groups import GROUPS, RATIOS, SWA
+from dsv4core.slots import table_slots
 
 C128_WIDTH_STEP = 64
 """Index lists of ratio 128 are as wide as a multiple of this; decode kernels read whole blocks of 64."""

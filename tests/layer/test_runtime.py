@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -51,3 +52,13 @@ def test_workspace_grows_and_is_shared() -> None:
     )
     assert work.reserved(device) == 1000
     assert work.take((0, 7), torch.float32, device).shape == (0, 7)
+
+
+def test_threads_have_scratch_of_their_own() -> None:
+    work, device = runtime.Workspace(), torch.device("cpu")
+    mine, theirs = work.take((8,), torch.float32, device), []
+    thread = threading.Thread(target=lambda: theirs.append(work.take((8,), torch.float32, device)))
+    thread.start()
+    thread.join()
+    assert mine.data_ptr() != theirs[0].data_ptr()
+    assert mine.data_ptr() == work.take((8,), torch.float32, device).data_ptr()

@@ -70,6 +70,17 @@ def test_k_beyond_everything_and_empty(ops, rng) -> None:
     assert torch.equal(ops.indexer_topk(view, lens, k=5), ops.indexer_topk(view.clone(), lens.clone(), k=5))
 
 
+def test_visible_nan_is_a_callers_error(ops, monkeypatch) -> None:
+    row = np.ones((2, 9), np.float32)
+    row[1, 4], row[0, 8] = np.nan, np.nan
+    with pytest.raises(OpArgumentError, match="nan at \\[1, 4\\]") as caught:
+        call(ops, row, [8, 9], 3)
+    assert caught.value.argument == "logits"
+    assert call(ops, row, [8, 4], 3).tolist() == [[0, 1, 2]] * 2  # behind the context it is garbage like any
+    monkeypatch.setenv("DSV4CORE_CHECK", "0")
+    assert call(ops, row, [8, 9], 8)[1].tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
+
+
 def test_refusals(ops) -> None:
     for lens, k, argument in [([7], 2, "context_lens"), ([-1], 2, "context_lens"), ([6], 0, "k")]:
         with pytest.raises(OpArgumentError) as caught:

@@ -8,6 +8,9 @@ from index_world import LAYOUTS, IndexWorld
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dsv4core.errors import OpArgumentError
+from dsv4core.ops import OPS
+from dsv4core.samples import Size, sample
+from dsv4core_conformance.families._memory import peak_bytes
 
 LENS = [0, 1, 5, 63, 64, 65, 128, 300, 299, 17, 300]
 SMALLEST = 160_000  # room for about 64 entries of 128 channels and one token with 4 heads
@@ -85,3 +88,12 @@ def test_no_tokens_and_refusals(ops, rng) -> None:
     world.q, world.weights = world.q[:0], world.weights[:0]
     got = ops.sparse_indexer(**world.arguments(lens=[], requests=[], k=4, workspace_bytes=64 << 20))
     assert got.shape == (0, 4)
+
+
+def test_the_keys_of_one_span_are_gone_before_the_next_are_read() -> None:
+    """Two spans of keys at a time would pass the workspace by a tenth."""
+    size = Size(tokens=12, context=3000)
+    arguments = {**sample("sparse_indexer", size), "workspace_bytes": 600_000}
+    arguments["token_to_req"] = torch.zeros(12, dtype=torch.int32)
+    held = peak_bytes(torch.device("cpu"), lambda: OPS["sparse_indexer"].body(**arguments))
+    assert 300_000 < held <= 600_000

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dsv4core.hookspecs import hookimpl
-from dsv4core.probe import AVAILABLE, import_torch, unmet, with_ops
-from dsv4core.spec import Availability, BackendSpec, Code, Depth, Requirement
+from dsv4core.probe import counted, other_build, probe_device
+from dsv4core.spec import Availability, BackendSpec, Depth, Requirement
 
 HINT = "use the cpu backend: DSV4CORE_BACKEND=cpu"
 CONTROL = Path("/dev/nvidiactl")
@@ -33,15 +33,7 @@ def dsv4core_backends() -> list[BackendSpec]:
 @hookimpl
 def dsv4core_probe(spec: BackendSpec, depth: Depth) -> Availability | None:
     """Answer for ``cuda``: torch's build, then the number of devices, then whether there are ops."""
-    if spec.name != SPEC.name:
-        return None
-    answer = unmet(spec)
-    if answer is not None:
-        return answer
-    if depth == "static":
-        return with_ops(spec, AVAILABLE, HINT)
-    torch = import_torch()
-    return torch if isinstance(torch, Availability) else with_ops(spec, _look(torch), HINT)
+    return probe_device(spec, depth, _look, HINT) if spec.name == SPEC.name else None
 
 
 @hookimpl
@@ -58,16 +50,11 @@ def _look(torch: Any) -> Availability:
     if build is None:
         kind = "a ROCm build" if torch.version.hip else "built without CUDA"
         hint = "install a CUDA build of torch: https://pytorch.org/get-started/locally" if driver else ""
-        return Availability.missing(Code.NO_DEVICE, f"torch {torch.__version__} is {kind}", hint, driver)
+        return other_build(torch, kind, hint, driver)
     with _no_context():
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if count == 0:
-        reason = f"torch {torch.__version__} (CUDA {build}) sees no device"
-        hint = "check nvidia-smi and CUDA_VISIBLE_DEVICES" if driver else ""
-        return Availability.missing(Code.NO_DEVICE, reason, hint, driver)
-    devices = f"{count} CUDA device{'s' if count > 1 else ''}"
-    saw = f"torch {torch.__version__} sees {devices}"
-    return Availability.available(saw, devices)
+    hint = "check nvidia-smi and CUDA_VISIBLE_DEVICES" if driver else ""
+    return counted(torch, count, ("CUDA", build), hint, driver)
 
 
 @contextmanager

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from dsv4core.hookspecs import hookimpl
-from dsv4core.probe import AVAILABLE, import_torch, unmet, with_ops
-from dsv4core.spec import Availability, BackendSpec, Code, Depth, Requirement
+from dsv4core.probe import counted, other_build, probe_device
+from dsv4core.spec import Availability, BackendSpec, Depth, Requirement
 
 HINT = "use the cpu backend: DSV4CORE_BACKEND=cpu"
 TORCH_FIRST = "install torch from AMD's or PyTorch's ROCm index first, then dsv4core"
@@ -30,15 +30,7 @@ def dsv4core_backends() -> list[BackendSpec]:
 @hookimpl
 def dsv4core_probe(spec: BackendSpec, depth: Depth) -> Availability | None:
     """Answer for ``rocm``: torch's build, then the number of devices, then whether there are ops."""
-    if spec.name != SPEC.name:
-        return None
-    answer = unmet(spec)
-    if answer is not None:
-        return answer
-    if depth == "static":
-        return with_ops(spec, AVAILABLE, HINT)
-    torch = import_torch()
-    return torch if isinstance(torch, Availability) else with_ops(spec, _look(torch), HINT)
+    return probe_device(spec, depth, _look, HINT) if spec.name == SPEC.name else None
 
 
 def _look(torch: Any) -> Availability:
@@ -46,14 +38,7 @@ def _look(torch: Any) -> Availability:
     driver = str(CONTROL) if CONTROL.exists() else ""
     if build is None:
         kind = "a CUDA build" if torch.version.cuda else "built without ROCm"
-        return Availability.missing(
-            Code.NO_DEVICE, f"torch {torch.__version__} is {kind}", TORCH_FIRST, driver
-        )
+        return other_build(torch, kind, TORCH_FIRST, driver)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if count == 0:
-        reason = f"torch {torch.__version__} (ROCm {build}) sees no device"
-        hint = "check rocm-smi, HIP_VISIBLE_DEVICES and access to /dev/kfd" if driver else ""
-        return Availability.missing(Code.NO_DEVICE, reason, hint, driver)
-    devices = f"{count} ROCm device{'s' if count > 1 else ''}"
-    saw = f"torch {torch.__version__} sees {devices}"
-    return Availability.available(saw, devices)
+    hint = "check rocm-smi, HIP_VISIBLE_DEVICES and access to /dev/kfd" if driver else ""
+    return counted(torch, count, ("ROCm", build), hint, driver)

@@ -9,7 +9,7 @@ from typing import Any
 
 from dsv4core import env
 from dsv4core.hookspecs import hookimpl
-from dsv4core.probe import import_torch, installed_version, module_exists, unmet
+from dsv4core.probe import counted, import_torch, installed_version, module_exists, other_build, unmet
 from dsv4core.spec import Availability, BackendSpec, Code, Depth, Requirement
 
 TORCH_FIRST = (
@@ -114,15 +114,8 @@ def _borrowed(torch: Any) -> Availability:
 
 def _look(torch: Any) -> Availability:
     count = torch.xpu.device_count()  # enumerates devices, makes no context
-    if count == 0:
-        kind = "a CUDA build" if torch.version.cuda else "a ROCm build" if torch.version.hip else ""
-        if kind or getattr(torch.version, "xpu", None) is None:
-            reason = f"torch {torch.__version__} is {kind or 'built without XPU'}"
-            return Availability.missing(Code.NO_DEVICE, reason, TORCH_FIRST)
-        reason = f"torch {torch.__version__} (XPU {torch.version.xpu}) sees no device"
-        return Availability.missing(
-            Code.NO_DEVICE, reason, "check the driver with sycl-ls and ZE_AFFINITY_MASK"
-        )
-    devices = f"{count} XPU device{'s' if count > 1 else ''}"
-    saw = f"torch {torch.__version__} sees {devices}"
-    return Availability.available(saw, devices)
+    build = getattr(torch.version, "xpu", None)
+    kind = "a CUDA build" if torch.version.cuda else "a ROCm build" if torch.version.hip else ""
+    if count == 0 and (kind or build is None):
+        return other_build(torch, kind or "built without XPU", TORCH_FIRST)
+    return counted(torch, count, ("XPU", str(build)), "check the driver with sycl-ls and ZE_AFFINITY_MASK")

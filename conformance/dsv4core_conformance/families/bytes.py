@@ -1,1 +1,381 @@
-"""Cases of the family BYTES."""
+"""Cases of the family BYTES: every byte of a storage after a writer, and every byte that a reader can meet.
+
+Pages lie in a canvas of 0xA5, so a byte that should not have been touched shows as well as a wrong one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from dsv4core import AttentionConfig, cache_specs
+from dsv4core_conformance.case import case
+from dsv4core_conformance.compare import require
+from dsv4core_conformance.inputs import make
+from dsv4core_conformance.inputs.numbers import integers
+from dsv4core_conformance.inputs.pages import POISON, Slots, raw_pages
+from dsv4core_conformance.inputs.writers import (
+    INDEX_WRITERS,
+    INSERT,
+    MAIN_WRITERS,
+    PACKED,
+    WRITE,
+    written_bytes,
+    written_slots,
+)
+from dsv4core_conformance.reference import rows as reference
+from dsv4core_conformance.reference.rows import INDEX, MAIN
+from dsv4core_conformance.subject import Subject
+
+ROWS = (64, 2, 256, 5)
+PATTERNS: tuple[Slots, ...] = ("holes", "negative", "short", "empty", "none")
+CODES = {"fp8_ds_mla": 448, "fp8_ds_mla_fnuz": 448, "fp8_row": 512}
+LAYOUT_BUGS = ("A1", "A2", "A3", "A4", "A5", "A6", "A10")
+
+
+def _called(s: Subject, op: str, layout: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Arguments after a call whose result this case looks at byte by byte."""
+    a = make(op, layout=layout, place=PACKED, **options)
+    s.call(op, a)
+    return a
+
+
+@case(
+    "layout/{layout}/{writer}/page_rows_{rows}",
+    level="layout", layout=MAIN, writer=MAIN_WRITERS, rows=ROWS, catches=LAYOUT_BUGS,
+)  # fmt: skip
+def main_page_rows(s: Subject, op: str, options: dict[str, Any], layout: str, rows: int) -> None:
+    """Rows land where the layout says for this many rows per page, and nothing else changes."""
+    s.check(op, make(op, layout=layout, rows=rows, place=PACKED, **options))
+
+
+@case(
+    "layout/{layout}/{writer}/page_rows_{rows}",
+    level="layout", layout=INDEX, writer=INDEX_WRITERS, rows=ROWS, catches=LAYOUT_BUGS,
+)  # fmt: skip
+def index_page_rows(s: Subject, op: str, options: dict[str, Any], layout: str, rows: int) -> None:
+    """Index rows land where the layout says for this many rows per page, and nothing else changes."""
+    s.check(op, make(op, layout=layout, rows=rows, place=PACKED, **options))
+
+
+@case(
+    "layout/{layout}/{writer}/values_{values}",
+    level="layout", layout=MAIN, writer=MAIN_WRITERS, values=("spread", "corners"),
+    catches=("B3", "B4", "B8"),
+)  # fmt: skip
+def main_values(s: Subject, op: str, options: dict[str, Any], layout: str, values: str) -> None:
+    """Blocks of magnitudes from 2^-30 to 2^33, and corners of the formats, give the specified bytes."""
+    wide = {"tokens": 24} if "lengths" not in options else {}
+    s.check(op, make(op, layout=layout, values=values, **wide, **options))
+
+
+@case(
+    "layout/{layout}/{writer}/values_{values}",
+    level="layout", layout=INDEX, writer=INDEX_WRITERS, values=("spread", "corners"), catches=("B3", "B8"),
+)  # fmt: skip
+def index_values(s: Subject, op: str, options: dict[str, Any], layout: str, values: str) -> None:
+    """The same for index rows."""
+    s.check(op, make(op, layout=layout, values=values, **options))
+
+
+@case(
+    "layout/{layout}/{writer}/slots_{slots}",
+    level="layout", layout=MAIN, writer=(INSERT, WRITE), slots=PATTERNS, catches=("A6",),
+)  # fmt: skip
+def slot_patterns(s: Subject, op: str, options: dict[str, Any], layout: str, slots: Slots) -> None:
+    """Any negative slot skips its row, and rows behind a shorter slot_mapping are padding."""
+    s.check(op, make(op, layout=layout, slots=slots, place=PACKED, tokens=11, **options))
+
+
+@case(
+    "layout/{layout}/{writer}/skipped_windows",
+    level="layout", layout=("fp8_ds_mla", "bf16_row"), writer=MAIN_WRITERS[2:], catches=("E1",),
+)  # fmt: skip
+def skipped_windows(s: Subject, op: str, options: dict[str, Any], layout: str) -> None:
+    """An entry is written only where the token has a state slot and the entry a slot."""
+    s.check(op, make(op, layout=layout, holes=True, short=3, place=PACKED, **options))
+
+
+@case(
+    "layout/{layout}/{writer}/scale_pad_byte_zero",
+    level="layout", layout=("fp8_ds_mla", "fp8_ds_mla_fnuz"), writer=MAIN_WRITERS, catches=("A5", "A6"),
+)  # fmt: skip
+def scale_pad_byte_zero(s: Subject, op: str, options: dict[str, Any], layout: str) -> None:
+    """The eighth scale byte of every written row is 0, not what was there before."""
+    a = _called(s, op, layout, options)
+    page, _, tail = written_bytes(op, a)
+    found = a["k_cache"].numpy()[page, tail[:, 7]]
+    require((found == 0).all(), f"{op}: scale byte 7 must be 0, found {found[:8]} in pages {page[:8]}")
+
+
+@case(
+    "layout/{layout}/{writer}/scale_bytes_between_1_and_254",
+    level="layout", layout=("fp8_ds_mla", "fp8_ds_mla_fnuz"), writer=(INSERT, WRITE), catches=("B8",),
+)  # fmt: skip
+def scale_bytes_in_range(s: Subject, op: str, options: dict[str, Any], layout: str) -> None:
+    """No scale byte is 0 or 255: readers disagree on what those mean."""
+    a = _called(s, op, layout, {**options, "values": "corners", "tokens": 24})
+    page, _, tail = written_bytes(op, a)
+    found = a["k_cache"].numpy()[page[:, None], tail[:, :7]]
+    require(((found > 0) & (found < 255)).all(), f"{op}: scale bytes {np.unique(found)} hold 0 or 255")
+
+
+@case(
+    "layout/{layout}/{writer}/padding_untouched",
+    level="layout", layout=("fp8_ds_mla", "fp8_ds_mla_fnuz"), writer=MAIN_WRITERS, catches=("A9", "D13"),
+)  # fmt: skip
+def padding_untouched(s: Subject, op: str, options: dict[str, Any], layout: str) -> None:
+    """Bytes behind the last scale row of a page stay what they were."""
+    rows = 5
+    a = _called(s, op, layout, {**options, "rows": rows})
+    behind = a["k_cache"][:, rows * 584 :]
+    require(
+        bool((behind == POISON).all()), f"{op}: {int((behind != POISON).sum())} padding bytes were written"
+    )
+
+
+@case(
+    "layout/{layout}/{writer}/other_rows_untouched",
+    level="layout", layout=("fp8_ds_mla", "bf16_row", "fp8_row"), writer=MAIN_WRITERS, catches=("A1", "D13"),
+)  # fmt: skip
+def other_rows_untouched(s: Subject, op: str, options: dict[str, Any], layout: str) -> None:
+    """Rows without a slot in this call keep every byte."""
+    a = _called(s, op, layout, options)
+    written = written_slots(op, a)
+    others = np.setdiff1d(np.arange(a["k_cache"].shape[0] * a["rows"]), written)
+    front, tail = reference.records(layout, a["k_cache"].numpy(), others, a["rows"])
+    wrong = others[(front != POISON).any(1) | (tail != POISON).any(1)]
+    require(
+        not wrong.size, f"{op}: rows at slots {wrong[:8]} changed, though only {written[:8]}.. were named"
+    )
+
+
+@case(
+    "layout/{layout}/write/sign_of_zero",
+    level="layout",
+    layout=tuple(CODES),
+    ops=[WRITE["op"]],
+    catches=("B1",),
+)
+def sign_of_zero(s: Subject, layout: str) -> None:
+    """-0 is 0x80 in OCP e4m3 and 0x00 in FNUZ, where 0x80 means NaN."""
+    values = np.tile(np.array([-0.0, 0.0, -(2.0**-40), 1.0], dtype=np.float32), (3, 128))
+    a = make("quantize_and_insert_k_cache", tokens=3, layout=layout, values=values)
+    s.call("quantize_and_insert_k_cache", a)
+    page, front, _ = written_bytes("quantize_and_insert_k_cache", a)
+    found = a["k_cache"].numpy()[page[:, None], front[:, : CODES[layout]]]
+    code = 0x00 if layout.endswith("fnuz") else 0x80
+    require((found[:, 0::4] == code).all(), f"-0 must be {code:#04x}, got {found[0, 0]:#04x}")
+    require((found[:, 1::4] == 0).all(), f"+0 must be 0x00, got {found[0, 1]:#04x}")
+    require((found[:, 2::4] == code).all(), f"what rounds to -0 must be {code:#04x}, got {found[0, 2]:#04x}")
+
+
+@case(
+    "layout/{layout}/{writer}/length_{length}",
+    level="layout", layout=("fp8_ds_mla", "bf16_row"),
+    writer=({"name": "compress4", "ratio": 4, "head_dim": 512},),
+    length=(3, 4, 5, 7, 8, 9), ops=["compress_norm_rope_store"], catches=("E1", "E10", "E11"),
+)  # fmt: skip
+@case(
+    "layout/{layout}/{writer}/length_{length}",
+    level="layout", layout=("fp8_ds_mla", "bf16_row"),
+    writer=({"name": "compress128", "ratio": 128, "head_dim": 512},),
+    length=(127, 128, 129, 256), ops=["compress_norm_rope_store"], catches=("E1", "E10", "E11"),
+)  # fmt: skip
+@case(
+    "layout/{layout}/{writer}/length_{length}",
+    level="layout", layout=("index_fp8", "index_mxfp4"),
+    writer=({"name": "compress4", "ratio": 4, "head_dim": 128},),
+    length=(3, 4, 5, 8), ops=["compress_norm_rope_store"], catches=("E1", "E10", "E11"),
+)  # fmt: skip
+def prompt_length(s: Subject, layout: str, ratio: int, head_dim: int, length: int) -> None:
+    """A prompt of this length gives floor(length / ratio) entries; the first window has no older half."""
+    a = make(
+        "compress_norm_rope_store",
+        lengths=(length,),
+        ratio=ratio,
+        head_dim=head_dim,
+        layout=layout,
+        place=PACKED,
+    )
+    entries = len(written_slots("compress_norm_rope_store", a))
+    assert entries == length // ratio
+    s.check("compress_norm_rope_store", a)
+
+
+@case(
+    "layout/{layout}/gather/page_rows_{rows}",
+    level="layout", layout=MAIN, rows=(64, 2, 5), ops=["dequantize_and_gather_k_cache"],
+    catches=("A6", "A8", "B1"),
+)  # fmt: skip
+def gather_page_rows(s: Subject, layout: str, rows: int) -> None:
+    """The last rows of every request arrive dense, in order, and no other row of the workspace is written."""
+    a = make(
+        "dequantize_and_gather_k_cache",
+        layout=layout, rows=rows, lengths=(7, 130, 0, 65), gather=(7, 66, 0, 1), place=PACKED,
+    )  # fmt: skip
+    s.check("dequantize_and_gather_k_cache", a)
+
+
+def _gather_all(s: Subject, layout: str, pages: torch.Tensor, rows: int) -> torch.Tensor:
+    """All rows of one page by the backend's gather. Shapes: u8 [1, B] -> [rows, 512]"""
+    a = make(
+        "dequantize_and_gather_k_cache", layout=layout, lengths=(rows,), rows=rows, offset=0, spare=0, pages=1
+    )
+    a["k_cache"], a["block_table"] = pages, integers([[0]], torch.int32)
+    s.check("dequantize_and_gather_k_cache", a)
+    return a["out"][0]
+
+
+@case(
+    "layout/{layout}/gather/every_code",
+    level="layout", layout=tuple(CODES), ops=["dequantize_and_gather_k_cache"], catches=("A6", "B1", "B8"),
+)  # fmt: skip
+def every_code(s: Subject, layout: str) -> None:
+    """Each of the codes that a writer can give, under each scale byte from 1 to 254, reads as its value."""
+    rows, width = 64, CODES[layout]
+    nan = (0x80,) if layout.endswith("fnuz") else (0x7F, 0xFF)
+    codes = np.setdiff1d(np.arange(256), nan).astype(np.uint8)
+    page = raw_pages(1, reference.page_bytes(layout, rows), fill=0)
+    record = reference.RECORDS[layout]
+    data = page.numpy()[0]
+    front = data[: rows * record.front].reshape(rows, record.front)
+    front[:, :width] = np.resize(codes, (rows, width))
+    if record.tail:
+        tail = data[rows * record.front : rows * (record.front + record.tail)].reshape(rows, record.tail)
+        tail[:, :7] = np.resize(np.arange(1, 255, dtype=np.uint8), (rows, 7))
+    _gather_all(s, layout, page, rows)
+
+
+@case(
+    "layout/{layout}/gather/every_bf16",
+    level="layout", layout=("fp8_ds_mla", "bf16_row"), ops=["dequantize_and_gather_k_cache"], catches=("B8",),
+)  # fmt: skip
+def every_bf16(s: Subject, layout: str) -> None:
+    """Finite bf16 numbers stored as they are come back bit by bit, subnormals and -0 among them."""
+    rows = 128
+    words = np.arange(0x10000, dtype=np.uint16)
+    words = words[(words & 0x7F80) != 0x7F80]
+    record, width = reference.RECORDS[layout], 512 if layout == "bf16_row" else 64
+    page = raw_pages(1, reference.page_bytes(layout, rows), fill=0)
+    front = page.numpy()[0][: rows * record.front].reshape(rows, record.front)
+    chosen = words[:: 1 if layout == "bf16_row" else 8]
+    front[:, record.front - 2 * width :] = np.resize(chosen, (rows, width)).view(np.uint8)
+    _gather_all(s, layout, page, rows)
+
+
+@case(
+    "layout/{layout}/gather/zeroed_page_reads_zero",
+    level="layout", layout=MAIN, ops=["dequantize_and_gather_k_cache"],
+)  # fmt: skip
+def zeroed_page(s: Subject, layout: str) -> None:
+    """A fresh page of zeros holds rows of +0."""
+    out = _gather_all(s, layout, raw_pages(1, reference.page_bytes(layout, 64), fill=0), 64)
+    require(bool((out == 0).all()), "a zeroed page must read as zeros")
+
+
+WIDTHS = (
+    {"name": "c4_main", "width": 1024, "ratio": 4, "rows": 4},
+    {"name": "c4_indexer", "width": 256, "ratio": 4, "rows": 4},
+    {"name": "c128_main", "width": 512, "ratio": 128, "rows": 8},
+)
+
+
+@case(
+    "layout/{layout}/save/{kind}_{slots}",
+    level="layout", layout=("state_f32",), kind=WIDTHS, slots=("permuted", *PATTERNS),
+    ops=["save_partial_states"], catches=("E1", "A8"),
+)  # fmt: skip
+def states(s: Subject, layout: str, slots: Slots, width: int, ratio: int, rows: int) -> None:
+    """A state row is [kv | score + ape[position mod ratio]], and nothing else of the storage changes."""
+    a = make(
+        "save_partial_states",
+        width=width, ratio=ratio, rows=rows, slots=slots, tokens=11, place={"lead": 9, "gap": 16},
+    )  # fmt: skip
+    s.check("save_partial_states", a)
+
+
+@case(
+    "layout/{layout}/save/values_{values}",
+    level="layout", layout=("state_f32",), values=("spread", "corners"), ops=["save_partial_states"],
+)  # fmt: skip
+def state_values(s: Subject, layout: str, values: str) -> None:
+    """States are one float32 addition, whatever the magnitudes."""
+    s.check("save_partial_states", make("save_partial_states", values=values, tokens=12, width=256))
+
+
+@case(
+    "op/{op}/bytes/{what}",
+    op=("compressed_slot_mapping",),
+    what=(
+        {"name": "ratio_4", "options": {}},
+        {"name": "ratio_128", "options": {"ratio": 128, "rows": 2, "lengths": (700, 127, 128)}},
+        {"name": "short", "options": {"short": 9}},
+        {"name": "holes", "options": {"holes": True}},
+        {"name": "unmapped_pages", "options": {"unmapped": True}},
+        {"name": "from_the_middle", "options": {"starts": (3, 8, 299)}},
+        {"name": "no_tokens", "options": {"lengths": (0,)}},
+    ),
+    level="layout", catches=("E1",),
+)  # fmt: skip
+def slots_of_entries(s: Subject, op: str, options: dict[str, Any]) -> None:
+    """Only a token that completes a window and has a slot of its own gets the slot of its entry."""
+    s.check(op, make(op, **options))
+
+
+@case(
+    "op/{op}/bytes/tokens_{tokens}",
+    op=("fused_q_kv_rmsnorm", "inverse_rope", "fused_inv_rope_fp8_quant"), tokens=(0, 1, 33), level="layout",
+    catches=("E11",),
+)  # fmt: skip
+def row_counts(s: Subject, op: str, tokens: int) -> None:
+    """Results for no token, for one, and for more than a block of them."""
+    s.check(op, make(op, tokens=tokens))
+
+
+@case("suite/bytes/allocation/{kind}", level="layout", kind=("swa", "csa", "hca"), catches=("A9", "A13"))
+def allocation(s: Subject, kind: str) -> None:
+    """Every cache of a layer is shaped by its own layout: size and distance of pages, zeroed."""
+    layer = {"swa": 0, "csa": 1, "hca": 2}[kind]
+    rows_of = {
+        "swa": 64,
+        "c4": 64,
+        "c128": 2,
+        "indexer": 64,
+        "state_c4": 4,
+        "state_indexer": 4,
+        "state_c128": 8,
+    }
+    widths = {"state_c4": 1024, "state_indexer": 256, "state_c128": 512}
+    for profile in ("vllm", "official", "sglang"):
+        config = AttentionConfig.preset("tiny", profile=profile)
+        cache = s.cache(config, layer, 512)
+        found = cache.layer(layer)
+        tensors = {"swa": found.swa, "indexer": found.indexer, "state_indexer": found.indexer_state}
+        tensors["c4" if kind == "csa" else "c128"] = found.compressed
+        tensors["state_c4" if kind == "csa" else "state_c128"] = found.state
+        for spec in cache_specs(config, layer):
+            size = reference.page_bytes(spec.layout, rows_of[spec.group], widths.get(spec.group, 0))
+            tensor = tensors[spec.group]
+            require(tensor is not None, f"{profile}: layer {layer} has no {spec.group}")
+            have = tensor.stride(0) * tensor.element_size()
+            require(spec.rows == rows_of[spec.group], f"{spec.key}: {spec.rows} rows per page")
+            require(
+                have == size, f"{profile} {spec.key}: pages are {have} bytes apart, {spec.layout} has {size}"
+            )
+            require(not tensor.any(), f"{profile} {spec.key}: a fresh cache must be zero")
+
+
+@case(
+    "op/{op}/bytes/page_bytes_may_be_more",
+    op=(INSERT["op"], WRITE["op"]),
+    level="layout",
+    catches=("A8", "A11"),
+)
+def longer_pages(s: Subject, op: str) -> None:
+    """Pages with more bytes than the layout needs keep those bytes."""
+    a = make(op, rows=5)
+    a["k_cache"] = raw_pages(a["k_cache"].shape[0], a["k_cache"].shape[1] + 1000, PACKED)
+    s.check(op, a)

@@ -43,12 +43,16 @@ ALIGNMENT = {
 
 
 def _bytes_of_f32(values: F64) -> U8:
-    return np.ascontiguousarray(values, dtype="<f4").view(np.uint8).reshape(*values.shape[:-1], -1)
+    return (
+        np.ascontiguousarray(values, dtype="<f4")
+        .view(np.uint8)
+        .reshape(*values.shape[:-1], 4 * values.shape[-1])
+    )
 
 
 def _bytes_of_bf16(values: F64) -> U8:
     words = np.ascontiguousarray(to_bf16(values), dtype="<f4").view("<u4") >> 16
-    return words.astype("<u2").view(np.uint8).reshape(*values.shape[:-1], -1)
+    return words.astype("<u2").view(np.uint8).reshape(*values.shape[:-1], 2 * values.shape[-1])
 
 
 def _scale_bytes(exponent: NDArray[np.int64]) -> U8:
@@ -97,7 +101,7 @@ def _no_tail(encode: Callable[[F64], U8]) -> Callable[[F64], tuple[U8, U8]]:
     return lambda values: (encode(values), np.zeros((*values.shape[:-1], 0), dtype=np.uint8))
 
 
-_ENCODERS: dict[str, Callable[[F64], tuple[U8, U8]]] = {
+ENCODERS: dict[str, Callable[[F64], tuple[U8, U8]]] = {
     "fp8_ds_mla": _fp8_ds_mla,
     "fp8_ds_mla_fnuz": lambda values: _fp8_ds_mla(values, fnuz=True),
     "fp8_row": _no_tail(e4m3_codes),
@@ -111,6 +115,7 @@ _ENCODERS: dict[str, Callable[[F64], tuple[U8, U8]]] = {
     "index_f32": _no_tail(_bytes_of_f32),
     "state_f32": _no_tail(_bytes_of_f32),
 }
+"""Front bytes of rows and the bytes behind all rows, by layout, from float64 [..., width]."""
 
 
 def encode_pages(layout: str, values: NDArray[np.floating]) -> U8:
@@ -118,7 +123,7 @@ def encode_pages(layout: str, values: NDArray[np.floating]) -> U8:
 
     Shapes: values [pages, rows, width] (state_f32: width 2W) -> u8 [pages, page bytes]
     """
-    rows, tails = _ENCODERS[layout](np.asarray(values, dtype=np.float64))
+    rows, tails = ENCODERS[layout](np.asarray(values, dtype=np.float64))
     count = len(values)
     payload = np.concatenate([rows.reshape(count, -1), tails.reshape(count, -1)], axis=1)
     padding = -payload.shape[1] % ALIGNMENT[layout]

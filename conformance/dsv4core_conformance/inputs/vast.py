@@ -1,0 +1,40 @@
+"""Memory that reaches past 2^31, 2^32 and 2^34 bytes although only a few pages of it are touched."""
+
+from __future__ import annotations
+
+import mmap
+
+import torch
+from torch import Tensor
+
+from dsv4core_conformance.case import NotRun
+
+GIB = 1 << 30
+_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
+
+
+def vast(size: int, device: torch.device) -> Tensor:
+    """`size` zero bytes; a CPU takes memory where it is touched. Raises NotRun where there is not so much.
+
+    Shapes: -> u8 [size]
+    """
+    if device.type == "cpu":
+        try:
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE
+            return torch.frombuffer(mmap.mmap(-1, size, flags=flags), dtype=torch.uint8)
+        except (AttributeError, OSError, ValueError) as error:
+            raise NotRun(f"needs {size / GIB:.0f} GiB of address space: {error}") from None
+    try:
+        return torch.zeros(size, dtype=torch.uint8, device=device)
+    except RuntimeError as error:
+        raise NotRun(f"needs {size / GIB:.0f} GiB on {device}: {str(error).splitlines()[0]}") from None
+
+
+def vast_rows(tensor: Tensor, step: int, device: torch.device) -> Tensor:
+    """The same numbers with `step` elements from row to row. Shapes: [T, ...] -> the same"""
+    size = (max(len(tensor) - 1, 0) * step + max(tensor[0].numel(), 1)) * tensor.element_size()
+    memory = vast(-(-size // 4096) * 4096, device).view(tensor.dtype)
+    inner = torch.empty(tensor.shape[1:], device="meta").stride()
+    view = memory.as_strided(tensor.shape, (step, *inner))
+    view.copy_(tensor)
+    return view
