@@ -41,7 +41,9 @@ Call = tuple[str, dict[str, Any]]
 
 
 def _sample(op: str, tokens: int = 3, **config: Any) -> Call:
-    return op, sample(op, Size(tokens=tokens, context=200, config=AttentionConfig.preset("v4-flash", **config)))
+    return op, sample(
+        op, Size(tokens=tokens, context=200, config=AttentionConfig.preset("v4-flash", **config))
+    )
 
 
 def _decode(tokens: int, heads: int = 64, extra: int = 512, **config: Any) -> Call:
@@ -130,7 +132,9 @@ def main() -> int:
                 found = usages(case, target)
             except Exception as error:  # whatever a compiler raises is the finding
                 failures += 1
-                print(f"{target:7} {case:44} does not compile: {type(error).__name__}: {str(error).strip()[-300:]}")
+                print(
+                    f"{target:7} {case:44} does not compile: {type(error).__name__}: {str(error).strip()[-300:]}"
+                )
                 continue
             for kernel, u in found.items():
                 key = f"{case} / {kernel}"

@@ -129,7 +129,9 @@ def check_compress() -> bool:
         for label, call in (("normal", given), ("wild", wild(given, 1))):
             wrong = differing("compress_norm_rope_store", call)
             good &= wrong == 0
-            print(f"bytes compress {layout:24} ratio {ratio:3} {label:7} {'equal' if not wrong else f'{wrong} DIFFER'}")
+            print(
+                f"bytes compress {layout:24} ratio {ratio:3} {label:7} {'equal' if not wrong else f'{wrong} DIFFER'}"
+            )
     return good
 
 
@@ -205,7 +207,9 @@ def paged(layout: str, count: int, rows: int, device: str) -> Tensor:
     return base.repeat(-(-count // few), 1)[:count].contiguous()
 
 
-def decode_call(batch: int, heads: int, extra: int, layout: str, copies: int) -> list[dict[str, Any]] | dict[str, Any]:
+def decode_call(
+    batch: int, heads: int, extra: int, layout: str, copies: int
+) -> list[dict[str, Any]] | dict[str, Any]:
     """Every request owns shuffled pages; `copies` sets of pages so that a cold cache is really cold."""
     calls = []
     for _ in range(copies):
@@ -311,28 +315,53 @@ def writers(copy: float, tokens: int = 32768) -> None:
     slots = torch.randperm(tokens, device=DEVICE)
     pages = cache(tokens)
     keep = {"rows": 64, "layout": "fp8_ds_mla"}
-    show("quantize_and_insert", lambda: kernel("quantize_and_insert_k_cache")(k, pages, slots, **keep), volume(k) + tokens * 592)
+    show(
+        "quantize_and_insert",
+        lambda: kernel("quantize_and_insert_k_cache")(k, pages, slots, **keep),
+        volume(k) + tokens * 592,
+    )
     q = torch.randn(tokens, 64, 512, device=DEVICE).bfloat16()
-    show("fused_qnorm_rope_kv_insert, 64 heads", lambda: kernel("fused_qnorm_rope_kv_insert")(
-        q, k, t, table, pages, slots, **keep, eps=1e-6, padded_heads=64), 2 * volume(q) + volume(k) + tokens * (584 + 256))
+    show(
+        "fused_qnorm_rope_kv_insert, 64 heads",
+        lambda: kernel("fused_qnorm_rope_kv_insert")(
+            q, k, t, table, pages, slots, **keep, eps=1e-6, padded_heads=64
+        ),
+        2 * volume(q) + volume(k) + tokens * (584 + 256),
+    )
     show("inverse_rope, 64 heads", lambda: kernel("inverse_rope")(q, t, table), 2 * volume(q))
-    show("fused_inv_rope_fp8_quant, 64 heads", lambda: kernel("fused_inv_rope_fp8_quant")(
-        q, t, table, groups=8, scale_format="f32"), volume(q) * 3 // 2 + tokens * 64 * 16)
+    show(
+        "fused_inv_rope_fp8_quant, 64 heads",
+        lambda: kernel("fused_inv_rope_fp8_quant")(q, t, table, groups=8, scale_format="f32"),
+        volume(q) * 3 // 2 + tokens * 64 * 16,
+    )
     del q
     for width in (1024, 1536):
         joined = torch.randn(tokens, width + 512, device=DEVICE).bfloat16()
         w, v = torch.randn(width, device=DEVICE).bfloat16(), torch.randn(512, device=DEVICE).bfloat16()
-        show(f"fused_q_kv_rmsnorm {width}", lambda: kernel("fused_q_kv_rmsnorm")(
-            joined[:, :width], joined[:, width:], w, v, eps=1e-6), 2 * volume(joined))
+        show(
+            f"fused_q_kv_rmsnorm {width}",
+            lambda: kernel("fused_q_kv_rmsnorm")(joined[:, :width], joined[:, width:], w, v, eps=1e-6),
+            2 * volume(joined),
+        )
     for ratio, dim in ((4, 512), (128, 512), (4, 128)):
         width = dim * (2 if ratio == 4 else 1)
         kv = torch.randn(tokens, 2 * width, device=DEVICE)
         state = torch.empty(-(-tokens // 4), 4, 2 * width, device=DEVICE)
         ape = torch.randn(ratio, width, device=DEVICE)
-        show(f"save_partial_states ratio {ratio} head {dim}", lambda: kernel("save_partial_states")(
-            kv[:, :width], kv[:, width:], ape, t, state, t, ratio=ratio), 2 * volume(kv))
+        show(
+            f"save_partial_states ratio {ratio} head {dim}",
+            lambda: kernel("save_partial_states")(
+                kv[:, :width], kv[:, width:], ape, t, state, t, ratio=ratio
+            ),
+            2 * volume(kv),
+        )
     del kv, state
-    for ratio, layout in ((4, "fp8_ds_mla"), (128, "fp8_ds_mla"), (4, "index_fp8"), (4, "index_mxfp4_hadamard")):
+    for ratio, layout in (
+        (4, "fp8_ds_mla"),
+        (128, "fp8_ds_mla"),
+        (4, "index_fp8"),
+        (4, "index_mxfp4_hadamard"),
+    ):
         call = compress_call(tokens, ratio, layout, DEVICE)
         # Overlapping windows read every state's halves once each: the new half here, the old half one window later.
         size = volume(call["state_cache"]) + tokens // ratio * get_layout(layout).record_bytes
@@ -341,14 +370,21 @@ def writers(copy: float, tokens: int = 32768) -> None:
         out = torch.empty(requests, rows, 512, dtype=torch.bfloat16, device=DEVICE)
         lens = torch.full((requests,), rows, dtype=torch.int32, device=DEVICE)
         order = torch.randperm(requests * rows // 64, device=DEVICE).to(torch.int32).view(requests, -1)
-        show(f"dequantize_and_gather {requests} x {rows}", lambda: kernel("dequantize_and_gather_k_cache")(
-            out, pages, lens, None, order, **keep, offset=0), volume(out) + requests * rows * 584)
+        show(
+            f"dequantize_and_gather {requests} x {rows}",
+            lambda: kernel("dequantize_and_gather_k_cache")(out, pages, lens, None, order, **keep, offset=0),
+            volume(out) + requests * rows * 584,
+        )
     qi = torch.randn(tokens, 64, 128, device=DEVICE).bfloat16()
     w = torch.randn(tokens, 64, device=DEVICE)
     for form, rotation in (("fp8", "none"), ("mxfp4", "hadamard")):
-        show(f"fused_indexer_q {form} {rotation}", lambda: kernel("fused_indexer_q_rope_quant")(
-            t, qi, table, w, softmax_scale=0.1, head_scale=0.125, format=form, rotate=rotation),
-            volume(qi) * 3 // 2 + 2 * volume(w))
+        show(
+            f"fused_indexer_q {form} {rotation}",
+            lambda: kernel("fused_indexer_q_rope_quant")(
+                t, qi, table, w, softmax_scale=0.1, head_scale=0.125, format=form, rotate=rotation
+            ),
+            volume(qi) * 3 // 2 + 2 * volume(w),
+        )
 
 
 def decode() -> None:
@@ -361,11 +397,17 @@ def decode() -> None:
             peer = FLASHMLA.get((heads, extra, batch))
             flops = batch * heads * (128 + extra) * 512 * 4 / us / 1e6
             ratio = f"{peer / us:6.2f}" if peer else "      "
-            print(f"{heads:3} heads, 128 + {extra:4} keys, batch {batch:4} {'':8} {us:9.1f} {peer or 0:9.1f} {ratio} {flops:8.0f} {eager:9.1f}", flush=True)
+            print(
+                f"{heads:3} heads, 128 + {extra:4} keys, batch {batch:4} {'':8} {us:9.1f} {peer or 0:9.1f} {ratio} {flops:8.0f} {eager:9.1f}",
+                flush=True,
+            )
             if batch <= 32:
                 for side in (False, True):
                     us, _ = timed([lambda c=c, s=side: cut(c, c["out"], s) for c in calls])
-                    print(f"{'':20} {'side by side' if side else 'one program a token':24} {us:9.1f}", flush=True)
+                    print(
+                        f"{'':20} {'side by side' if side else 'one program a token':24} {us:9.1f}",
+                        flush=True,
+                    )
             del calls
 
 
@@ -377,7 +419,9 @@ def prefill() -> None:
         indices = torch.randint(0, rows, (tokens, keys), dtype=torch.int32, device=DEVICE)
         lens = torch.full((tokens,), keys, dtype=torch.int32, device=DEVICE)
         sink, out = torch.randn(heads, device=DEVICE), torch.empty_like(q)
-        us, eager = timed([lambda: kernel("sparse_prefill")(q, kv, indices, lens, sink, out, scale=512**-0.5)], 8)
+        us, eager = timed(
+            [lambda: kernel("sparse_prefill")(q, kv, indices, lens, sink, out, scale=512**-0.5)], 8
+        )
         flops = tokens * heads * keys * 512 * 4 / us / 1e6
         print(f"prefill {heads} heads, {keys} keys: {us:9.1f} us, FlashMLA {PREFILL[heads, keys]:.0f}, ratio "
               f"{PREFILL[heads, keys] / us:.2f}, {flops:.0f} TFLOP/s", flush=True)  # fmt: skip
@@ -387,19 +431,34 @@ def indexer(copy: float) -> None:
     for batch, entries in ((1, 1 << 20), (32, 1 << 20), (32, 1 << 16), (1, 1 << 16), (128, 1 << 14)):
         pages = paged("index_fp8", min(batch * entries // 64, 1 << 19), 64, DEVICE)
         per = entries // 64
-        order = torch.randperm(max(pages.shape[0], batch * per), device=DEVICE)[: batch * per] % pages.shape[0]
+        order = (
+            torch.randperm(max(pages.shape[0], batch * per), device=DEVICE)[: batch * per] % pages.shape[0]
+        )
         q = torch.randn(batch, 64, 128, device=DEVICE).to(torch.float8_e4m3fn)
         w = torch.randn(batch, 64, device=DEVICE)
         lens = torch.full((batch,), entries, dtype=torch.int32, device=DEVICE)
-        call = (q, None, w, pages, lens, torch.arange(batch, dtype=torch.int32, device=DEVICE), order.to(torch.int32).view(batch, per))
+        call = (
+            q,
+            None,
+            w,
+            pages,
+            lens,
+            torch.arange(batch, dtype=torch.int32, device=DEVICE),
+            order.to(torch.int32).view(batch, per),
+        )
         size = batch * entries * (132 + 4)
-        us, eager = timed([lambda: kernel("indexer_logits")(*call, rows=64, layout="index_fp8", max_len=entries)], 8)
+        us, eager = timed(
+            [lambda: kernel("indexer_logits")(*call, rows=64, layout="index_fp8", max_len=entries)], 8
+        )
         flops = batch * entries * 64 * 256 / us / 1e6
         print(f"indexer_logits batch {batch:3} entries {entries:8}: {us:9.1f} us, {size / us / 1e3:6.0f} GB/s "
               f"{100 * size / us * 1e6 / copy:4.0f} % copy, {flops:5.0f} TFLOP/s, eager {eager:6.1f} us", flush=True)  # fmt: skip
         logits = kernel("indexer_logits")(*call, rows=64, layout="index_fp8", max_len=entries)
         us, _ = timed([lambda: kernel("indexer_topk")(logits, lens, k=512)], 8)
-        print(f"indexer_topk   batch {batch:3} entries {entries:8}: {us:9.1f} us, {volume(logits) / us / 1e3:6.0f} GB/s", flush=True)
+        print(
+            f"indexer_topk   batch {batch:3} entries {entries:8}: {us:9.1f} us, {volume(logits) / us / 1e3:6.0f} GB/s",
+            flush=True,
+        )
         del logits, pages
 
 
@@ -409,12 +468,16 @@ def main() -> int:
     parser.add_argument("--part", default="writers,decode,prefill,indexer")
     chosen = parser.parse_args()
     torch.manual_seed(0)
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}", flush=True)
+    print(
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}", flush=True
+    )
     good = True
     if chosen.only != "times":
         began = time.perf_counter()
         good = check_bytes()
-        print(f"bytes: {'all equal' if good else 'NOT EQUAL'} ({time.perf_counter() - began:.0f} s)", flush=True)
+        print(
+            f"bytes: {'all equal' if good else 'NOT EQUAL'} ({time.perf_counter() - began:.0f} s)", flush=True
+        )
     if chosen.only != "bytes":
         copy = copy_speed()
         print(f"copy {copy / 1e12:.2f} TB/s", flush=True)

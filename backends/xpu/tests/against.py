@@ -69,7 +69,9 @@ def storage(tensor: Tensor) -> Tensor:
 def twin(tensor: Tensor) -> Tensor:
     """A copy with storage, offset and strides of its own."""
     home = storage(tensor).clone().untyped_storage()
-    return torch.empty(0, dtype=tensor.dtype).set_(home, tensor.storage_offset(), tensor.shape, tensor.stride())
+    return torch.empty(0, dtype=tensor.dtype).set_(
+        home, tensor.storage_offset(), tensor.shape, tensor.stride()
+    )
 
 
 def exact(op: str, given: dict[str, Any]) -> list[Tensor | None]:

@@ -16,7 +16,9 @@ from dsv4core.layout import get_layout
 I32 = torch.int32
 
 
-def world(layout: str, heads: int, rows: int = 64, extra_rows: int = 2, extra_layout: str = "") -> dict[str, Any]:
+def world(
+    layout: str, heads: int, rows: int = 64, extra_rows: int = 2, extra_layout: str = ""
+) -> dict[str, Any]:
     """Three tokens: full lists with holes, one short list, none at all."""
     g = torch.Generator().manual_seed(heads)
     extra_layout = extra_layout or layout
@@ -90,7 +92,11 @@ def decode(given: dict[str, Any]) -> None:
     rows = []
     for t in range(4):
         part = keys(
-            given["swa_cache"], given["swa_slots"][t], int(given["swa_lens"][t]), given["swa_rows"], given["layout"]
+            given["swa_cache"],
+            given["swa_slots"][t],
+            int(given["swa_lens"][t]),
+            given["swa_rows"],
+            given["layout"],
         )
         if given["extra_cache"] is not None:
             more = keys(

@@ -45,7 +45,9 @@ INDEX = ("index_fp8", "index_fp8_ue8m0x4", "index_fp8_hadamard_f32", "index_mxfp
 @pytest.mark.parametrize("layout", [*MAIN, *INDEX])
 def test_ratio_4(layout: str) -> None:
     against.exact(OP, windows(layout, 4))
-    against.exact(OP, {**windows(layout, 4, seed=1), "norm_weight": torch.ones(get_layout(layout).width).bfloat16()})
+    against.exact(
+        OP, {**windows(layout, 4, seed=1), "norm_weight": torch.ones(get_layout(layout).width).bfloat16()}
+    )
 
 
 @pytest.mark.parametrize("layout", ["fp8_ds_mla", "bf16_row", "index_fp8"])
@@ -76,7 +78,12 @@ def test_shorter_slots_and_padding() -> None:
 
 def test_refusals() -> None:
     given = windows("fp8_ds_mla", 4)
-    for changed in ({"ratio": 8}, {"head_dim": 128}, {"rotate": "hadamard"}, {"state_cache": torch.zeros(4, 4, 1024)}):
+    for changed in (
+        {"ratio": 8},
+        {"head_dim": 128},
+        {"rotate": "hadamard"},
+        {"state_cache": torch.zeros(4, 4, 1024)},
+    ):
         with pytest.raises(OpArgumentError, match=next(iter(changed))):
             against.kernel(OP)(**{**given, **changed})
     given["block_table"][0, 0] = -1

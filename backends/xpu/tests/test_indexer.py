@@ -56,7 +56,9 @@ def test_indexer_topk(k: int) -> None:
     logits[4, 7], logits[4, 9] = torch.nan, torch.inf
     logits[5] = logits[5] * 1e-38
     lens = torch.tensor([300, 299, 300, 200, 150, 300, 0, 6], dtype=I32)
-    against.exact("indexer_topk", {"logits": against.columns(logits), "context_lens": against.spread(lens), "k": k})
+    against.exact(
+        "indexer_topk", {"logits": against.columns(logits), "context_lens": against.spread(lens), "k": k}
+    )
 
 
 @pytest.mark.parametrize("config", ["vllm", "official", "sglang"])

@@ -1,7 +1,7 @@
 """Attention of one token over listed rows of pages: the parts that decode and prefill kernels are made of.
 
-A row's 512 channels are taken in pieces that are powers of two and never straddle a scale or the rotated part:
-256, 128 and 64 quantised channels, then 64 rotated ones. A piece is dequantised in registers, straight from
+A row's 512 channels are taken in pieces that are powers of two and straddle neither a scale nor the rotated
+part: 256, 128 and 64 quantised channels, then 64 rotated ones. A piece is dequantised in registers, straight from
 the page, and serves as key and as value.
 
 Scores live in base 2 (scale * log2 e is folded in). A tile's weights are taken against the tile's own maximum
@@ -25,7 +25,10 @@ LOG2E = tl.constexpr(1.4426950408889634)
 def listed_rows(
     slots, t, n, length, cache, stride, pages, rows, token_stride, column_stride, LAYOUT: tl.constexpr
 ):
-    """Byte pointers to rows and to their scales, and which are there. Shapes: n i32 [N] -> pointers [N], bool [N]."""
+    """Byte pointers to rows and to their scales, and which are there.
+
+    Shapes: n i32 [N] -> pointers [N] twice, bool [N].
+    """
     slot = tl.load(slots + t * token_stride + n.to(tl.int64) * column_stride, n < length, other=-1)
     page = slot // rows
     row = slot - page * rows
@@ -91,7 +94,7 @@ def row_pieces(start, scales, live, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, H
 
 @triton.jit
 def query_pieces(q, live):
-    """The four pieces of heads. Shapes: q pointers [H], live bool [H] -> [H, 256], [H, 128], [H, 64], [H, 64]."""
+    """The four pieces of heads. Shapes: pointers [H], bool [H] -> [H, 256], [H, 128], [H, 64], [H, 64]."""
     d = tl.arange(0, 256)[None, :]
     e = tl.arange(0, 128)[None, :]
     f = tl.arange(0, 64)[None, :]
@@ -129,7 +132,7 @@ def tile_weights(qa, qb, qc, qr, ka, kb, kc, kr, live, factor):
 
 @triton.jit
 def advance(peak, total, tile_peak, tile_total):
-    """Fold a tile into the running maximum and sum: -> maximum, sum, factor of the past, factor of the tile."""
+    """Fold a tile into the running maximum and sum: -> both, factor of the past, factor of the tile."""
     new = tl.maximum(peak, tile_peak)
     past = tl.exp2(peak - new)
     fresh = tl.exp2(tile_peak - new)
@@ -150,7 +153,10 @@ def finish(peak, total, sink):
 
 @triton.jit
 def store_piece(out, acc, share, live, first, WIDTH: tl.constexpr):
-    """Write channels first .. first + WIDTH - 1 of the output. Shapes: out pointers [H], acc f32 [H, WIDTH], share f32 [H]."""
+    """Write channels first .. first + WIDTH - 1 of the output.
+
+    Shapes: out pointers [H], acc f32 [H, WIDTH], share f32 [H].
+    """
     d = tl.arange(0, WIDTH)[None, :]
     # A share of 0 with an infinite sum would be NaN: the row is 0 there.
     value = tl.where(share[:, None] == 0, 0.0, acc * share[:, None])

@@ -1,4 +1,4 @@
-"""Index scores of one token against a run of entries: the kernel behind `indexer_logits` and `sparse_indexer`."""
+"""Index scores of one token against a run of entries, for `indexer_logits` and `sparse_indexer`."""
 
 import torch
 import triton
@@ -106,12 +106,12 @@ def score(
     out: Tensor, q: Tensor, scales: Tensor | None, weights: Tensor, cache: Tensor, lens: Tensor,
     requests: Tensor, table: Tensor, *, rows: int, layout: str, first: int, count: int, skip: int, fill: bool,
 ) -> None:  # fmt: skip
-    """Scores of entries first .. first + count - 1 into out[:, :count]; see the kernel. Shapes: out f32 [T, >= count]."""
+    """Scores of entries first .. first + count - 1 into out[:, :count]. Shapes: out f32 [T, >= count]."""
     tokens, heads, _ = q.shape
     size, chunk = block(128, 512), block(1024, 512)
     launch(
-        index_scores_kernel, (tokens, pieces(count, chunk)), q, _bytes(q), _bytes(q) if scales is None else scales,
-        weights, cache, lens, requests, table, out, heads, first, count, skip,
+        index_scores_kernel, (tokens, pieces(count, chunk)), q, _bytes(q),
+        _bytes(q) if scales is None else scales, weights, cache, lens, requests, table, out, heads, first, count, skip,
         table.shape[1] if table.shape[0] else 0, cache.shape[0], lens.stride(0), requests.stride(0),
         table.stride(0), table.stride(1), cache.stride(0), weights.stride(0), out.stride(0),
         rows=rows, LAYOUT=layout, ALIGN=alignment(cache), HARDWARE=native_e4m3(q), FILL=fill,

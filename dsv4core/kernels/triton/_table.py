@@ -47,7 +47,7 @@ def refuse_holes(
 def refuse_hidden_holes(
     op: str, table: Tensor, token_to_req: Tensor, lens: Tensor, rows: int, pages: int
 ) -> None:
-    """Checked mode: raise where a visible entry of a token has no page. Shapes: token_to_req, lens i32 [T]."""
+    """Checked mode: raise where a visible entry has no page. Shapes: token_to_req, lens i32 [T]."""
     if not lens.numel() or int(lens.max()) <= 0:
         return
     page = torch.arange(-(-int(lens.max()) // rows), device=lens.device)  # one row of every page will do

@@ -37,7 +37,7 @@ ATTENTION: dict[str, tuple[Attention, ...]] = {
 
 
 def attention(tensor: Tensor, heads: int) -> Attention:
-    """The row for a device and a number of heads; nothing else, so a token's bits do not depend on its batch."""
+    """The row for a device and a number of heads: nothing else, or bits would depend on the batch."""
     table = ATTENTION[device_class(tensor)]
     return next((row for row in table if row.heads <= heads), table[-1])
 

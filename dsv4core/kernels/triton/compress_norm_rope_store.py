@@ -79,7 +79,7 @@ def _pool(
     state, table, request, last, c, width, page_stride, row_stride, table_stride, column_stride,
     STATE_ROWS: tl.constexpr, RATIO: tl.constexpr, WINDOW: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
-    """Softmax-weighted sum over a window of channels c, in eight segments (CA1 rule 4). Shapes: -> f32 [C]."""
+    """Softmax-weighted sum over a window for channels c, in eight segments (CA1 rule 4): f32 [C]."""
     SCORE: tl.constexpr = DIM * (WINDOW // RATIO)  # scores lie behind all values of kv
     SEGMENT: tl.constexpr = WINDOW // 8
     infinity = float("inf")
@@ -127,8 +127,9 @@ def compress_norm_rope_store_kernel(
     state, positions, requests, slots, table, cos_sin, weight, cache, kv_slots,
     width, position_stride, request_stride, slot_stride, kv_slot_stride, state_stride, state_row_stride,
     table_stride, column_stride, angle_stride, page_stride, eps,
-    STATE_ROWS: tl.constexpr, RATIO: tl.constexpr, WINDOW: tl.constexpr, DIM: tl.constexpr, CHANNELS: tl.constexpr,
-    rows: tl.constexpr, LAYOUT: tl.constexpr, HADAMARD: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr,
+    STATE_ROWS: tl.constexpr, RATIO: tl.constexpr, WINDOW: tl.constexpr, DIM: tl.constexpr,
+    CHANNELS: tl.constexpr, rows: tl.constexpr, LAYOUT: tl.constexpr, HADAMARD: tl.constexpr,
+    ALIGN: tl.constexpr, HARDWARE: tl.constexpr,
 ):  # fmt: skip
     """One program a token; it ends at once unless its token closes a window.
 
@@ -183,7 +184,8 @@ def compress_norm_rope_store(
 
     Shapes: state_cache f32 [N, S, 2W] with W = head_dim (ratio 128) or 2 head_dim (ratio 4, overlap),
     positions i64 [T], token_to_req i32 [T], slot_mapping i64 [<= T] and block_table i32 [R, W] of the state
-    cache, cos_sin f32 [P, 64], norm_weight [head_dim], k_cache u8 [pages, B] (written), kv_slot_mapping i64 [T].
+    cache, cos_sin f32 [P, 64], norm_weight [head_dim], k_cache u8 [pages, B] (written), kv_slot_mapping i64
+    [T].
     """
     supported(NAME, "layout", layout, MAIN + INDEX)
     _check(state_cache, ratio, head_dim, layout, rotate)

@@ -35,7 +35,8 @@ def compressed_slot_mapping(
 ) -> Tensor:
     """The slot of entry floor(p / ratio) for a token that completes it, -1 for every other token.
 
-    Shapes: positions i64 [T], slot_mapping i64 [<= T], token_to_req i32 [T], block_table i32 [R, W] -> i64 [T].
+    Shapes: positions i64 [T], slot_mapping i64 [<= T], token_to_req i32 [T], block_table i32 [R, W] -> i64
+    [T].
     """
     tokens, size = positions.shape[0], block(256, 1024)
     out = positions.new_empty(tokens)

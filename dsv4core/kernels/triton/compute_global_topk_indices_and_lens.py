@@ -13,8 +13,8 @@ NAME = "compute_global_topk_indices_and_lens"
 
 @triton.jit(do_not_specialize=["width", "table_stride"])
 def compute_global_topk_kernel(
-    topk, requests, table, is_valid, out, lens, width, list_stride, entry_stride, request_stride, valid_stride,
-    table_stride, column_stride, COUNT: tl.constexpr, rows: tl.constexpr, BLOCK: tl.constexpr,
+    topk, requests, table, is_valid, out, lens, width, list_stride, entry_stride, request_stride,
+    valid_stride, table_stride, column_stride, COUNT: tl.constexpr, rows: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program a token: found slots move to the front in their order, -1 fills the rest."""
     t = tl.program_id(0).to(tl.int64)

@@ -81,8 +81,8 @@ def fused_inv_rope_fp8_quant(
     size = min(block(4, 128), power(heads))
     parts = pieces(heads, size)
     launch(
-        fused_inv_rope_fp8_quant_kernel, tokens * parts, o, o, positions, cos_sin, codes, scales, parts, heads,
-        o.stride(0), o.stride(1), positions.stride(0), cos_sin.stride(0),
+        fused_inv_rope_fp8_quant_kernel, tokens * parts, o, o, positions, cos_sin, codes, scales, parts,
+        heads, o.stride(0), o.stride(1), positions.stride(0), cos_sin.stride(0),
         PACKED=packed, HARDWARE=native_e4m3(o), HEADS=size, num_warps=4,
     )  # fmt: skip
     return codes.view(torch.float8_e4m3fn), scales

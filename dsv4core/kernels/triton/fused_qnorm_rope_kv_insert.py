@@ -18,7 +18,8 @@ def fused_qnorm_rope_kv_insert_kernel(
     q, kv, positions, cos_sin, cache, slots, out,
     slots_given, parts, heads, padded, q_stride, q_head_stride, kv_stride, position_stride, table_stride,
     page_stride, slot_stride, eps,
-    rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr, HEADS: tl.constexpr,
+    rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr,
+    HEADS: tl.constexpr,
 ):  # fmt: skip
     """Per token parts - 1 programs of HEADS heads each, and a last one for the key row."""
     pid = tl.program_id(0)

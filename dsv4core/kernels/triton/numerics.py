@@ -44,7 +44,7 @@ def round_bf16(x):
 
 @triton.jit
 def to_bf16(x):
-    """bf16 of f32, rounded once to nearest even; the interpreter's own cast truncates and drops subnormals."""
+    """bf16 of f32, rounded once to nearest even; the interpreter's cast truncates and drops subnormals."""
     if INTERPRETED:
         return (bits_of(round_bf16(x)) >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
     else:

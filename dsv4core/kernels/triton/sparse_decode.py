@@ -20,7 +20,7 @@ from dsv4core.kernels.triton._attention import (
     store_piece,
     tile_weights,
 )
-from dsv4core.kernels.triton._launch import alignment, launch, pieces, power, supported
+from dsv4core.kernels.triton._launch import alignment, launch, pieces, supported
 from dsv4core.kernels.triton._pages import MAIN
 from dsv4core.kernels.triton._tuning import attention, native_e4m3
 from dsv4core.kernels.triton.numerics import matrix
@@ -36,7 +36,7 @@ def _attend_lists(
     extra_column_stride, extra_len_stride,
     BOTH: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """All tiles of one list, or of both in one loop where their pages have one layout, into the running sums."""
+    """All tiles of one list, or of both in one loop where pages have one layout, into the running sums."""
     length = tl.minimum(tl.load(lens + t * len_stride), width)
     own = tl.cdiv(tl.maximum(length, 0), KEYS)
     tiles = own
@@ -73,8 +73,8 @@ def _attend_lists(
 @triton.jit(do_not_specialize=["parts", "pages", "width", "extra_pages", "extra_width"])
 def sparse_attention_kernel(
     q, cache, slots, lens, extra, extra_slots, extra_lens, sink, out, lse, scale,
-    parts, heads, pages, width, extra_pages, extra_width, q_stride, q_head_stride, out_stride, out_head_stride,
-    stride, slot_stride, column_stride, len_stride,
+    parts, heads, pages, width, extra_pages, extra_width, q_stride, q_head_stride, out_stride,
+    out_head_stride, stride, slot_stride, column_stride, len_stride,
     extra_stride, extra_slot_stride, extra_column_stride, extra_len_stride,
     rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr,
     EXTRA: tl.constexpr, extra_rows: tl.constexpr, EXTRA_LAYOUT: tl.constexpr, EXTRA_ALIGN: tl.constexpr,
