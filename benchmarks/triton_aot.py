@@ -1,11 +1,11 @@
-"""Compile every Triton kernel for devices that are not here, and compare what it takes with a written baseline.
+"""Compile every Triton kernel for devices that are not here, and compare it with a written baseline.
 
     python benchmarks/triton_aot.py                      # all targets against benchmarks/triton_aot.json
     python benchmarks/triton_aot.py --target sm90 --case "sparse*"
     python benchmarks/triton_aot.py --write              # a new baseline
 
-Run it without TRITON_INTERPRET. It fails when a kernel does not compile, spills more than the baseline allows,
-takes more shared memory than the target has, or lost its matrix instructions.
+Run it without TRITON_INTERPRET. It fails when a kernel does not compile, spills more than the baseline
+allows, takes more shared memory than the target has, or lost its matrix instructions.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def _compress(layout: str, ratio: int) -> Call:
     dim = found.width or 0
     width = 2 * dim * (2 if ratio == 4 else 1)
     return op, {
-        **given, "state_cache": torch.zeros(9, 4 if ratio == 4 else 8, width), "ratio": ratio, "head_dim": dim,
-        "norm_weight": torch.ones(dim), "layout": layout, "rotate": found.rotate,
+        **given, "state_cache": torch.zeros(9, 4 if ratio == 4 else 8, width), "ratio": ratio,
+        "head_dim": dim, "norm_weight": torch.ones(dim), "layout": layout, "rotate": found.rotate,
         "k_cache": torch.zeros(1, found.page_bytes(64), dtype=torch.uint8),
     }  # fmt: skip
 
@@ -74,8 +74,12 @@ def _with(made: Call, **changes: Any) -> Call:
 
 CASES: dict[str, Callable[[], Call]] = {
     **{name: (lambda name=name: _sample(name)) for name in portable.KERNELS if name != "sparse_decode"},
-    "fused_indexer_q_rope_quant mxfp4 hadamard": lambda: _sample("fused_indexer_q_rope_quant", profile="official"),
-    "quantize_and_insert_k_cache bf16_row": lambda: _sample("quantize_and_insert_k_cache", main_layout="bf16_row"),
+    "fused_indexer_q_rope_quant mxfp4 hadamard": lambda: _sample(
+        "fused_indexer_q_rope_quant", profile="official"
+    ),
+    "quantize_and_insert_k_cache bf16_row": lambda: _sample(
+        "quantize_and_insert_k_cache", main_layout="bf16_row"
+    ),
     "compress ratio 128": lambda: _compress("fp8_ds_mla", 128),
     "compress index_fp8": lambda: _compress("index_fp8", 4),
     "compress index_mxfp4_hadamard": lambda: _compress("index_mxfp4_hadamard", 4),
@@ -132,9 +136,7 @@ def main() -> int:
                 found = usages(case, target)
             except Exception as error:  # whatever a compiler raises is the finding
                 failures += 1
-                print(
-                    f"{target:7} {case:44} does not compile: {type(error).__name__}: {str(error).strip()[-300:]}"
-                )
+                print(f"{target:7} {case:44} does not compile: {type(error).__name__}: {str(error)[-300:]}")
                 continue
             for kernel, u in found.items():
                 key = f"{case} / {kernel}"
@@ -142,8 +144,8 @@ def main() -> int:
                 wrong = [] if chosen.write and kernel not in MATRIX else judge(target, kernel, u, before)
                 wrong = [w for w in wrong if not (chosen.write and "baseline" in w)]
                 failures += bool(wrong)
-                print(f"{target:7} {case:44} {kernel:36} {u.registers:4} {u.spills:6} {u.shared:6} {u.matrix:6}"
-                      + "".join(f"  WRONG: {w}" for w in wrong), flush=True)  # fmt: skip
+                print(f"{target:7} {case:44} {kernel:36} {u.registers:4} {u.spills:6} {u.shared:6} "
+                      f"{u.matrix:6}"                      + "".join(f"  WRONG: {w}" for w in wrong), flush=True)  # fmt: skip
                 if chosen.write:
                     known.setdefault(target, {})[key] = {"spills": u.spills, "matrix": u.matrix}
     if chosen.write:

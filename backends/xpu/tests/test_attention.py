@@ -100,8 +100,8 @@ def decode(given: dict[str, Any]) -> None:
         )
         if given["extra_cache"] is not None:
             more = keys(
-                given["extra_cache"], given["extra_slots"][t], int(given["extra_lens"][t]), given["extra_rows"],
-                given["extra_layout"],
+                given["extra_cache"], given["extra_slots"][t], int(given["extra_lens"][t]),
+                given["extra_rows"], given["extra_layout"],
             )  # fmt: skip
             part = torch.cat((part, more))
         rows.append(part)

@@ -1,8 +1,8 @@
 """Attention of one token over listed rows of pages: the parts that decode and prefill kernels are made of.
 
 A row's 512 channels are taken in pieces that are powers of two and straddle neither a scale nor the rotated
-part: 256, 128 and 64 quantised channels, then 64 rotated ones. A piece is dequantised in registers, straight from
-the page, and serves as key and as value.
+part: 256, 128 and 64 quantised channels, then 64 rotated ones. A piece is dequantised in registers, straight
+from the page, and serves as key and as value.
 
 Scores live in base 2 (scale * log2 e is folded in). A tile's weights are taken against the tile's own maximum
 and then brought to the running one, so that a tile can be scored by one program and used by another with the

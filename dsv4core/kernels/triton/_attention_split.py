@@ -179,7 +179,7 @@ def use_tiles_kernel(
 def run(
     arguments: tuple[Tensor, ...], scale: float, parts: int, numbers: tuple[int, ...], meta: dict[str, Any]
 ) -> None:
-    """Both kernels, with the arguments of `sparse_attention_kernel` and a workspace for every tile's weights."""
+    """Both kernels: the arguments of `sparse_attention_kernel`, and a workspace for every tile's weights."""
     q = arguments[0]
     width, extra_width = numbers[2], numbers[4]
     keys, heads = meta["KEYS"], meta["HEADS"]

@@ -36,7 +36,7 @@ def select_kernel(
     """One program a row: four passes of 8 bits find the k-th key, a fifth writes what is kept.
 
     scores[t, ..] are entries first .. first + count - 1; with MERGE they lie behind K scores of a running
-    list whose indices are in `before`, and the new list goes to `after` and `after_scores` as well as to `out`.
+    list whose indices are in `before`, and the new list goes to `after` and `after_scores` besides `out`.
     """
     t = tl.program_id(0).to(tl.int64)
     length = tl.load(lens + t * len_stride)

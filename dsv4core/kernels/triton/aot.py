@@ -54,7 +54,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a compiled kernel takes: registers, spilled bytes or registers, shared memory, matrix instructions."""
+    """What a compiled kernel takes: registers, spills, shared memory, matrix instructions."""
 
     registers: int
     spills: int
@@ -116,7 +116,8 @@ def compile_for(launch: Launch, target: str) -> Usage:
         text = compiled.asm["amdgcn"]
         return Usage(
             _number(text, "vgpr_count"),
-            _number(text, "vgpr_spill_count") + _number(text, "sgpr_spill_count"), shared, len(MATRIX.findall(text)),
+            _number(text, "vgpr_spill_count") + _number(text, "sgpr_spill_count"),
+            shared, len(MATRIX.findall(text)),
         )  # fmt: skip
     words = _resources(compiled.asm["cubin"])
     matrix = len(MATRIX.findall(compiled.asm["ptx"]))

@@ -59,7 +59,7 @@ def sparse_indexer(
 def _in_chunks(
     out: Tensor, part: tuple[Tensor | None, ...], entries: int, chunk: int, rows: int, layout: str, k: int
 ) -> None:
-    """One token's list, chunk after chunk of its entries folded into the best so far. Shapes: out i32 [1, k]."""
+    """One token's list, chunk after chunk folded into the best so far. Shapes: out i32 [1, k]."""
     lens, weights = part[4], part[2]
     assert lens is not None and weights is not None
     buffers = weights.new_empty(

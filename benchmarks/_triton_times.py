@@ -1,0 +1,213 @@
+"""Times of the Triton kernels on a CUDA device, beside floors and beside FlashMLA's figures."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from _triton_calls import (
+    DEVICE,
+    compress_call,
+    copies,
+    copy_kernel,
+    cut,
+    decode_calls,
+    kernel,
+    lens,
+    paged,
+    timed,
+    volume,
+)
+
+from dsv4core.layout import get_layout
+
+FLASHMLA = {  # us on an H100: (heads, keys of the second list, batch)
+    (64, 512, 1): 16.0, (64, 512, 8): 20.1, (64, 512, 32): 27.2, (64, 512, 128): 49.5, (64, 512, 512): 183.8,
+    (64, 1024, 1): 19.3, (64, 1024, 8): 22.3, (64, 1024, 32): 40.3, (64, 1024, 128): 78.8,
+    (64, 1024, 512): 289.9, (128, 1024, 1): 19.0, (128, 1024, 8): 26.0, (128, 1024, 32): 56.1,
+    (128, 1024, 128): 108.1, (128, 1024, 512): 484.9,
+}  # fmt: skip
+PREFILL = {(64, 640): 750.0, (64, 1152): 1200.0, (128, 640): 1510.0, (128, 1152): 2490.0}
+TOKENS = 32768
+PAGES: dict[str, Any] = {"rows": 64, "layout": "fp8_ds_mla"}
+
+
+def copy_speed() -> float:
+    """Bytes a second of an elementwise copy of 1 GiB."""
+    x = torch.empty(1 << 28, dtype=torch.int32, device=DEVICE)
+    y = torch.empty_like(x)
+    us, _ = timed([partial(copy_kernel[(x.numel() // 4096,)], x, y, x.numel(), BLOCK=4096)])
+    return 2 * volume(x) / us * 1e6
+
+
+def show(name: str, op: str, call: dict[str, Any], size: int, copy: float) -> None:
+    """One line: time, bytes a second, share of the copy, floor, host time of a launch."""
+    us, eager = timed([partial(kernel(op), **c) for c in copies(call, size)])
+    share, floor = 100 * size / us * 1e6 / copy, size / copy * 1e6
+    print(
+        f"{name:44} {us:9.1f} us {size / us / 1e3:6.0f} GB/s {share:4.0f} % of copy, floor {floor:7.1f} us, "
+        f"host {eager:6.1f} us",
+        flush=True,
+    )
+
+
+def writers(copy: float) -> None:
+    """Cache writers, gather and rotations at T = 32,768."""
+    t = torch.arange(TOKENS, device=DEVICE)
+    table = torch.randn(TOKENS, 64, device=DEVICE)
+    k = torch.randn(TOKENS, 512, device=DEVICE).bfloat16()
+    cache = paged("fp8_ds_mla", TOKENS // 64, 64, DEVICE)
+    slots = torch.randperm(TOKENS, device=DEVICE)
+    insert = {"k_cache": cache, "slot_mapping": slots, **PAGES}
+    row = 584 + 8
+    show(
+        "quantize_and_insert",
+        "quantize_and_insert_k_cache",
+        {"k": k, **insert},
+        volume(k) + TOKENS * row,
+        copy,
+    )
+    q = torch.randn(TOKENS, 64, 512, device=DEVICE).bfloat16()
+    rotation = {"positions": t, "cos_sin": table}
+    show(
+        "q norm + RoPE + insert, 64 heads", "fused_qnorm_rope_kv_insert",
+        {"q": q, "kv": k, **rotation, **insert, "eps": 1e-6, "padded_heads": 64},
+        2 * volume(q) + volume(k) + TOKENS * (row + 256), copy,
+    )  # fmt: skip
+    show("inverse_rope, 64 heads", "inverse_rope", {"o": q, **rotation}, 2 * volume(q), copy)
+    show(
+        "fused_inv_rope_fp8_quant, 64 heads", "fused_inv_rope_fp8_quant",
+        {"o": q, **rotation, "groups": 8, "scale_format": "f32"}, volume(q) * 3 // 2 + TOKENS * 1024, copy,
+    )  # fmt: skip
+    del q
+    norms(copy)
+    states(copy, t)
+    for ratio, layout in (
+        (4, "fp8_ds_mla"),
+        (128, "fp8_ds_mla"),
+        (4, "index_fp8"),
+        (4, "index_mxfp4_hadamard"),
+    ):
+        call = compress_call(TOKENS, ratio, layout, DEVICE)
+        # Every state is read once: its newer half by this window, its older half by the next.
+        size = volume(call["state_cache"]) + TOKENS // ratio * get_layout(layout).record_bytes
+        show(f"compress ratio {ratio} {layout}", "compress_norm_rope_store", call, size, copy)
+    for requests in (8, 1):
+        rows = TOKENS // requests
+        order = torch.randperm(TOKENS // 64, device=DEVICE).to(torch.int32).view(requests, -1)
+        call = {
+            "out": torch.empty(requests, rows, 512, dtype=torch.bfloat16, device=DEVICE), "k_cache": cache,
+            "seq_lens": lens(requests, rows), "gather_lens": None, "block_table": order, **PAGES, "offset": 0,
+        }  # fmt: skip
+        size = volume(call["out"]) + TOKENS * 584
+        show(f"gather {requests} x {rows}", "dequantize_and_gather_k_cache", call, size, copy)
+    qi, w = torch.randn(TOKENS, 64, 128, device=DEVICE).bfloat16(), torch.randn(TOKENS, 64, device=DEVICE)
+    scales = {"softmax_scale": 0.1, "head_scale": 0.125}
+    for form, turn, part in (("fp8", "none", 2), ("mxfp4", "hadamard", 4)):
+        show(
+            f"fused_indexer_q {form} {turn}", "fused_indexer_q_rope_quant",
+            {"q": qi, "weights": w, **rotation, **scales, "format": form, "rotate": turn},
+            volume(qi) + volume(qi) // part + 2 * volume(w), copy,
+        )  # fmt: skip
+
+
+def norms(copy: float) -> None:
+    """Norms of the two projections, from columns of one tensor."""
+    for width in (1024, 1536):
+        joined = torch.randn(TOKENS, width + 512, device=DEVICE).bfloat16()
+        call = {
+            "qr": joined[:, :width], "kv": joined[:, width:], "eps": 1e-6,
+            "q_weight": torch.randn(width, device=DEVICE).bfloat16(),
+            "kv_weight": torch.randn(512, device=DEVICE).bfloat16(),
+        }  # fmt: skip
+        show(f"fused_q_kv_rmsnorm {width}", "fused_q_kv_rmsnorm", call, 2 * volume(joined), copy)
+
+
+def states(copy: float, t: torch.Tensor) -> None:
+    """States of the three compressors."""
+    for ratio, dim in ((4, 512), (128, 512), (4, 128)):
+        width = dim * (2 if ratio == 4 else 1)
+        kv = torch.randn(TOKENS, 2 * width, device=DEVICE)
+        call = {
+            "kv": kv[:, :width], "score": kv[:, width:], "ape": torch.randn(ratio, width, device=DEVICE),
+            "positions": t, "state_cache": torch.empty(TOKENS // 4, 4, 2 * width, device=DEVICE),
+            "slot_mapping": t, "ratio": ratio,
+        }  # fmt: skip
+        show(
+            f"save_partial_states ratio {ratio} head {dim}", "save_partial_states", call, 2 * volume(kv), copy
+        )
+
+
+def decode() -> None:
+    """Decode beside FlashMLA's figures; for few tokens both ways of cutting."""
+    for heads, extra in ((64, 512), (64, 1024), (128, 512), (128, 1024)):
+        for batch in (1, 8, 32, 128, 512):
+            calls = decode_calls(batch, heads, extra, "fp8_ds_mla")
+            us, eager = timed([partial(kernel("sparse_decode"), **c) for c in calls])
+            peer = FLASHMLA.get((heads, extra, batch))
+            beside = f"FlashMLA {peer:6.1f} ratio {peer / us:5.2f}" if peer else ""
+            flops = batch * heads * (128 + extra) * 512 * 4 / us / 1e6
+            both = ""
+            if batch <= 32:
+                one, two = (
+                    timed([partial(cut, c, c["out"], side) for c in calls])[0] for side in (False, True)
+                )
+                both = f"  (one program a token {one:.1f}, side by side {two:.1f})"
+            print(
+                f"decode {heads:3} heads, 128 + {extra:4} keys, batch {batch:3}: {us:8.1f} us {beside:30} "
+                f"{flops:4.0f} TFLOP/s, host {eager:5.1f} us, {len(calls)} calls{both}",
+                flush=True,
+            )
+            del calls
+
+
+def prefill() -> None:
+    """Prefill of 4096 queries over 32,768 gathered rows."""
+    for (heads, keys), peer in PREFILL.items():
+        tokens, rows = 4096, 32768
+        q = torch.randn(tokens, heads, 512, device=DEVICE).bfloat16()
+        kv = torch.randn(rows, 512, device=DEVICE).bfloat16()
+        indices = torch.randint(0, rows, (tokens, keys), dtype=torch.int32, device=DEVICE)
+        sink, out = torch.randn(heads, device=DEVICE), torch.empty_like(q)
+        call = partial(
+            kernel("sparse_prefill"), q, kv, indices, lens(tokens, keys), sink, out, scale=512**-0.5
+        )
+        us, _ = timed([call], 8)
+        flops = tokens * heads * keys * 512 * 4 / us / 1e6
+        print(
+            f"prefill {heads:3} heads, {keys:4} keys: {us:8.1f} us, FlashMLA {peer:.0f}, ratio "
+            f"{peer / us:.2f}, {flops:.0f} TFLOP/s",
+            flush=True,
+        )
+
+
+def indexer(copy: float) -> None:
+    """Logits against the copy and the tensor peak, top-k apart."""
+    for batch, entries in ((1, 1 << 20), (32, 1 << 20), (32, 1 << 16), (1, 1 << 16), (128, 1 << 14)):
+        per = entries // 64
+        pages = paged("index_fp8", batch * per, 64, DEVICE)
+        order = torch.randperm(batch * per, device=DEVICE).to(torch.int32).view(batch, per)
+        q = torch.randn(batch, 64, 128, device=DEVICE).to(torch.float8_e4m3fn)
+        w = torch.randn(batch, 64, device=DEVICE)
+        seen = lens(batch, entries)
+        requests = torch.arange(batch, dtype=torch.int32, device=DEVICE)
+        call = partial(
+            kernel("indexer_logits"), q, None, w, pages, seen, requests, order, rows=64, layout="index_fp8",
+            max_len=entries,
+        )  # fmt: skip
+        us, eager = timed([call], 8)
+        size, flops = batch * entries * (132 + 4), batch * entries * 64 * 256 / us / 1e6
+        print(
+            f"indexer_logits batch {batch:3}, {entries:7} entries: {us:9.1f} us, {size / us / 1e3:5.0f} "
+            f"GB/s, {100 * size / us * 1e6 / copy:3.0f} % of copy, {flops:4.0f} TFLOP/s, host {eager:5.1f} us",
+            flush=True,
+        )
+        logits = call()
+        us, _ = timed([partial(kernel("indexer_topk"), logits, seen, k=512)], 8)
+        print(
+            f"indexer_topk   batch {batch:3}, {entries:7} entries: {us:9.1f} us, "
+            f"{volume(logits) / us / 1e3:5.0f} GB/s",
+            flush=True,
+        )
+        del logits, pages, call
