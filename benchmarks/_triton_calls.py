@@ -59,8 +59,8 @@ def decode_calls(batch: int, heads: int, extra: int, layout: str, cold: int = CO
         calls.append({
             "q": q, "swa_cache": pool, "swa_slots": slots(pages[:, :own], 128), "swa_lens": lens(batch, 128),
             "extra_cache": pool, "extra_slots": slots(pages[:, own:], extra),
-            "extra_lens": lens(batch, extra), "attn_sink": sink, "out": torch.empty_like(q), "scale": 512**-0.5, "swa_rows": 64,
-            "extra_rows": 64, "layout": layout, "extra_layout": layout,
+            "extra_lens": lens(batch, extra), "attn_sink": sink, "out": torch.empty_like(q),
+            "scale": 512**-0.5, "swa_rows": 64, "extra_rows": 64, "layout": layout, "extra_layout": layout,
         })  # fmt: skip
     return calls
 

@@ -200,7 +200,7 @@ def indexer(copy: float) -> None:
         size, flops = batch * entries * (132 + 4), batch * entries * 64 * 256 / us / 1e6
         print(
             f"indexer_logits batch {batch:3}, {entries:7} entries: {us:9.1f} us, {size / us / 1e3:5.0f} "
-            f"GB/s, {100 * size / us * 1e6 / copy:3.0f} % of copy, {flops:4.0f} TFLOP/s, host {eager:5.1f} us",
+            f"GB/s, {100 * size / us * 1e6 / copy:3.0f} % of copy, {flops:4.0f} TFLOP/s, host {eager:5.1f}",
             flush=True,
         )
         logits = call()

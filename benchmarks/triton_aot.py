@@ -144,8 +144,9 @@ def main() -> int:
                 wrong = [] if chosen.write and kernel not in MATRIX else judge(target, kernel, u, before)
                 wrong = [w for w in wrong if not (chosen.write and "baseline" in w)]
                 failures += bool(wrong)
-                print(f"{target:7} {case:44} {kernel:36} {u.registers:4} {u.spills:6} {u.shared:6} "
-                      f"{u.matrix:6}"                      + "".join(f"  WRONG: {w}" for w in wrong), flush=True)  # fmt: skip
+                numbers = f"{u.registers:4} {u.spills:6} {u.shared:6} {u.matrix:6}"
+                said = "".join(f"  WRONG: {w}" for w in wrong)
+                print(f"{target:7} {case:44} {kernel:36} {numbers}{said}", flush=True)
                 if chosen.write:
                     known.setdefault(target, {})[key] = {"spills": u.spills, "matrix": u.matrix}
     if chosen.write:

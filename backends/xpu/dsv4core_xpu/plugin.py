@@ -27,7 +27,7 @@ SPEC = BackendSpec(
     factory="dsv4core_xpu.backend:XpuBackend",
     requires=(Requirement("torch", version=">=2.8", hint=TORCH_FIRST),),
     extra="xpu",
-    features=frozenset({"decode_batch_invariant"}),
+    features=frozenset({"graph_capture"}),
     layouts=(
         "fp8_ds_mla",
         "fp8_ds_mla_fnuz",

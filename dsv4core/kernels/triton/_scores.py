@@ -113,8 +113,8 @@ def score(
         index_scores_kernel, (tokens, pieces(count, chunk)), q, _bytes(q),
         _bytes(q) if scales is None else scales, weights, cache, lens, requests, table, out, heads, first,
         count, skip, table.shape[1] if table.shape[0] else 0, cache.shape[0], lens.stride(0),
-        requests.stride(0), table.stride(0), table.stride(1), cache.stride(0), weights.stride(0), out.stride(0),
-        rows=rows, LAYOUT=layout, ALIGN=alignment(cache), HARDWARE=native_e4m3(q), FILL=fill,
+        requests.stride(0), table.stride(0), table.stride(1), cache.stride(0), weights.stride(0),
+        out.stride(0), rows=rows, LAYOUT=layout, ALIGN=alignment(cache), HARDWARE=native_e4m3(q), FILL=fill,
         HEADS=power(heads, 16), BLOCK=size, CHUNK=chunk, num_warps=8, num_stages=3,
     )  # fmt: skip
 
