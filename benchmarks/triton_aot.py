@@ -36,7 +36,7 @@ from dsv4core.samples import Size, sample  # noqa: E402
 BASELINE = HERE / "triton_aot.json"
 SHARED = {"sm80": 166912, "sm90": 232448, "sm100": 232448, "sm120": 101376, "gfx942": 65536, "gfx950": 163840}
 MATRIX = ("sparse_attention_kernel", "score_tiles_kernel", "use_tiles_kernel", "index_scores_kernel")
-SLACK = 16  # spilled bytes that a baseline may be passed by: another patch release of Triton moves a few
+SLACK = 64  # spilled bytes that a baseline may be passed by: another release of Triton moves some
 Call = tuple[str, dict[str, Any]]
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dsv4core.errors import OpArgumentError
+from dsv4core.kernels.triton._select import select
 from dsv4core.layout import get_layout
 from dsv4core.ops import OPS, _scores
 
@@ -59,6 +60,19 @@ def test_indexer_topk(k: int) -> None:
     against.exact(
         "indexer_topk", {"logits": against.columns(logits), "context_lens": against.spread(lens), "k": k}
     )
+
+
+@pytest.mark.parametrize("k", [1, 7, 60])
+def test_a_long_row_in_spans(k: int) -> None:
+    g = torch.Generator().manual_seed(k)
+    logits = torch.randn(6, 300, generator=g)
+    logits[0] = logits[0].mul(2).round()
+    logits[1] = 1.5
+    logits[2, 100:] = -torch.inf
+    lens = torch.tensor([300, 299, 300, 64, 65, 5], dtype=I32)
+    out = torch.full((6, k), 9, dtype=I32)
+    select(logits, lens, out, count=300, span=64)
+    assert torch.equal(out, OPS["indexer_topk"].body(logits, lens, k=k))
 
 
 @pytest.mark.parametrize("config", ["vllm", "official", "sglang"])

@@ -28,7 +28,18 @@ from dsv4core.kernels.triton._attention import (
 from dsv4core.kernels.triton._launch import launch, pieces
 from dsv4core.kernels.triton.numerics import matrix
 
-DYNAMIC = ["parts", "pages", "width", "extra_pages", "extra_width", "tiles"]
+DYNAMIC = [
+    "parts",
+    "pages",
+    "width",
+    "extra_pages",
+    "extra_width",
+    "tiles",
+    "slots",
+    "lens",
+    "extra_slots",
+    "extra_lens",
+]
 
 
 @triton.jit

@@ -41,7 +41,20 @@ def _queries(q, scales, row, live, MXFP4: tl.constexpr, HARDWARE: tl.constexpr):
     return matrix(a), matrix(b)
 
 
-@triton.jit(do_not_specialize=["first", "count", "skip", "width", "pages", "table_stride", "out_stride"])
+@triton.jit(
+    do_not_specialize=[
+        "first",
+        "count",
+        "skip",
+        "width",
+        "pages",
+        "table_stride",
+        "out_stride",
+        "lens",
+        "requests",
+        "table",
+    ]
+)
 def index_scores_kernel(
     q, q_scales, weights, cache, lens, requests, table, out,
     heads, first, count, skip, width, pages,

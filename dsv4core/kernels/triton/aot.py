@@ -83,7 +83,7 @@ def _launch(kernel: Any, arguments: tuple[Any, ...], meta: dict[str, Any]) -> La
     for name, value in zip(kernel.arg_names, arguments, strict=False):
         if isinstance(value, Tensor):
             signature[name] = TYPES[value.dtype]
-            if value.data_ptr() % 16 == 0:
+            if name not in general and value.data_ptr() % 16 == 0:
                 divisible.append(name)
         elif value is None or isinstance(value, (bool, str)):
             constants[name] = value

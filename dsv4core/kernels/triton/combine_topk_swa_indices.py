@@ -11,7 +11,7 @@ NAME = "combine_topk_swa_indices"
 WIDTH_MULTIPLE = 128  # what sparse prefill kernels tile by
 
 
-@triton.jit(do_not_specialize=["requests", "M", "N"])
+@triton.jit(do_not_specialize=["requests", "M", "N", "topk", "starts", "seq_lens", "gather_lens"])
 def combine_topk_swa_kernel(
     topk, starts, seq_lens, gather_lens, out, lens, requests, M, N,
     list_stride, entry_stride, start_stride, seq_stride, gather_stride,

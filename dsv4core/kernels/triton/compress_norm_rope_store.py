@@ -122,7 +122,9 @@ def _pool(
     return tl.div_rn(total, mass)
 
 
-@triton.jit(do_not_specialize=["width", "table_stride"])
+@triton.jit(
+    do_not_specialize=["width", "table_stride", "positions", "requests", "slots", "table", "kv_slots"]
+)
 def compress_norm_rope_store_kernel(
     state, positions, requests, slots, table, cos_sin, weight, cache, kv_slots,
     width, position_stride, request_stride, slot_stride, kv_slot_stride, state_stride, state_row_stride,

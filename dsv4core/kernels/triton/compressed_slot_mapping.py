@@ -8,7 +8,18 @@ from dsv4core.kernels.triton._launch import block, launch, pieces
 from dsv4core.kernels.triton._table import table_slots
 
 
-@triton.jit(do_not_specialize=["tokens", "slots_given", "width", "table_stride"])
+@triton.jit(
+    do_not_specialize=[
+        "tokens",
+        "slots_given",
+        "width",
+        "table_stride",
+        "positions",
+        "slots",
+        "requests",
+        "table",
+    ]
+)
 def compressed_slot_mapping_kernel(
     positions, slots, requests, table, out, tokens, slots_given, width,
     position_stride, slot_stride, request_stride, table_stride, column_stride,

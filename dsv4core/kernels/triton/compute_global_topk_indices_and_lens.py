@@ -11,7 +11,7 @@ from dsv4core.kernels.triton._table import table_slots
 NAME = "compute_global_topk_indices_and_lens"
 
 
-@triton.jit(do_not_specialize=["width", "table_stride"])
+@triton.jit(do_not_specialize=["width", "table_stride", "topk", "requests", "table", "is_valid"])
 def compute_global_topk_kernel(
     topk, requests, table, is_valid, out, lens, width, list_stride, entry_stride, request_stride,
     valid_stride, table_stride, column_stride, COUNT: tl.constexpr, rows: tl.constexpr, BLOCK: tl.constexpr,

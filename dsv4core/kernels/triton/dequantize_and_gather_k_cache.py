@@ -21,7 +21,9 @@ from dsv4core.kernels.triton._tuning import native_e4m3
 NAME = "dequantize_and_gather_k_cache"
 
 
-@triton.jit(do_not_specialize=["room", "width", "pages", "offset", "table_stride"])
+@triton.jit(
+    do_not_specialize=["room", "width", "pages", "offset", "table_stride", "seq_lens", "gather_lens", "table"]
+)
 def dequantize_and_gather_kernel(
     out, cache, seq_lens, gather_lens, table, room, width, pages, offset,
     request_stride, row_stride, page_stride, seq_stride, gather_stride, table_stride, column_stride,

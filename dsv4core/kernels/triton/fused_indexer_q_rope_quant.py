@@ -6,7 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
-from dsv4core.kernels.triton._launch import block, launch, pieces, power
+from dsv4core.kernels.triton._heads import angles, token_and_head
+from dsv4core.kernels.triton._launch import block, launch, pieces
 from dsv4core.kernels.triton._pages import quantise_fp8, quantise_mxfp4
 from dsv4core.kernels.triton._tuning import native_e4m3
 from dsv4core.kernels.triton.numerics import hadamard128, rotate, round_bf16, widen
@@ -15,47 +16,46 @@ NAME = "fused_indexer_q_rope_quant"
 FORMATS = ("fp8", "fp8_f32", "mxfp4")
 
 
-@triton.jit(do_not_specialize=["parts"])
+@triton.jit(do_not_specialize=["tokens", "positions"])
 def fused_indexer_q_kernel(
     positions, q, cos_sin, weights, values, scales, folded,
-    parts, heads, position_stride, token_stride, head_stride, table_stride, weight_stride,
+    tokens, heads, position_stride, token_stride, head_stride, table_stride, weight_stride,
     softmax_scale, head_scale,
-    FORMAT: tl.constexpr, HADAMARD: tl.constexpr, HARDWARE: tl.constexpr, HEADS: tl.constexpr,
+    FORMAT: tl.constexpr, HADAMARD: tl.constexpr, HARDWARE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """One program rotates and quantises HEADS heads of a token, each as two halves of 64 channels."""
-    pid = tl.program_id(0)
-    t = (pid // parts).to(tl.int64)
-    head = (pid % parts) * HEADS + tl.arange(0, HEADS)
-    live = head < heads
-    h = head[:, None]
+    """One program rotates and quantises ROWS heads, each as two halves of 64 channels."""
+    t, h = token_and_head(tl.program_id(0) * ROWS + tl.arange(0, ROWS), heads)
+    live = t < tokens
+    row = t * heads + h
     j = tl.arange(0, 64)[None, :]
     half = tl.arange(0, 32)[None, :]
     mask = live[:, None] & (j < 64)
-    angle = cos_sin + tl.load(positions + t * position_stride) * table_stride
-    start = q + t * token_stride + h.to(tl.int64) * head_stride
+    cos, sin = angles(cos_sin, positions, t, live, position_stride, table_stride)
+    start = q + (t * token_stride + h * head_stride)[:, None]
     low = round_bf16(widen(tl.load(start + j, mask, other=0.0)))
     high = widen(tl.load(start + 64 + j, mask, other=0.0))
-    high = round_bf16(rotate(high, tl.load(angle + half), tl.load(angle + 32 + half), False, 64))
+    high = round_bf16(rotate(high, cos, sin, False, 64))
     if HADAMARD:
         low, high = hadamard128(low, high)
-    w = widen(tl.load(weights + t * weight_stride + head, live, other=0.0))
-    row = t * heads + h
+    w = widen(tl.load(weights + t * weight_stride + h, live, other=0.0))
     if FORMAT == "mxfp4":
         g = tl.arange(0, 2)[None, :]
         packed = live[:, None] & (half < 32)
         some = live[:, None] & (g < 2)
         a, a_byte = quantise_mxfp4(low)
         b, b_byte = quantise_mxfp4(high)
-        tl.store(values + row * 64 + half, a, packed)
-        tl.store(values + row * 64 + 32 + half, b, packed)
-        tl.store(scales + row * 4 + g, a_byte.to(tl.uint8), some)
-        tl.store(scales + row * 4 + 2 + g, b_byte.to(tl.uint8), some)
+        place, behind = values + (row * 64)[:, None], scales + (row * 4)[:, None]
+        tl.store(place + half, a, packed)
+        tl.store(place + 32 + half, b, packed)
+        tl.store(behind + g, a_byte.to(tl.uint8), some)
+        tl.store(behind + 2 + g, b_byte.to(tl.uint8), some)
     else:
         a, b, scale = quantise_fp8(low, high, FORMAT == "fp8_f32", HARDWARE)
-        tl.store(values + row * 128 + j, a, mask)
-        tl.store(values + row * 128 + 64 + j, b, mask)
+        place = values + (row * 128)[:, None]
+        tl.store(place + j, a, mask)
+        tl.store(place + 64 + j, b, mask)
         w = w * scale
-    tl.store(folded + t * heads + head, (w * softmax_scale) * head_scale, live)
+    tl.store(folded + row, (w * softmax_scale) * head_scale, live)
 
 
 def fused_indexer_q_rope_quant(
@@ -78,12 +78,11 @@ def fused_indexer_q_rope_quant(
     values = q.new_empty(tokens, heads, 64 if mxfp4 else 128, dtype=torch.uint8)
     scales = q.new_empty(tokens, heads, 4, dtype=torch.uint8) if mxfp4 else None
     folded = weights.new_empty(tokens, heads, dtype=torch.float32)
-    size = min(block(16, 128), power(heads))
-    parts = pieces(heads, size)
+    size = block(16, 128)
     launch(
-        fused_indexer_q_kernel, tokens * parts, q, positions, q, cos_sin, weights, values,
-        values if scales is None else scales, folded, parts, heads, positions.stride(0), q.stride(0),
+        fused_indexer_q_kernel, pieces(tokens * heads, size), q, positions, q, cos_sin, weights, values,
+        values if scales is None else scales, folded, tokens, heads, positions.stride(0), q.stride(0),
         q.stride(1), cos_sin.stride(0), weights.stride(0), softmax_scale, head_scale,
-        FORMAT=format, HADAMARD=rotate == "hadamard", HARDWARE=native_e4m3(q), HEADS=size, num_warps=4,
+        FORMAT=format, HADAMARD=rotate == "hadamard", HARDWARE=native_e4m3(q), ROWS=size, num_warps=4,
     )  # fmt: skip
     return values if mxfp4 else values.view(torch.float8_e4m3fn), scales, folded

@@ -6,7 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
-from dsv4core.kernels.triton._launch import block, launch, pieces, power
+from dsv4core.kernels.triton._heads import angles, token_and_head
+from dsv4core.kernels.triton._launch import block, launch, pieces
 from dsv4core.kernels.triton._tuning import native_e4m3
 from dsv4core.kernels.triton.numerics import (
     encode_e4m3,
@@ -20,27 +21,25 @@ from dsv4core.kernels.triton.numerics import (
 NAME = "fused_inv_rope_fp8_quant"
 
 
-@triton.jit(do_not_specialize=["parts"])
+@triton.jit(do_not_specialize=["tokens", "positions"])
 def fused_inv_rope_fp8_quant_kernel(
-    o, positions, cos_sin, codes, scales, parts, heads, token_stride, head_stride, position_stride,
-    table_stride, PACKED: tl.constexpr, HARDWARE: tl.constexpr, HEADS: tl.constexpr,
+    o, positions, cos_sin, codes, scales, tokens, heads, token_stride, head_stride, position_stride,
+    table_stride, PACKED: tl.constexpr, HARDWARE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """One program turns and quantises HEADS heads of a token: four groups of 128 channels each."""
-    pid = tl.program_id(0)
-    t = (pid // parts).to(tl.int64)
-    head = (pid % parts) * HEADS + tl.arange(0, HEADS)
-    h = head[:, None]
+    """One program turns and quantises ROWS heads: four groups of 128 channels each."""
+    t, h = token_and_head(tl.program_id(0) * ROWS + tl.arange(0, ROWS), heads)
+    live = t < tokens
+    mask = live[:, None]
     d = tl.arange(0, 512)[None, :]
     j = tl.arange(0, 64)[None, :]
     g = tl.arange(0, 4)[None, :]
-    half = tl.arange(0, 32)[None, :]
-    angle = cos_sin + tl.load(positions + t * position_stride) * table_stride
-    start = o + t * token_stride + h.to(tl.int64) * head_stride
-    nope = widen(tl.load(start + d, (h < heads) & (d < 448), other=0.0))
-    tail = widen(tl.load(start + 448 + j, (h < heads) & (j < 64), other=0.0))
-    tail = rotate(tail, tl.load(angle + half), tl.load(angle + 32 + half), True, 64)
+    cos, sin = angles(cos_sin, positions, t, live, position_stride, table_stride)
+    start = o + (t * token_stride + h * head_stride)[:, None]
+    nope = widen(tl.load(start + d, mask & (d < 448), other=0.0))
+    tail = widen(tl.load(start + 448 + j, mask & (j < 64), other=0.0))
+    tail = rotate(tail, cos, sin, True, 64)
 
-    grouped = tl.reshape(nope, (HEADS, 4, 128))
+    grouped = tl.reshape(nope, (ROWS, 4, 128))
     amax = tl.max(tl.abs(grouped), 2)
     last = tl.max(tl.abs(tail), 1)[:, None]  # the rotated channels belong to the fourth group
     amax = tl.where(g == 3, tl.maximum(amax, last), amax)
@@ -49,14 +48,15 @@ def fused_inv_rope_fp8_quant_kernel(
     inverse_last = power_of_two(-tl.sum(tl.where(g == 3, exponent, 0), 1))[:, None]
 
     row = t * heads + h
-    encoded = tl.reshape(encode_e4m3(grouped * inverse[:, :, None], HARDWARE), (HEADS, 512))
-    tl.store(codes + row * 512 + d, encoded, (h < heads) & (d < 448))
-    tl.store(codes + row * 512 + 448 + j, encode_e4m3(tail * inverse_last, HARDWARE), (h < heads) & (j < 64))
+    place = codes + (row * 512)[:, None]
+    encoded = tl.reshape(encode_e4m3(grouped * inverse[:, :, None], HARDWARE), (ROWS, 512))
+    tl.store(place + d, encoded, mask & (d < 448))
+    tl.store(place + 448 + j, encode_e4m3(tail * inverse_last, HARDWARE), mask & (j < 64))
     if PACKED:
         word = tl.sum(scale_byte(exponent) << (8 * g), 1)  # disjoint bytes: a sum is an or
-        tl.store(scales + t * heads + head, word, head < heads)
+        tl.store(scales + row, word, live)
     else:
-        tl.store(scales + row * 4 + g, power_of_two(exponent), (h < heads) & (g < 4))
+        tl.store(scales + (row * 4)[:, None] + g, power_of_two(exponent), mask & (g < 4))
 
 
 def fused_inv_rope_fp8_quant(
@@ -78,11 +78,10 @@ def fused_inv_rope_fp8_quant(
         scales = o.new_empty(tokens, groups, per_group, dtype=torch.int32)
     else:
         scales = o.new_empty(tokens, groups, per_group * 4, dtype=torch.float32)
-    size = min(block(4, 128), power(heads))
-    parts = pieces(heads, size)
+    size = block(4, 64)
     launch(
-        fused_inv_rope_fp8_quant_kernel, tokens * parts, o, o, positions, cos_sin, codes, scales, parts,
-        heads, o.stride(0), o.stride(1), positions.stride(0), cos_sin.stride(0),
-        PACKED=packed, HARDWARE=native_e4m3(o), HEADS=size, num_warps=4,
+        fused_inv_rope_fp8_quant_kernel, pieces(tokens * heads, size), o, o, positions, cos_sin, codes,
+        scales, tokens, heads, o.stride(0), o.stride(1), positions.stride(0), cos_sin.stride(0),
+        PACKED=packed, HARDWARE=native_e4m3(o), ROWS=size, num_warps=4,
     )  # fmt: skip
     return codes.view(torch.float8_e4m3fn), scales

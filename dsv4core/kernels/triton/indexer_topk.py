@@ -16,5 +16,5 @@ def indexer_topk(logits: Tensor, context_lens: Tensor, *, k: int) -> Tensor:
     if k < 1:
         raise OpArgumentError(NAME, "k", ">= 1", str(k))
     out = context_lens.new_empty(logits.shape[0], k)
-    select(logits, context_lens, out, first=0, count=logits.shape[1], merge=None)
+    select(logits, context_lens, out, count=logits.shape[1])
     return out

@@ -10,7 +10,7 @@ from dsv4core.kernels.triton._tuning import native_e4m3
 from dsv4core.kernels.triton.numerics import widen
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["count", "slots"])
 def quantize_and_insert_kernel(
     k, cache, slots, count, k_stride, page_stride, slot_stride,
     rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr, ROWS: tl.constexpr,

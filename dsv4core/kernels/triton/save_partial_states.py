@@ -7,7 +7,7 @@ from torch import Tensor
 from dsv4core.kernels.triton._launch import block, launch, pieces, power
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["count", "positions", "slots"])
 def save_partial_states_kernel(
     kv, score, ape, positions, state, slots, count, kv_stride, score_stride, ape_stride, position_stride,
     page_stride, row_stride, slot_stride,

@@ -70,7 +70,19 @@ def _attend_lists(
     return a, b, c, r, peak, total
 
 
-@triton.jit(do_not_specialize=["parts", "pages", "width", "extra_pages", "extra_width"])
+@triton.jit(
+    do_not_specialize=[
+        "parts",
+        "pages",
+        "width",
+        "extra_pages",
+        "extra_width",
+        "slots",
+        "lens",
+        "extra_slots",
+        "extra_lens",
+    ]
+)
 def sparse_attention_kernel(
     q, cache, slots, lens, extra, extra_slots, extra_lens, sink, out, lse, scale,
     parts, heads, pages, width, extra_pages, extra_width, q_stride, q_head_stride, out_stride,

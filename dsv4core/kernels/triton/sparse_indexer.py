@@ -7,7 +7,7 @@ from dsv4core.errors import OpArgumentError
 from dsv4core.kernels.triton._launch import supported, value_checks
 from dsv4core.kernels.triton._pages import INDEX
 from dsv4core.kernels.triton._scores import check_queries, score
-from dsv4core.kernels.triton._select import select
+from dsv4core.kernels.triton._select import candidate_bytes, fold, select
 from dsv4core.kernels.triton._table import refuse_hidden_holes
 
 NAME = "sparse_indexer"
@@ -39,7 +39,7 @@ def sparse_indexer(
     tokens = q.shape[0]
     entries = block_table.shape[1] * rows if block_table.shape[0] else 0
     out = context_lens.new_empty(tokens, k)
-    at_once = workspace_bytes // (max(entries, 1) * SCORE_BYTES)
+    at_once = workspace_bytes // (max(entries, 1) * SCORE_BYTES + candidate_bytes(entries, k))
     for start in range(0, tokens, max(at_once, 1)):
         t = slice(start, start + max(at_once, 1))
         part = (
@@ -49,7 +49,7 @@ def sparse_indexer(
         if at_once:
             scores = weights.new_empty(part[0].shape[0], entries)
             score(scores, *part, rows=rows, layout=layout, first=0, count=entries, skip=k, fill=False)
-            select(scores, context_lens[t], out[t], first=0, count=entries, merge=None)
+            select(scores, context_lens[t], out[t], count=entries)
         else:
             chunk = (workspace_bytes - running) // (2 * SCORE_BYTES)
             _in_chunks(out[t], part, entries, chunk, rows, layout, k)
@@ -71,7 +71,7 @@ def _in_chunks(
         count = min(chunk, entries - first)
         score(
             buffers[old][:, k:], *part, rows=rows, layout=layout, first=first, count=count, skip=k, fill=False
-        )  # fmt: skip
-        select(
-            buffers[old], lens, out, first=first, count=count, merge=(lists[old], buffers[new], lists[new])
         )
+        fold(buffers[old], lists[old], lens, lists[new], buffers[new], first=first, count=count)
+        last = lists[new]
+    out.copy_(last if entries else torch.full_like(out, -1))
