@@ -25,7 +25,7 @@ class Attention:
 # By device, for ever fewer heads: the first row whose programs are filled is taken, else the last.
 # sm100: Triton 3.7 compiles 64 heads to a trap there, so it takes the form of sm80.
 ATTENTION: dict[str, tuple[Attention, ...]] = {
-    "interpreter": (Attention(64, 256, 4, 1, 0), Attention(16, 256, 4, 1, 0)),
+    "interpreter": (Attention(64, 128, 4, 1, 0), Attention(16, 128, 4, 1, 0)),
     "sm80": (Attention(32, 32, 8, 1), Attention(16, 32, 8, 1)),
     "sm90": (Attention(64, 64, 8, 2), Attention(32, 32, 8, 1), Attention(16, 32, 8, 1)),
     "sm100": (Attention(32, 32, 8, 1), Attention(16, 32, 8, 1)),
