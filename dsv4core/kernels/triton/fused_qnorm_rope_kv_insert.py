@@ -14,6 +14,48 @@ from dsv4core.kernels.triton.numerics import inverse_rms, rotate, widen
 NAME = "fused_qnorm_rope_kv_insert"
 
 
+@triton.jit
+def _heads(
+    q, positions, cos_sin, out, row, tokens, heads, padded, q_stride, q_head_stride, position_stride,
+    table_stride, eps,
+):  # fmt: skip
+    """Normalise and rotate heads; those of the padding become +0. Shapes: row i32 [R] of tokens * padded."""
+    t, h = token_and_head(row, padded)
+    inside = t < tokens
+    live = (inside & (h < heads))[:, None]
+    d = tl.arange(0, 512)[None, :]
+    j = tl.arange(0, 64)[None, :]
+    cos, sin = angles(cos_sin, positions, t, inside, position_stride, table_stride)
+    start = q + (t * q_stride + h * q_head_stride)[:, None]
+    x = widen(tl.load(start + d, live & (d < 512), other=0.0))
+    inverse = inverse_rms(x, 512, eps)[:, None]
+    tail = widen(tl.load(start + 448 + j, live & (j < 64), other=0.0))
+    turned = tl.where(live, rotate(tail * inverse, cos, sin, False, 64), 0.0)
+    target = out + ((t * padded + h) * 512)[:, None]
+    store_as(target + d, x * inverse, inside[:, None] & (d < 448))
+    store_as(target + 448 + j, turned, inside[:, None] & (j < 64))
+
+
+@triton.jit
+def _keys(
+    kv, positions, cos_sin, cache, slots, t, slots_given, kv_stride, position_stride, table_stride,
+    page_stride, slot_stride,
+    rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr,
+):  # fmt: skip
+    """Rotate key rows and write them. Shapes: t i64 [R]."""
+    slot = tl.load(slots + t * slot_stride, t < slots_given, other=-1)
+    live = slot >= 0
+    d = tl.arange(0, 512)[None, :]
+    j = tl.arange(0, 64)[None, :]
+    cos, sin = angles(cos_sin, positions, t, live, position_stride, table_stride)
+    start = kv + (t * kv_stride)[:, None]
+    nope = widen(tl.load(start + d, live[:, None] & (d < 448), other=0.0))
+    tail = widen(tl.load(start + 448 + j, live[:, None] & (j < 64), other=0.0))
+    tail = rotate(tail, cos, sin, False, 64)
+    slot = tl.where(live, slot, 0)
+    store_main_rows(cache, page_stride, slot, live, nope, tail, rows, LAYOUT, ALIGN, HARDWARE)
+
+
 @triton.jit(do_not_specialize=["tokens", "slots_given", "q_programs", "positions", "slots"])
 def fused_qnorm_rope_kv_insert_kernel(
     q, kv, positions, cos_sin, cache, slots, out,
@@ -24,34 +66,17 @@ def fused_qnorm_rope_kv_insert_kernel(
 ):  # fmt: skip
     """The first q_programs programs take ROWS heads each, the others KEYS key rows."""
     pid = tl.program_id(0)
-    d = tl.arange(0, 512)[None, :]
-    j = tl.arange(0, 64)[None, :]
     if pid < q_programs:
-        t, h = token_and_head(pid * ROWS + tl.arange(0, ROWS), padded)
-        inside = t < tokens
-        live = inside & (h < heads)
-        cos, sin = angles(cos_sin, positions, t, inside, position_stride, table_stride)
-        start = q + (t * q_stride + h * q_head_stride)[:, None]
-        x = widen(tl.load(start + d, live[:, None] & (d < 512), other=0.0))
-        inverse = inverse_rms(x, 512, eps)[:, None]
-        tail = widen(tl.load(start + 448 + j, live[:, None] & (j < 64), other=0.0))
-        turned = tl.where(
-            live[:, None], rotate(tail * inverse, cos, sin, False, 64), 0.0
-        )  # padding has no -0
-        target = out + ((t * padded + h) * 512)[:, None]
-        store_as(target + d, x * inverse, inside[:, None] & (d < 448))
-        store_as(target + 448 + j, turned, inside[:, None] & (j < 64))
+        _heads(
+            q, positions, cos_sin, out, pid * ROWS + tl.arange(0, ROWS), tokens, heads, padded, q_stride,
+            q_head_stride, position_stride, table_stride, eps,
+        )  # fmt: skip
     else:
-        t = (pid - q_programs).to(tl.int64) * KEYS + tl.arange(0, KEYS)
-        slot = tl.load(slots + t * slot_stride, t < slots_given, other=-1)
-        live = slot >= 0
-        cos, sin = angles(cos_sin, positions, t, live, position_stride, table_stride)
-        start = kv + (t * kv_stride)[:, None]
-        nope = widen(tl.load(start + d, live[:, None] & (d < 448), other=0.0))
-        tail = widen(tl.load(start + 448 + j, live[:, None] & (j < 64), other=0.0))
-        tail = rotate(tail, cos, sin, False, 64)
-        slot = tl.where(live, slot, 0)
-        store_main_rows(cache, page_stride, slot, live, nope, tail, rows, LAYOUT, ALIGN, HARDWARE)
+        _keys(
+            kv, positions, cos_sin, cache, slots, (pid - q_programs).to(tl.int64) * KEYS + tl.arange(0, KEYS),
+            slots_given, kv_stride, position_stride, table_stride, page_stride, slot_stride,
+            rows, LAYOUT, ALIGN, HARDWARE,
+        )  # fmt: skip
 
 
 def fused_qnorm_rope_kv_insert(
