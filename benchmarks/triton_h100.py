@@ -103,7 +103,8 @@ def check_bytes() -> bool:
                 good &= wrong == 0
                 if wrong or config == "vllm":
                     print(f"bytes {op:40} {config:9} {label:7} {'equal' if not wrong else f'{wrong} DIFFER'}")
-    good &= check_compress() and check_logits() and check_attention()
+    for check in (check_compress, check_topk, check_logits, check_attention):
+        good &= check()
     return good
 
 
@@ -118,6 +119,20 @@ def check_compress() -> bool:
             good &= wrong == 0
             said = "equal" if not wrong else f"{wrong} DIFFER"
             print(f"bytes compress {layout:24} ratio {ratio:3} {label:7} {said}")
+    return good
+
+
+def check_topk() -> bool:
+    """Rows long enough to be cut into spans, with ties and infinities."""
+    g = torch.Generator().manual_seed(1)
+    logits = torch.randn(4, 150000, generator=g)
+    logits[1] = logits[1].mul(4).round()
+    logits[2, 1000:] = -torch.inf
+    lens = torch.tensor([150000, 149999, 150000, 40000], dtype=torch.int32)
+    good = all(
+        differing("indexer_topk", {"logits": logits, "context_lens": lens, "k": k}) == 0 for k in (512, 2048)
+    )
+    print(f"top-k of 150,000: {'equal' if good else 'DIFFERS'}")
     return good
 
 

@@ -164,7 +164,7 @@ def _elsewhere(name: str, spec: BackendSpec, where: torch.device) -> Backend:
 def _tier(backend: Backend, where: torch.device, interpreted: bool) -> Tier:
     if interpreted:
         return "interpreter"
-    return "device" if where.type == backend.device_type else "foreign-device"
+    return "device" if where.type == backend.spec.device_type else "foreign-device"
 
 
 def others(name: str) -> list[Subject]:
