@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dsv4core.kernels.triton._launch import launch, pieces, power
+from dsv4core.kernels.triton._launch import interpreted, launch, pieces, power
 from dsv4core.kernels.triton.numerics import bits_of
 
 SPAN = 16384  # entries of a row that one program takes
@@ -148,7 +148,9 @@ def select(scores: Tensor, lens: Tensor, out: Tensor, *, count: int, span: int =
     Shapes: scores f32 [T, >= count], lens i32 [T] (entries visible), out i32 [T, k] contiguous (written).
     """
     tokens, k = out.shape
-    meta = {"K": k, "K_BLOCK": power(k), "BLOCK": BLOCK, "num_warps": 8}
+    # One block size on a device, so that nothing compiles again; the interpreter takes what there is.
+    size = min(BLOCK, power(count, 64)) if interpreted else BLOCK
+    meta = {"K": k, "K_BLOCK": power(k), "BLOCK": size, "num_warps": 8}
     if not candidate_bytes(count, k, span):
         whole = power(max(count, 1))
         launch(
