@@ -80,6 +80,7 @@ CASES: dict[str, Callable[[], Call]] = {
     "quantize_and_insert_k_cache bf16_row": lambda: _sample(
         "quantize_and_insert_k_cache", main_layout="bf16_row"
     ),
+    "indexer_topk short rows": lambda: ("indexer_topk", sample("indexer_topk", Size(tokens=3, context=40))),
     "compress ratio 128": lambda: _compress("fp8_ds_mla", 128),
     "compress index_fp8": lambda: _compress("index_fp8", 4),
     "compress index_mxfp4_hadamard": lambda: _compress("index_mxfp4_hadamard", 4),

@@ -62,6 +62,16 @@ def test_indexer_topk(k: int) -> None:
     )
 
 
+@pytest.mark.parametrize("k", [1, 7, 64, 100])
+@pytest.mark.parametrize("width", [1, 5, 64])
+def test_short_rows(k: int, width: int) -> None:
+    g = torch.Generator().manual_seed(k)
+    logits = torch.randn(70, width, generator=g).mul(2).round()
+    logits[3, ::2], logits[4] = -0.0, -torch.inf
+    lens = torch.randint(0, width + 1, (70,), generator=g, dtype=I32)
+    against.exact("indexer_topk", {"logits": logits, "context_lens": lens, "k": k})
+
+
 @pytest.mark.parametrize("k", [1, 7, 60])
 def test_a_long_row_in_spans(k: int) -> None:
     g = torch.Generator().manual_seed(k)

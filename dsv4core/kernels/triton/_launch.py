@@ -72,6 +72,11 @@ def power(n: int, least: int = 1) -> int:
     return max(least, 1 << max(n - 1, 0).bit_length())
 
 
+def many_rows(width: int) -> int:
+    """Rows of a width that the interpreter takes at once: as many as fit 2^18 elements, up to 1024."""
+    return max(1, min(1024, (1 << 18) // width))
+
+
 def pieces(n: int, size: int) -> int:
     """How many blocks of `size` cover n."""
     return -(-n // size)

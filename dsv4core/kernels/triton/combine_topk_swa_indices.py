@@ -5,46 +5,49 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
-from dsv4core.kernels.triton._launch import launch, power
+from dsv4core.kernels.triton._launch import block, launch, many_rows, pieces, power
 
 NAME = "combine_topk_swa_indices"
 WIDTH_MULTIPLE = 128  # what sparse prefill kernels tile by
 
 
-@triton.jit(do_not_specialize=["requests", "M", "N", "topk", "starts", "seq_lens", "gather_lens"])
+@triton.jit(do_not_specialize=["tokens", "requests", "M", "N", "topk", "starts", "seq_lens", "gather_lens"])
 def combine_topk_swa_kernel(
-    topk, starts, seq_lens, gather_lens, out, lens, requests, M, N,
+    topk, starts, seq_lens, gather_lens, out, lens, tokens, requests, M, N,
     list_stride, entry_stride, start_stride, seq_stride, gather_stride,
-    WINDOW: tl.constexpr, RATIO: tl.constexpr, TOP_K: tl.constexpr, LISTED: tl.constexpr, WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr, REQUESTS: tl.constexpr,
+    WINDOW: tl.constexpr, RATIO: tl.constexpr, TOP_K: tl.constexpr, LISTED: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, REQUESTS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """One program a query; its request is the last that starts at or before it."""
-    t = tl.program_id(0).to(tl.int64)
+    """ROWS queries a program; a query's request is the last that starts at or before it."""
+    t = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = t < tokens
     base = tl.load(starts).to(tl.int64)
-    b = tl.zeros([], tl.int64) - 1
+    b = tl.zeros([ROWS], tl.int64) - 1
     for first in range(0, requests + 1, REQUESTS):
         r = first + tl.arange(0, REQUESTS)
-        start = tl.load(starts + r * start_stride, r <= requests, other=0).to(tl.int64) - base
-        b += tl.sum(((start <= t) & (r <= requests)).to(tl.int64), 0)
+        begin = tl.load(starts + r * start_stride, r <= requests, other=0).to(tl.int64) - base
+        b += tl.sum(((begin[None, :] <= t[:, None]) & (r <= requests)[None, :]).to(tl.int64), 1)
     b = tl.minimum(tl.maximum(b, 0), requests - 1)
     start = tl.load(starts + b * start_stride).to(tl.int64) - base
     end = tl.load(starts + (b + 1) * start_stride).to(tl.int64) - base
     length = tl.load(seq_lens + b * seq_stride).to(tl.int64)
     gathered = tl.load(gather_lens + b * gather_stride).to(tl.int64)
     p = length - (end - start) + t - start
-    entries = tl.zeros([], tl.int64)
+    entries = tl.zeros_like(p)
     if TOP_K > 0:
         entries = tl.minimum(tl.where(p >= -1, (p + 1) // RATIO, -1), TOP_K)
     first_row = tl.maximum(p - (WINDOW - 1), 0)
     count = entries + p + 1 - first_row
-    column = tl.arange(0, BLOCK)
-    chosen = column < entries
-    listed = tl.load(topk + t * list_stride + column * entry_stride, chosen & (column < LISTED), other=-1)
-    listed = tl.where(listed >= 0, listed.to(tl.int64) + b * M, -1)
-    row = b * M + N + first_row + column - entries - (length - gathered)
-    value = tl.where(chosen, listed, tl.where(column < count, row, -1))
-    tl.store(out + t * WIDTH + column, value.to(tl.int32), column < WIDTH)
-    tl.store(lens + t, count.to(tl.int32))
+    column = tl.arange(0, BLOCK)[None, :]
+    chosen = column < entries[:, None]
+    place = topk + (t * list_stride)[:, None] + column * entry_stride
+    listed = tl.load(place, inside[:, None] & chosen & (column < LISTED), other=-1)
+    listed = tl.where(listed >= 0, listed.to(tl.int64) + (b * M)[:, None], -1)
+    row = (b * M + N + first_row - entries - (length - gathered))[:, None] + column
+    value = tl.where(chosen, listed, tl.where(column < count[:, None], row, -1))
+    mask = inside[:, None] & (column < WIDTH)
+    tl.store(out + (t * WIDTH)[:, None] + column, value.to(tl.int32), mask)
+    tl.store(lens + t, count.to(tl.int32), inside)
 
 
 def combine_topk_swa_indices(
@@ -69,10 +72,13 @@ def combine_topk_swa_indices(
     out, lens = topk.new_empty(tokens, width), topk.new_empty(tokens)
     if not requests:
         return out.fill_(-1), lens.zero_()
+    size = power(width)
+    at_once = block(1, many_rows(max(size, 256)))
     launch(
-        combine_topk_swa_kernel, tokens, topk, topk, query_start_loc, seq_lens, gather_lens, out, lens,
-        requests, M, N, topk.stride(0), topk.stride(1), query_start_loc.stride(0), seq_lens.stride(0),
+        combine_topk_swa_kernel, pieces(tokens, at_once), topk, topk, query_start_loc, seq_lens, gather_lens,
+        out, lens, tokens, requests, M, N, topk.stride(0), topk.stride(1), query_start_loc.stride(0),
+        seq_lens.stride(0),
         gather_lens.stride(0), WINDOW=window, RATIO=max(ratio, 1), TOP_K=top_k, LISTED=topk.shape[1],
-        WIDTH=width, BLOCK=power(width), REQUESTS=256, num_warps=4,
+        WIDTH=width, BLOCK=size, REQUESTS=256, ROWS=at_once, num_warps=4,
     )  # fmt: skip
     return out, lens
