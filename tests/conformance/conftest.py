@@ -61,6 +61,7 @@ class Ran:
 def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Callable[..., Ran]:
     """Run the suite in this process over toy cases: `suite(names, *words, declared=[...])`."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)  # meant for the run that runs this test
 
     def run(names: Iterable[str], *words: str, declared: Iterable[Deviation] = ()) -> Ran:
         toy.use(names)
