@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,6 +51,24 @@ def graph_support(device: torch.device | str) -> tuple[Callable[[], Any] | None,
     if kind == "cuda":
         return torch.cuda.CUDAGraph, "torch.cuda.CUDAGraph"
     return None, f"no graphs: torch {torch.__version__} has no torch.accelerator.Graph for {kind!r}"
+
+
+def device_name(device: torch.device | str) -> str:
+    """The device's name as its maker prints it; the processor's model for a CPU."""
+    where = torch.device(device)
+    if where.type == "cpu":
+        return _cpu_model()
+    named = getattr(torch.get_device_module(where.type), "get_device_name", None)
+    return str(where) if named is None else str(named(where))
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
 
 
 class Workspace:

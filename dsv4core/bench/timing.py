@@ -6,13 +6,13 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
 import torch
 
 from dsv4core.probe import installed_version
+from dsv4core.runtime import device_name
 
 RUN_SECONDS = 2e-3  # a run repeats short calls until it is at least this long
 DISTRIBUTIONS = ("dsv4core", "torch", "triton", "sgl-flash-mla", "aiter")
@@ -44,11 +44,11 @@ def alternate(
 def machine(devices: Mapping[str, str]) -> dict[str, Any]:
     """What a figure needs beside it: processor, threads, versions and, for other devices, their names."""
     found: dict[str, Any] = {
-        "cpu": _cpu_model(),
+        "cpu": device_name("cpu"),
         "threads": torch.get_num_threads(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "devices": {name: _device_name(kind) for name, kind in devices.items()},
+        "devices": {name: device_name(kind) for name, kind in devices.items()},
     }
     versions = {name: installed_version(name) for name in DISTRIBUTIONS}
     return {**found, "versions": {name: version for name, version in versions.items() if version}}
@@ -71,19 +71,3 @@ def _wait(device: str) -> None:
 def _summary(seconds: list[float], calls: int) -> Times:
     low, median, high = quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
     return Times(median, low, high, len(seconds), calls)
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
-
-
-def _device_name(kind: str) -> str:
-    if kind == "cpu":
-        return _cpu_model()
-    module = torch.get_device_module(kind)
-    return str(module.get_device_name()) if hasattr(module, "get_device_name") else kind

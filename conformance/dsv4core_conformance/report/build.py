@@ -16,10 +16,10 @@ from dsv4core.layout import get_layout
 from dsv4core.ops import OPS
 from dsv4core.probe import installed_version
 from dsv4core.registry import get_registry
+from dsv4core.runtime import device_name
 from dsv4core_conformance import caselist
 from dsv4core_conformance.contracts import CONTRACTS
 from dsv4core_conformance.deviations import Declared
-from dsv4core_conformance.devices import device_name
 from dsv4core_conformance.report.record import SCHEMA, Record
 from dsv4core_conformance.result import CaseResult, count, verdict
 from dsv4core_conformance.subject import Subject

@@ -2,8 +2,9 @@
 
 A decode step of one request has one program per 64 heads, which leaves a device idle. Here a first kernel
 scores every tile of keys in a program of its own; a second one walks the tiles in order, for 64 channels a
-program. Tiles, their order and every operation are those of `sparse_attention_kernel`, so a row has the same
-bits whichever way its batch is cut: the choice may depend on the batch, the result does not.
+program. Tiles, their order and every operation are those of `sparse_attention_kernel`. That gives a row the
+same bits in both forms where matrix units round alike for programs of either shape: in the interpreter, and
+on an H100 with 7 and 16 heads, but not with 64 and 128 (docs/triton.md).
 """
 
 from typing import Any
@@ -44,7 +45,7 @@ DYNAMIC = [
 
 @triton.jit
 def _score_tile(
-    qa, qb, qc, qr, factor, t, place, weights, sums, h, slots, lens, cache, stride, pages, width,
+    qa, qb, qc, qr, factor, t, place, weights, sums, slots, lens, cache, stride, pages, width,
     token_stride, column_stride, len_stride, tile,
     rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr,
     HEADS: tl.constexpr, KEYS: tl.constexpr,
@@ -87,12 +88,12 @@ def score_tiles_kernel(
     own = tl.cdiv(width, KEYS)
     if tile < own:
         _score_tile(
-            qa, qb, qc, qr, factor, t, place, weights, sums, h, slots, lens, cache, stride, pages, width,
+            qa, qb, qc, qr, factor, t, place, weights, sums, slots, lens, cache, stride, pages, width,
             slot_stride, column_stride, len_stride, tile, rows, LAYOUT, ALIGN, HARDWARE, HEADS, KEYS,
         )  # fmt: skip
     elif EXTRA:
         _score_tile(
-            qa, qb, qc, qr, factor, t, place, weights, sums, h, extra_slots, extra_lens, extra, extra_stride,
+            qa, qb, qc, qr, factor, t, place, weights, sums, extra_slots, extra_lens, extra, extra_stride,
             extra_pages, extra_width, extra_slot_stride, extra_column_stride, extra_len_stride, tile - own,
             extra_rows, EXTRA_LAYOUT, EXTRA_ALIGN, HARDWARE, HEADS, KEYS,
         )  # fmt: skip
