@@ -30,11 +30,11 @@ import triton  # noqa: E402
 
 from dsv4core.config import AttentionConfig  # noqa: E402
 from dsv4core.kernels.triton import aot, portable  # noqa: E402
+from dsv4core.kernels.triton._tuning import devices  # noqa: E402
 from dsv4core.layout import get_layout  # noqa: E402
 from dsv4core.samples import Size, sample  # noqa: E402
 
 BASELINE = HERE / "triton_aot.json"
-SHARED = {"sm80": 166912, "sm90": 232448, "sm100": 232448, "sm120": 101376, "gfx942": 65536, "gfx950": 163840}
 MATRIX = ("sparse_attention_kernel", "score_tiles_kernel", "use_tiles_kernel", "index_scores_kernel")
 SLACK = 64  # spilled bytes that a baseline may be passed by: another release of Triton moves some
 Call = tuple[str, dict[str, Any]]
@@ -108,8 +108,8 @@ def usages(case: str, target: str) -> dict[str, aot.Usage]:
 def judge(target: str, kernel: str, usage: aot.Usage, before: dict[str, int] | None) -> list[str]:
     """What is wrong with a compiled kernel."""
     wrong: list[str] = []
-    if usage.shared > SHARED[target]:
-        wrong.append(f"{usage.shared} bytes of shared memory, {target} has {SHARED[target]}")
+    if usage.shared > devices()[target].shared:
+        wrong.append(f"{usage.shared} bytes of shared memory, {target} has {devices()[target].shared}")
     if kernel in MATRIX and usage.matrix == 0:
         wrong.append("no matrix instruction")
     if before is None:

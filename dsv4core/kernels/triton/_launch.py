@@ -49,12 +49,12 @@ def launch(
     if _recorder is not None:
         return _recorder(kernel, arguments, meta)
     LAUNCHES[kernel.__name__] += 1
-    with _on(anchor.device):
+    with on(anchor.device):
         kernel[grid](*arguments, enable_fp_fusion=False, **meta)
     return None
 
 
-def _on(device: torch.device) -> AbstractContextManager[Any]:
+def on(device: torch.device) -> AbstractContextManager[Any]:
     """Triton launches on the current device, which need not be the tensors'."""
     if device.type == "cpu":
         return nullcontext()

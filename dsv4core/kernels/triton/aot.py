@@ -19,15 +19,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dsv4core.kernels.triton._launch import recorded
+from dsv4core.kernels.triton._tuning import devices
 
-TARGETS = {
-    "sm80": ("cuda", 80, 32),
-    "sm90": ("cuda", 90, 32),
-    "sm100": ("cuda", 100, 32),
-    "sm120": ("cuda", 120, 32),
-    "gfx942": ("hip", "gfx942", 64),
-    "gfx950": ("hip", "gfx950", 64),
-}
+TARGETS = {name: device.target for name, device in devices().items() if device.target}
 MATRIX = re.compile(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_mfma_\w+|v_wmma_\w+")
 TYPES = {
     torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.uint8: "*u8", torch.int32: "*i32",
