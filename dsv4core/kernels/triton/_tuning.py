@@ -28,7 +28,8 @@ class Device:
 
     `backend` and `arch` (a regular expression) are how triton's driver names it; an Intel device is known by
     its product name. `e4m3`: converts f32 to and from OCP e4m3 in one rounding. `target` and `shared` (bytes
-    of shared memory) serve ahead-of-time compilation. `kernels`: rows by kernel, the first that fits is taken.
+    of shared memory) serve ahead-of-time compilation. `kernels`: rows by kernel, of which the first that fits
+    is taken.
     """
 
     of: str
@@ -50,8 +51,8 @@ def devices() -> dict[str, Device]:
 def tuned(kernel: str, tensor: Tensor, **shape: int) -> dict[str, int]:
     """How `kernel` is launched on a tensor's device: block sizes, `num_warps` and so on, as keywords.
 
-    `shape` (widths, numbers of heads; never tokens where that could change a bit) chooses among rows: the first
-    whose `least` it reaches.
+    `shape` (widths, numbers of heads; never tokens where that could change a bit) chooses among rows: the
+    first whose `least` it reaches.
     """
     return dict(_row(kernel, device_class(tensor), tuple(shape.items())))
 
@@ -101,7 +102,7 @@ def _found(device: torch.device) -> str:
 
 
 def family(backend: str, arch: Any) -> str:
-    """The family that a target of triton belongs to. Intel's driver gives a dictionary of properties as arch."""
+    """The family that a target of triton belongs to. Intel's driver gives a dictionary as arch."""
     text = str(arch["name"] if isinstance(arch, Mapping) else arch)
     named = (n for n, d in devices().items() if d.backend == backend and re.fullmatch(d.arch, text))
     return next(named, DEFAULT)
