@@ -3,8 +3,8 @@
 Before every launch, and before every call of a small function inside it, the interpreter replaces the
 language by its own. Here that happens once for the process. For every integer operation it computes whether
 it overflowed and, unless kernels are debugged, throws the answer away; that is left out. For every result it
-builds type and shape anew; these are kept by name. Results are the same, and a Triton whose interpreter is made
-differently runs as it does by itself.
+builds type and shape anew; these are kept by name. Results are the same, and a Triton whose interpreter is
+made differently runs as it does by itself.
 """
 
 import dataclasses

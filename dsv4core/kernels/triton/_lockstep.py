@@ -5,7 +5,7 @@ more axis in front: the programs of a group, or 1 where all have the same. What 
 Triton's: types, promotion and most of its arithmetic are its own code, which numpy applies to longer arrays.
 
 Where programs of a group would go different ways (an `if`, the length of a loop), what they have stored is put
-back and each part of the group runs by itself. A kernel that does what is not prepared here (atomics, tensor
+back and each part of the group runs by itself. A kernel that does what is not prepared here (atomics,
 descriptors, reductions with a function of its own) runs as Triton's interpreter runs it.
 """
 
@@ -38,7 +38,7 @@ class _Alone(BaseException):
 
 def run(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], meta: dict[str, Any]) -> None:
     """Start an interpreted kernel over a grid; tensors are in host memory."""
-    if kernel not in _alone:
+    if kernel not in _alone and _known():
         given = {name: value for name, value in meta.items() if name in kernel.arg_names}
         named = inspect.getcallargs(kernel.fn, *arguments, **given)
         constants = _constants(kernel)
@@ -66,6 +66,18 @@ def _group(function: Any, named: dict[str, Any], builder: "_Builder", ids: Any) 
         builder.undo(before)
         for value in np.unique(split.values):
             _group(function, named, builder, ids[split.values == value])
+
+
+@cache
+def _known() -> bool:
+    """Whether this Triton's language goes where it is sent."""
+    builder = _Builder((1, 1, 1))
+    builder.ids = np.zeros((1, 3), np.int32)
+    try:
+        with _language(builder):
+            return tl.program_id(0).handle.data.shape == (1, 1)
+    except Exception:  # another Triton, made differently: its own interpreter runs the kernels
+        return False
 
 
 @cache
