@@ -4,8 +4,8 @@ Triton's interpreter runs one program after another, and its time is per operati
 more axis in front: the programs of a group, or 1 where all have the same. What an operation means stays
 Triton's: types, promotion and most of its arithmetic are its own code, which numpy applies to longer arrays.
 
-Where programs of a group would go different ways (an `if`, the length of a loop), what they have stored is put
-back and each part of the group runs by itself. A kernel that does what is not prepared here (atomics,
+Where programs of a group would go different ways (an `if`, the length of a loop), what they have stored is
+put back and each part of the group runs by itself. A kernel that does what is not prepared here (atomics,
 descriptors, reductions with a function of its own) runs as Triton's interpreter runs it.
 """
 

@@ -27,9 +27,9 @@ class Device:
     """A family of devices and the launch arguments of kernels there.
 
     `backend` and `arch` (a regular expression) are how triton's driver names it; an Intel device is known by
-    its product name. `e4m3`: converts f32 to and from OCP e4m3 in one rounding. `target` and `shared` (bytes
-    of shared memory) serve ahead-of-time compilation. `kernels`: rows by kernel, of which the first that fits
-    is taken.
+    its product name. `e4m3`: converts f32 to and from OCP e4m3 in one rounding. `target`, `shared` (bytes of
+    shared memory) and `matrix` (what its matrix instructions are called, a regular expression) serve
+    ahead-of-time compilation. `kernels`: rows by kernel, of which the first that fits is taken.
     """
 
     of: str
@@ -40,6 +40,7 @@ class Device:
     arch: str = ""
     target: tuple[Any, ...] = ()
     shared: int = 0
+    matrix: str = ""
 
 
 @cache
