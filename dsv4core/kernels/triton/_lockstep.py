@@ -9,6 +9,7 @@ put back and each part of the group runs by itself. A kernel that does what is n
 descriptors, reductions with a function of its own) runs as Triton's interpreter runs it.
 """
 
+import ctypes
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-GROUP = 32
+GROUP = 64
 _alone: set[Any] = set()
 
 
@@ -142,13 +143,13 @@ class _Builder(InterpreterBuilder):
         dtype = interpreter._get_np_dtype(kind)
         data = np.zeros((1,) * ptrs.data.ndim, dtype) if other is None else other.data
         arrays = np.broadcast_arrays(ptrs.data, mask.data, data)
-        return TensorHandle(interpreter._interpreter.load(*arrays, dtype), kind)
+        return TensorHandle(_load(*arrays, dtype), kind)
 
     def create_masked_store(self, ptrs: Any, value: Any, mask: Any, *_: Any) -> None:
         """Store where mask is set; what was there is kept until the group is through."""
         place, data, live = np.broadcast_arrays(ptrs.data, value.data, mask.data)
         if len(self.ids) > 1:
-            old = interpreter._interpreter.load(place, live, np.zeros_like(data), data.dtype)
+            old = _load(place, live, np.zeros_like(data), data.dtype)
             self.written.append((place, old, live))
         interpreter._interpreter.store(place, data, live)
 
@@ -196,6 +197,28 @@ class _Builder(InterpreterBuilder):
         row = np.arange(len(values))[:, None] * bins
         counts = np.bincount((row + values)[live], minlength=len(values) * bins)
         return TensorHandle(counts.reshape(len(values), bins).astype(np.int32), tl.int32)
+
+
+def _load(place: Any, live: Any, other: Any, dtype: Any) -> Any:
+    """Values of memory where `live`, others elsewhere: one indexing of what lies between the outer addresses.
+
+    Rows are contiguous whatever the addresses' order in memory, since numpy's sums follow it.
+    """
+    if not live.any():
+        return np.array(other, dtype)
+    every = live.all()
+    ends = place if every else place[live]
+    first, last = int(ends.min()), int(ends.max())
+    offset = np.subtract(place, np.uint64(first), order="C")
+    if not every:
+        offset = np.where(live, offset, np.uint64(0))
+    if dtype.itemsize > 1:
+        if (offset % dtype.itemsize).any():
+            return interpreter._interpreter.load(place, live, other, dtype)
+        offset //= dtype.itemsize
+    memory = (ctypes.c_uint8 * (last - first + dtype.itemsize)).from_address(first)
+    values = np.frombuffer(memory, dtype)[offset]
+    return values if every else np.where(live, values, other)
 
 
 def _constant(name: str) -> Any:
