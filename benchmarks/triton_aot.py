@@ -4,9 +4,10 @@
     python benchmarks/triton_aot.py --target sm90 --case "sparse*"
     python benchmarks/triton_aot.py --write              # a new baseline
 
-Every target is compiled in a process of its own, without the interpreter and with an empty cache. It fails when
-a kernel does not compile, spills more than its budget in the baseline, takes more shared memory than the target
-has, or computes a matrix product without the target's matrix instructions or with less than half as many.
+Every target is compiled in a process of its own, without the interpreter and with an empty cache. It fails
+when a kernel does not compile, spills more than its budget in the baseline, takes more shared memory than the
+target has, or computes a matrix product without the target's matrix instructions or with less than half of
+those in the baseline.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from fnmatch import fnmatchcase
@@ -30,73 +31,18 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 os.environ["DSV4CORE_CHECK"] = "0"
 
-import torch  # noqa: E402
 import triton  # noqa: E402
 
-from dsv4core.config import AttentionConfig  # noqa: E402
-from dsv4core.kernels.triton import aot, portable  # noqa: E402
+from dsv4core.kernels.triton import aot  # noqa: E402
 from dsv4core.kernels.triton._tuning import devices  # noqa: E402
-from dsv4core.layout import get_layout  # noqa: E402
-from dsv4core.samples import Size, sample  # noqa: E402
+from dsv4core.kernels.triton.calls import calls  # noqa: E402
 
 BASELINE = HERE / "triton_aot.json"
 SLACK = 64  # spilled bytes that a budget may be passed by: another release of Triton moves some
-Call = tuple[str, dict[str, Any]]
 Found = dict[str, Any]
 
 
-def _sample(op: str, tokens: int = 3, **config: Any) -> Call:
-    return op, sample(
-        op, Size(tokens=tokens, context=200, config=AttentionConfig.preset("v4-flash", **config))
-    )
-
-
-def _decode(tokens: int, heads: int = 64, extra: int = 512, **config: Any) -> Call:
-    op, given = _sample("sparse_decode", tokens, **config)
-    given["swa_slots"] = given["swa_slots"].repeat(1, 2)
-    given["extra_slots"] = given["extra_slots"].repeat(1, extra // 64)
-    for name in ("q", "out"):
-        given[name] = given[name][:, :1].repeat(1, heads, 1)
-    given["attn_sink"] = given["attn_sink"][:1].repeat(heads)
-    return op, given
-
-
-def _compress(layout: str, ratio: int) -> Call:
-    op, given = _sample("compress_norm_rope_store")
-    found = get_layout(layout)
-    dim = found.width or 0
-    width = 2 * dim * (2 if ratio == 4 else 1)
-    return op, {
-        **given, "state_cache": torch.zeros(9, 4 if ratio == 4 else 8, width), "ratio": ratio,
-        "head_dim": dim, "norm_weight": torch.ones(dim), "layout": layout, "rotate": found.rotate,
-        "k_cache": torch.zeros(1, found.page_bytes(64), dtype=torch.uint8),
-    }  # fmt: skip
-
-
-def _with(made: Call, **changes: Any) -> Call:
-    return made[0], {**made[1], **changes}
-
-
-CASES: dict[str, Callable[[], Call]] = {
-    **{name: (lambda name=name: _sample(name)) for name in portable.KERNELS if name != "sparse_decode"},
-    "fused_indexer_q_rope_quant mxfp4 hadamard": lambda: _sample(
-        "fused_indexer_q_rope_quant", profile="official"
-    ),
-    "quantize_and_insert_k_cache bf16_row": lambda: _sample(
-        "quantize_and_insert_k_cache", main_layout="bf16_row"
-    ),
-    "indexer_topk short rows": lambda: ("indexer_topk", sample("indexer_topk", Size(tokens=3, context=40))),
-    "compress ratio 128": lambda: _compress("fp8_ds_mla", 128),
-    "compress index_fp8": lambda: _compress("index_fp8", 4),
-    "compress index_mxfp4_hadamard": lambda: _compress("index_mxfp4_hadamard", 4),
-    "indexer_logits mxfp4": lambda: _sample("indexer_logits", profile="official"),
-    "sparse_indexer in chunks": lambda: _with(_sample("sparse_indexer"), k=64, workspace_bytes=1664),
-    "sparse_decode 64 heads": lambda: _decode(60),
-    "sparse_decode 64 heads, few tokens": lambda: _decode(1),
-    "sparse_decode 16 heads": lambda: _decode(60, 16),
-    "sparse_decode bf16_row": lambda: _decode(60, main_layout="bf16_row"),
-    "sparse_decode two layouts": lambda: _with(_decode(60), extra_layout="fp8_ds_mla_fnuz"),
-}  # fmt: skip
+CASES = calls()
 
 
 def compiled(case: str, target: str) -> Iterator[Found]:

@@ -6,7 +6,8 @@ each kernel the arguments of a launch. `dsv4core tune` measures and writes these
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -55,15 +56,47 @@ def tuned(kernel: str, tensor: Tensor, **shape: int) -> dict[str, int]:
     `shape` (widths, numbers of heads; never tokens where that could change a bit) chooses among rows: the
     first whose `least` it reaches.
     """
-    return dict(_row(kernel, device_class(tensor), tuple(shape.items())))
+    place = _place(kernel, device_class(tensor), tuple(shape.items()))
+    if _trial is not None:
+        return _trial(place)
+    return {k: v for k, v in row_at(place).items() if k != "least"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row stands: the family whose file has it, the kernel, the number of the row."""
+
+    family: str
+    kernel: str
+    number: int
+
+
+def row_at(place: Place) -> Mapping[str, Any]:
+    """The row at a place, with the shape it is for."""
+    return devices()[place.family].kernels[place.kernel][place.number]
 
 
 @cache
-def _row(kernel: str, name: str, shape: tuple[tuple[str, int], ...]) -> dict[str, int]:
-    rows = devices()[name].kernels.get(kernel) or devices()[DEFAULT].kernels[kernel]
+def _place(kernel: str, name: str, shape: tuple[tuple[str, int], ...]) -> Place:
+    name = name if kernel in devices()[name].kernels else DEFAULT
     given = dict(shape)
-    fitting = (r for r in rows if all(given[k] >= least for k, least in r.get("least", {}).items()))
-    return {k: v for k, v in next(fitting).items() if k != "least"}
+    rows = devices()[name].kernels[kernel]
+    fits = (all(given[k] >= least for k, least in row.get("least", {}).items()) for row in rows)
+    return Place(name, kernel, list(fits).index(True))
+
+
+_trial: Callable[[Place], dict[str, int]] | None = None
+
+
+@contextmanager
+def trial(choose: Callable[[Place], dict[str, int]]) -> Iterator[None]:
+    """Let `choose` answer for the table, while launches are being tuned."""
+    global _trial
+    _trial = choose
+    try:
+        yield
+    finally:
+        _trial = None
 
 
 @dataclass(frozen=True)
