@@ -34,7 +34,7 @@ os.environ["DSV4CORE_CHECK"] = "0"
 import triton  # noqa: E402
 
 from dsv4core.kernels.triton import aot  # noqa: E402
-from dsv4core.kernels.triton._tuning import devices  # noqa: E402
+from dsv4core.kernels.triton._devices import devices  # noqa: E402
 from dsv4core.kernels.triton.calls import calls  # noqa: E402
 
 BASELINE = HERE / "triton_aot.json"

@@ -34,9 +34,10 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--tokens and --context: whole numbers of at least 1 are needed")
     device = _device()
     from dsv4core.kernels.triton import _tuning, calls, tune
+    from dsv4core.kernels.triton._devices import FOLDER, devices
 
     name = _tuning.device_class(torch.empty(0, device=device))
-    known = sorted({kernel for family in _tuning.devices().values() for kernel in family.kernels})
+    known = sorted({kernel for family in devices().values() for kernel in family.kernels})
     unknown = [kernel for kernel in args.kernel if kernel not in known]
     if unknown:
         raise ConfigError(f"--kernel {unknown[0]}: the table has {', '.join(known)}")
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     versions = [f"{what} {installed_version(what)}" for what in ("torch", "triton", "triton-xpu")]
     measured = ", ".join([device_name(device), *(v for v in versions if not v.endswith("None"))])
     content = tune.tuned_file(name, outcomes, measured)
-    folder = args.out or (_tuning.FOLDER if args.write else None)
+    folder = args.out or (FOLDER if args.write else None)
     if folder is not None:
         (folder / f"{name}.json").write_text(content)
     if args.json:

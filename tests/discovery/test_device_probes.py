@@ -30,7 +30,9 @@ def fake_torch(
         __version__="2.99.0",
         version=SimpleNamespace(cuda=cuda, hip=hip, xpu=xpu),
         cuda=SimpleNamespace(is_available=available, device_count=lambda: count),
-        xpu=SimpleNamespace(device_count=lambda: xpus),
+        xpu=SimpleNamespace(
+            device_count=lambda: xpus, get_device_properties=lambda _: SimpleNamespace(name="Intel Arc B580")
+        ),
     )
     return torch
 

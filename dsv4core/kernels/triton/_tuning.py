@@ -1,16 +1,9 @@
-"""Block sizes, warps and stages by device: data files, chosen by measurement, never searched for at run time.
+"""Block sizes, warps and stages by device: data (`_devices`), never searched for at run time."""
 
-`devices/NAME.json` describes a family of devices: how triton's driver names them, what they can do, and for
-each kernel the arguments of a launch. `dsv4core tune` measures and writes these files.
-"""
-
-import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,36 +11,7 @@ from torch import Tensor
 from triton.runtime import driver
 
 from dsv4core.kernels.triton import _launch
-
-FOLDER = Path(__file__).with_name("devices")
-DEFAULT = "default"
-
-
-@dataclass(frozen=True)
-class Device:
-    """A family of devices and the launch arguments of kernels there.
-
-    `backend` and `arch` (a regular expression) are how triton's driver names it; an Intel device is known by
-    its product name. `e4m3`: converts f32 to and from OCP e4m3 in one rounding. `target`, `shared` (bytes of
-    shared memory) and `matrix` (what its matrix instructions are called, a regular expression) serve
-    ahead-of-time compilation. `kernels`: rows by kernel, of which the first that fits is taken.
-    """
-
-    of: str
-    measured: str
-    e4m3: bool
-    kernels: Mapping[str, tuple[Mapping[str, Any], ...]]
-    backend: str = ""
-    arch: str = ""
-    target: tuple[Any, ...] = ()
-    shared: int = 0
-    matrix: str = ""
-
-
-@cache
-def devices() -> dict[str, Device]:
-    """Every family by the name of its file."""
-    return {file.stem: Device(**json.loads(file.read_text())) for file in sorted(FOLDER.glob("*.json"))}
+from dsv4core.kernels.triton._devices import DEFAULT, devices, family
 
 
 def tuned(kernel: str, tensor: Tensor, **shape: int) -> dict[str, int]:
@@ -133,13 +97,6 @@ def _found(device: torch.device) -> str:
     with _launch.on(device):
         target = driver.active.get_current_target()
     return family(target.backend, target.arch)
-
-
-def family(backend: str, arch: Any) -> str:
-    """The family that a target of triton belongs to. Intel's driver gives a dictionary as arch."""
-    text = str(arch["name"] if isinstance(arch, Mapping) else arch)
-    named = (n for n, d in devices().items() if d.backend == backend and re.fullmatch(d.arch, text))
-    return next(named, DEFAULT)
 
 
 def native_e4m3(tensor: Tensor) -> bool:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from dsv4core.bench.gate import outputs
 from dsv4core.kernels.triton import _tuning
-from dsv4core.kernels.triton._tuning import Device, Place, devices, row_at
+from dsv4core.kernels.triton._devices import Device, devices
+from dsv4core.kernels.triton._tuning import Place, row_at
 from dsv4core.kernels.triton.calls import Call
 from dsv4core.ops import OPS
 
