@@ -1,11 +1,66 @@
-"""Block sizes, warps and stages by device: data, chosen by measurement, never searched for at run time."""
+"""Block sizes, warps and stages by device: data (`_devices`), never searched for at run time."""
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
+from triton.runtime import driver
 
 from dsv4core.kernels.triton import _launch
+from dsv4core.kernels.triton._devices import DEFAULT, devices, family
+
+
+def tuned(kernel: str, tensor: Tensor, **shape: int) -> dict[str, int]:
+    """How `kernel` is launched on a tensor's device: block sizes, `num_warps` and so on, as keywords.
+
+    `shape` (widths, numbers of heads; never tokens where that could change a bit) chooses among rows: the
+    first whose `least` it reaches.
+    """
+    place = _place(kernel, device_class(tensor), tuple(shape.items()))
+    if _trial is not None:
+        return _trial(place)
+    return {k: v for k, v in row_at(place).items() if k != "least"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row stands: the family whose file has it, the kernel, the number of the row."""
+
+    family: str
+    kernel: str
+    number: int
+
+
+def row_at(place: Place) -> Mapping[str, Any]:
+    """The row at a place, with the shape it is for."""
+    return devices()[place.family].kernels[place.kernel][place.number]
+
+
+@cache
+def _place(kernel: str, name: str, shape: tuple[tuple[str, int], ...]) -> Place:
+    name = name if kernel in devices()[name].kernels else DEFAULT
+    given = dict(shape)
+    rows = devices()[name].kernels[kernel]
+    fits = (all(given[k] >= least for k, least in row.get("least", {}).items()) for row in rows)
+    return Place(name, kernel, list(fits).index(True))
+
+
+_trial: Callable[[Place], dict[str, int]] | None = None
+
+
+@contextmanager
+def trial(choose: Callable[[Place], dict[str, int]]) -> Iterator[None]:
+    """Let `choose` answer for the table, while launches are being tuned."""
+    global _trial
+    _trial = choose
+    try:
+        yield
+    finally:
+        _trial = None
 
 
 @dataclass(frozen=True)
@@ -19,42 +74,29 @@ class Attention:
     keys: int
     warps: int
     stages: int
-    few: int = 24
-
-
-# By device, for ever fewer heads: the first row whose programs are filled is taken, else the last.
-# sm100: Triton 3.7 compiles 64 heads to a trap there, so it takes the form of sm80.
-ATTENTION: dict[str, tuple[Attention, ...]] = {
-    "interpreter": (Attention(64, 128, 4, 1, 0), Attention(16, 128, 4, 1, 0)),
-    "sm80": (Attention(32, 32, 8, 1), Attention(16, 32, 8, 1)),
-    "sm90": (Attention(64, 64, 8, 2), Attention(32, 32, 8, 1), Attention(16, 32, 8, 1)),
-    "sm100": (Attention(32, 32, 8, 1), Attention(16, 32, 8, 1)),
-    "sm120": (Attention(32, 32, 8, 1), Attention(16, 32, 8, 1)),
-    "gfx942": (Attention(16, 16, 4, 1),),
-    "gfx950": (Attention(16, 16, 4, 1),),
-    "xpu": (Attention(16, 32, 8, 1),),
-}
+    few: int
 
 
 def attention(tensor: Tensor, heads: int) -> Attention:
     """The row for a device and a number of heads: nothing else, or bits would depend on the batch."""
-    table = ATTENTION[device_class(tensor)]
-    return next((row for row in table if row.heads <= heads), table[-1])
+    row = tuned("sparse_attention", tensor, heads=heads)
+    return Attention(row["HEADS"], row["KEYS"], row["num_warps"], row["num_stages"], row["few"])
 
 
 def device_class(tensor: Tensor) -> str:
-    """The row of a table for a tensor's device; an unknown device takes the nearest modest one."""
+    """The name of the family of a tensor's device; a device that no file names takes modest sizes."""
     if _launch.assumed is not None:
         return _launch.assumed
-    if _launch.interpreted or tensor.device.type == "cpu":
-        return "interpreter"
-    if tensor.device.type == "xpu":
-        return "xpu"
-    if torch.version.hip:
-        name = torch.cuda.get_device_properties(tensor.device).gcnArchName.partition(":")[0]
-        return name if name in ATTENTION else "gfx942"
-    major, minor = torch.cuda.get_device_capability(tensor.device)
-    return {9: "sm90", 10: "sm100", 12: "sm120"}.get(major, "sm80") if (major, minor) != (10, 3) else "sm100"
+    return "interpreter" if _launch.interpreted else _found(tensor.device)
+
+
+@cache
+def _found(device: torch.device) -> str:
+    if device.type == "cpu":  # nothing can be launched there, and launching says so
+        return DEFAULT
+    with _launch.on(device):
+        target = driver.active.get_current_target()
+    return family(target.backend, target.arch)
 
 
 def native_e4m3(tensor: Tensor) -> bool:
@@ -62,4 +104,4 @@ def native_e4m3(tensor: Tensor) -> bool:
 
     SM89 goes through half precision and rounds twice; gfx942's own format is FNUZ.
     """
-    return device_class(tensor) in ("sm90", "sm100", "sm120")
+    return devices()[device_class(tensor)].e4m3
