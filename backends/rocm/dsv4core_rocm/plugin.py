@@ -4,7 +4,6 @@ torch calls AMD devices "cuda" too; `torch.version.hip` is what tells them apart
 metadata only: importing it without ROCm fails, and with ROCm it starts to compile.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from dsv4core.probe import (
     with_triton,
 )
 from dsv4core.spec import Availability, BackendSpec, Code, Depth, Requirement
-from dsv4core_rocm import gfx
 
 TORCH_FIRST = (
     "install torch from the ROCm index first: "
@@ -65,6 +63,8 @@ def dsv4core_info(spec: BackendSpec) -> list[str] | None:
     """Show the driver, every device with wavefront and fp8 dialect, and aiter's version; imports nothing."""
     if spec.name != SPEC.name:
         return None
+    from dsv4core_rocm import gfx  # a table, which discovery need not build
+
     lines = [f"amdgpu {version}"] if (version := gfx.driver()) else []
     lines += [
         f"{device.name} ({device.products}): wavefront {device.wavefront}, fp8 {device.fp8}"
@@ -107,6 +107,7 @@ def _look(torch: Any) -> Availability:
 
 
 def _architectures() -> str:
-    names: Iterable[str] = dict.fromkeys(device.name for device in gfx.installed())
-    text = ", ".join(names)
+    from dsv4core_rocm import gfx
+
+    text = ", ".join(dict.fromkeys(device.name for device in gfx.installed()))
     return f" ({text})" if text else ""
