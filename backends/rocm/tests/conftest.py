@@ -17,7 +17,7 @@ import pytest
 FAKE = Path(__file__).parent / "fake"
 collect_ignore = ["fake"]
 if os.environ.get("TRITON_INTERPRET") != "1" or find_spec("triton") is None:
-    collect_ignore += ["test_backend.py", "test_encodings.py"]
+    collect_ignore += ["test_rocm_backend.py", "test_rocm_encodings.py"]
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import aiter_worlds as worlds
 import pytest
 import torch
-import worlds
 
 from dsv4core_rocm.aiter import decode, indexer, prefill
 from dsv4core_rocm.aiter.entries import load

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import aiter_worlds as worlds
 import torch
-import worlds
 
 from dsv4core.layout import get_layout
 from dsv4core_rocm.aiter import lists

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import aiter_worlds as worlds
 import pytest
 import torch
-import worlds
 from torch import Tensor
 
 from dsv4core.layout import get_layout
