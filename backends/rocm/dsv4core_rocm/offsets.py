@@ -26,6 +26,7 @@ class _Flow:
     arguments: set[str]
     narrow: dict[str, str] = field(default_factory=dict[str, str])
     found: dict[str, str] = field(default_factory=dict[str, str])
+    quotients: dict[str, str] = field(default_factory=dict[str, str])
 
     def step(self, line: str, scopes: list[tuple[str, list[str]]]) -> None:
         """Follow one line."""
@@ -53,6 +54,11 @@ class _Flow:
         elif operation == "tt.addptr":
             if len(operands) > 1 and operands[1] in self.narrow:
                 self.found[f"{operands[1]} at {place}"] = self.narrow[operands[1]]
+        elif operation == "arith.divsi":
+            self.quotients[result] = operands[1]
+            self._carry(operands, result)
+        elif operation == "arith.muli" and self.quotients.get(operands[0]) == operands[1]:
+            self._carry(operands, result)  # x // n * n, of a remainder: no larger than x
         elif (
             operation == "arith.muli"
             and re.search(r"[ x<]i32>?\s*$", said)

@@ -80,6 +80,14 @@ def test_a_product_of_32_bits_in_an_address_is_found() -> None:
     assert not narrow_products(WRAPPED.format(kind="i64", widen="arith.extsi %stride : i32 to i64"))
 
 
+def test_a_remainder_is_no_product() -> None:
+    text = WRAPPED.format(kind="i32", widen="arith.trunci %stride : i32 to i32")
+    quotient = "    %i = arith.divsi %w, %t : tensor<64xi32> loc(#loc3)"
+    assert not narrow_products(
+        text.replace("    %i = tt.splat %p : i32 -> tensor<64xi32> loc(#loc3)", quotient)
+    )
+
+
 def test_a_product_is_followed_around_a_loop() -> None:
     (found,) = narrow_products(LOOP.format())
     assert "%base = arith.muli %p, %stride" in found
