@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from dsv4core.attention import DeepseekV4Attention
@@ -26,7 +28,7 @@ class OpsAttention(DeepseekV4Attention):
             )  # fmt: skip
         elif plan.c128_slots is not None and plan.c128_lens is not None and self.group is not None:
             slots, lens = plan.c128_slots[rows], plan.c128_lens[rows]
-        self.ops.sparse_decode(
+        self.attend_pages(
             q[rows], pages.swa, plan.swa_slots[rows], plan.swa_lens[rows], pages.compressed, slots, lens,
             self.attn_sink, out[rows], scale=c.softmax_scale, swa_rows=plan.rows["swa"],
             extra_rows=plan.rows[self.group] if self.group else 1, layout=c.main_layout,
@@ -51,7 +53,7 @@ class OpsAttention(DeepseekV4Attention):
                 window=self.config.sliding_window, ratio=ratio, top_k=listed.shape[1], M=chunk.M[ratio],
                 N=chunk.N[ratio],
             )  # fmt: skip
-            self.ops.sparse_prefill(
+            self.attend_rows(
                 q[rows],
                 kv.flatten(0, 1),
                 indices,
@@ -60,6 +62,14 @@ class OpsAttention(DeepseekV4Attention):
                 out[rows],
                 scale=self.config.softmax_scale,
             )
+
+    def attend_pages(self, *args: Any, **kwargs: Any) -> None:
+        """`sparse_decode`, of which the layer needs the written output alone; for backends to replace."""
+        self.ops.sparse_decode(*args, **kwargs)
+
+    def attend_rows(self, *args: Any, **kwargs: Any) -> None:
+        """`sparse_prefill`, of which the layer needs the written output alone; for backends to replace."""
+        self.ops.sparse_prefill(*args, **kwargs)
 
     def _gather(self, pages: LayerCache, plan: BatchPlan, chunk: PrefillChunk) -> Tensor:
         """The chunk's keys. Shapes: -> [n, M, 512], entries from row 0, window rows from row N."""

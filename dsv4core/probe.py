@@ -9,7 +9,6 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -35,23 +34,6 @@ def probe(spec: BackendSpec, depth: Depth) -> Availability:
         if isinstance(torch, Availability):
             return torch
     return with_ops(spec, AVAILABLE)
-
-
-def probe_device(
-    spec: BackendSpec, depth: Depth, look: Callable[[Any], Availability], hint: str = NO_OPS_HINT
-) -> Availability:
-    """Answer for a backend that looks for its device: requirements, then ``look(torch)``, then its ops.
-
-    ``look`` is asked at depth ``device`` only; it counts devices and makes no context on any. ``hint`` says
-    what to do where the backend has no ops.
-    """
-    found = unmet(spec)
-    if found is not None:
-        return found
-    if depth == "static":
-        return with_ops(spec, AVAILABLE, hint)
-    torch = import_torch()
-    return torch if isinstance(torch, Availability) else with_ops(spec, look(torch), hint)
 
 
 def other_build(torch: Any, kind: str, hint: str = "", device: str = "") -> Availability:

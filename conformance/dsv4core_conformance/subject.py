@@ -162,9 +162,11 @@ def _elsewhere(name: str, spec: BackendSpec, where: torch.device) -> Backend:
 
 
 def _tier(backend: Backend, where: torch.device, interpreted: bool) -> Tier:
+    """One vendor's devices may go by another's name in torch, so the backend has to find its own here too."""
     if interpreted:
         return "interpreter"
-    return "device" if where.type == backend.spec.device_type else "foreign-device"
+    own = where.type == backend.spec.device_type and get_registry().probe(backend.name, "device").ok
+    return "device" if own else "foreign-device"
 
 
 def others(name: str) -> list[Subject]:

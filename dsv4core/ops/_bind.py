@@ -51,9 +51,13 @@ class BoundOp:
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Check the arguments, then call the implementation."""
+        return self.call(self.checked(args, kwargs))
+
+    def checked(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments by name, defaults filled in. Raises OpArgumentError for what breaks the contract."""
         bound = self.op.contract.bind(args, kwargs)
         self.op.contract.check(bound, check_mode())
-        return self.call(bound)
+        return bound
 
     def call(self, bound: Mapping[str, Any]) -> Any:
         """Call the implementation the way the façade is declared: tensors first, the rest by keyword."""

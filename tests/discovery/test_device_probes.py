@@ -7,12 +7,12 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 import dsv4core_cuda.plugin
+import dsv4core_rocm.gfx
 import dsv4core_rocm.plugin
 import dsv4core_xpu.plugin
 from dsv4core import registry
-from dsv4core.spec import Availability, BackendSpec, Code
+from dsv4core.spec import BackendSpec, Code
 
-SHIPS_OPS = ("cuda", "xpu")  # their findings decide; tests of their kernels are beside the backend
 PLUGINS = {"cuda": dsv4core_cuda.plugin, "rocm": dsv4core_rocm.plugin, "xpu": dsv4core_xpu.plugin}
 
 
@@ -42,6 +42,7 @@ def no_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     """Hide this machine's own driver files."""
     monkeypatch.setattr(dsv4core_cuda.plugin, "CONTROL", tmp_path / "nvidiactl")  # type: ignore[operator]
     monkeypatch.setattr(dsv4core_rocm.plugin, "CONTROL", tmp_path / "kfd")  # type: ignore[operator]
+    monkeypatch.setattr(dsv4core_rocm.gfx, "TOPOLOGY", tmp_path / "nodes")  # type: ignore[operator]
 
 
 CASES = [
@@ -62,30 +63,18 @@ CASES = [
 
 @pytest.mark.usefixtures("no_driver")
 @pytest.mark.parametrize(("name", "torch", "finding", "device"), CASES)
-def test_a_probe_says_what_it_found_and_that_there_are_no_ops(
+def test_the_registry_is_told_what_the_probe_found(
     monkeypatch: pytest.MonkeyPatch, name: str, torch: ModuleType, finding: str, device: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", torch)
     answer = registry.get_registry().probe(name, "device")
-    if name in SHIPS_OPS:
-        assert answer.reason.startswith(finding) and answer.device == device
-        assert "PYTORCH_NVML_BASED_CUDA_CHECK" not in os.environ
-        return
-    assert answer == Availability(
-        False,
-        Code.NO_OPS,
-        f"{finding}; this release ships no ops for {name} yet",
-        "use the cpu backend: DSV4CORE_BACKEND=cpu",
-        device,
-    )
+    assert answer.reason.startswith(finding) and answer.device == device
     assert "PYTORCH_NVML_BASED_CUDA_CHECK" not in os.environ
 
 
 @pytest.mark.usefixtures("no_driver")
 @pytest.mark.parametrize(("name", "torch", "finding", "device"), CASES)
-def test_once_there_are_ops_the_finding_decides(
-    name: str, torch: ModuleType, finding: str, device: str
-) -> None:
+def test_the_finding_decides(name: str, torch: ModuleType, finding: str, device: str) -> None:
     answer = PLUGINS[name]._look(torch)
     assert (answer.ok, answer.reason, answer.device) == (bool(device), finding, device)
     assert answer.code is (Code.OK if device else Code.NO_DEVICE)
@@ -104,13 +93,6 @@ def test_the_variable_around_the_count_is_put_back(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "0")
     dsv4core_cuda.plugin._look(fake_torch(cuda="13.0", count=1))
     assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "0"
-
-
-@pytest.mark.parametrize("name", [name for name in PLUGINS if name not in SHIPS_OPS])
-def test_static_probes_say_no_ops(name: str) -> None:
-    answer = registry.get_registry().probe(name, "static")
-    assert (answer.code, answer.reason) == (Code.NO_OPS, f"this release ships no ops for {name} yet")
-    assert answer.hint == "use the cpu backend: DSV4CORE_BACKEND=cpu"
 
 
 @pytest.mark.parametrize("name", list(PLUGINS))

@@ -109,10 +109,9 @@ def _launch(kernel: Any, arguments: tuple[Any, ...], meta: dict[str, Any]) -> La
     return Launch(kernel, ordered, constants, tuple(divisible), options)
 
 
-def compile_for(launch: Launch, target: str) -> Usage:
-    """Compile one launch for a target."""
+def compiled_for(launch: Launch, target: str) -> Any:
+    """Compile one launch for a target: triton's object, with the text of every stage."""
     device = devices()[target]
-    matrix = re.compile(device.matrix)
     place = {name: (i,) for i, name in enumerate(launch.kernel.arg_names)}
     source = ASTSource(
         fn=launch.kernel,
@@ -121,7 +120,13 @@ def compile_for(launch: Launch, target: str) -> Usage:
         attrs={place[n]: [["tt.divisibility", 16]] for n in launch.divisible},
     )
     options = {"enable_fp_fusion": False, **launch.options}
-    compiled = triton.compile(source, target=_target(device), options=options)
+    return triton.compile(source, target=_target(device), options=options)
+
+
+def compile_for(launch: Launch, target: str) -> Usage:
+    """Compile one launch for a target."""
+    device, compiled = devices()[target], compiled_for(launch, target)
+    matrix = re.compile(device.matrix)
     shared, dots = int(compiled.metadata.shared), compiled.asm["ttir"].count("tt.dot ")
     if device.backend == "xpu":  # registers are given out later, by the driver's own compiler
         return Usage(0, 0, shared, len(matrix.findall(compiled.asm["llir"])), dots)

@@ -1,0 +1,170 @@
+"""Registers, LDS, matrix instructions and occupancy of every Triton kernel on AMD devices that are not here.
+
+    python benchmarks/rocm_aot.py                        # gfx942 and gfx950 against benchmarks/rocm_aot.json
+    python benchmarks/rocm_aot.py --target gfx950 --case "sparse*" --write
+    python benchmarks/rocm_aot.py --sweep                # tiles of attention, with estimates beside the floor
+
+Run it without TRITON_INTERPRET. It fails when a kernel takes more registers of either kind, spills more,
+takes more LDS or leaves room for fewer wavefronts than its budget allows, lost an instruction of a matrix
+shape, or multiplies a stride in 32 bits on the way to an address.
+Estimates are arithmetic over the compiler's output (`dsv4core_rocm.occupancy`): no AMD device was used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from importlib import import_module
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "backends" / "rocm")]
+
+import triton_aot  # noqa: E402
+
+from dsv4core.kernels.triton import aot, sparse_decode  # noqa: E402
+from dsv4core.kernels.triton._tuning import Attention, attention  # noqa: E402
+from dsv4core_rocm.gfx import DEVICES, Gfx  # noqa: E402
+from dsv4core_rocm.occupancy import Occupancy, Resources, Work, estimate, occupancy  # noqa: E402
+from dsv4core_rocm.offsets import narrow_products  # noqa: E402
+
+BASELINE = HERE / "rocm_aot.json"
+TARGETS = ("gfx942", "gfx950")
+SLACK = {"vgprs": 16, "agprs": 16, "spills": 16, "lds": 1024}
+TOKENS, HEADS, KEYS, ROW = 128, 64, 640, 584  # decode of 128 tokens of V4-Flash
+
+
+def used(launch: aot.Launch, target: str) -> tuple[Resources, Occupancy, list[str]]:
+    """Compile a launch: its resources, where it sits, and products of strides in 32 bits."""
+    made = aot.compiled_for(launch, target)
+    found = Resources.parse(made.asm["amdgcn"], int(made.metadata.shared))
+    seat = occupancy(found, DEVICES[target], int(made.metadata.num_warps))
+    return found, seat, narrow_products(made.asm["ttir"])
+
+
+def of_case(case: str, target: str) -> Iterator[tuple[str, Resources, Occupancy, list[str]]]:
+    """Every kernel of a case of the ahead-of-time gate, once."""
+    op, arguments = triton_aot.CASES[case]()
+    function = getattr(import_module(f"dsv4core.kernels.triton.{op}"), op)
+    seen: set[str] = set()
+    for launch in aot.record(lambda: function(**arguments), target):
+        if launch.name not in seen:
+            seen.add(launch.name)
+            yield launch.name, *used(launch, target)
+
+
+def budget(found: Resources, seat: Occupancy) -> dict[str, Any]:
+    """What goes into the baseline."""
+    spills = found.vgpr_spills + found.sgpr_spills
+    return {
+        "vgprs": found.vgprs, "agprs": found.agprs, "spills": spills, "lds": found.lds,
+        "wavefronts": seat.wavefronts, "mfma": found.mfma,
+    }  # fmt: skip
+
+
+def judge(now: dict[str, Any], before: dict[str, Any] | None) -> list[str]:
+    """What is wrong with a kernel."""
+    if before is None:
+        return ["not in the baseline (--write)"]
+    over = [k for k, slack in SLACK.items() if now[k] > before[k] + slack]
+    wrong = [f"{now[k]} {k}, its budget is {before[k]}" for k in over]
+    if now["wavefronts"] < before["wavefronts"]:
+        wrong.append(f"room for {now['wavefronts']} wavefronts, the baseline has {before['wavefronts']}")
+    gone = [name for name in before["mfma"] if name not in now["mfma"]]
+    return wrong + ([f"no {', '.join(gone)}"] if gone else [])
+
+
+def gate(targets: list[str], pattern: str, write: bool) -> int:
+    """Compile, print and compare; the number of kernels in the wrong."""
+    known = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
+    failures = 0
+    print(f"{'target':7} {'case':42} {'kernel':34} vgprs agprs spills   lds waves/CU limit     matrix units")
+    for target, case in product(targets, triton_aot.CASES):
+        if not fnmatchcase(case, pattern):
+            continue
+        for kernel, found, seat, narrow in of_case(case, target):
+            now, key = budget(found, seat), f"{case} / {kernel}"
+            if write:
+                known.setdefault(target, {})[key] = now
+            wrong = judge(now, known.get(target, {}).get(key))
+            wrong += [f"a stride is multiplied in 32 bits: {said}" for said in narrow]
+            failures += bool(wrong)
+            numbers = f"{found.vgprs:5} {found.agprs:5} {now['spills']:6} {found.lds:5} {seat.wavefronts:8}"
+            said = "".join(f"  WRONG: {w}" for w in wrong)
+            print(
+                f"{target:7} {case:42} {kernel:34} {numbers} {seat.limit:9} {shapes(found)}{said}", flush=True
+            )
+    if write:
+        BASELINE.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+    return failures
+
+
+def decode_work(cut: Attention, gfx: Gfx) -> Work:
+    """Decode of 128 tokens over 128 + 512 keys: every row once from HBM, again for other heads from L2."""
+    moved = TOKENS * (KEYS * ROW + 2 * HEADS * 512 * 2)
+    flops = TOKENS * HEADS * KEYS * 2 * 1024
+    programs = TOKENS * -(-HEADS // cut.heads)
+    return Work(moved, flops, programs, cut.keys * ROW * max(1, cut.stages) * cut.heads / HEADS)
+
+
+def sweep(targets: list[str], cuts: list[Attention | None]) -> None:
+    """Tiles of attention: what they take, and what that lets one expect. None: the tuning table's."""
+    op, arguments = triton_aot.CASES["sparse_decode 64 heads"]()
+    function = getattr(import_module(f"dsv4core.kernels.triton.{op}"), op)
+    print(f"{'target':7} heads keys warps stages vgprs agprs spills   lds waves/CU floor expected us  mfma")
+    for target, cut in product(targets, cuts):
+        taken: list[Attention] = []
+
+        def choose(tensor: Any, heads: int, cut: Attention | None = cut) -> Attention:
+            taken.append(cut or attention(tensor, heads))  # noqa: B023
+            return taken[-1]  # noqa: B023
+
+        sparse_decode.attention = choose
+        try:
+            found, seat, _ = used(aot.record(lambda: function(**arguments), target)[0], target)
+        except Exception as error:  # a tile that does not fit is a finding
+            print(f"{target:7} {cut} {type(error).__name__} {str(error)[-80:]}", flush=True)
+            continue
+        finally:
+            sparse_decode.attention = attention
+        now, c = estimate(decode_work(taken[0], DEVICES[target]), seat, DEVICES[target]), taken[0]
+        numbers = f"{found.vgprs:5} {found.agprs:5} {found.vgpr_spills + found.sgpr_spills:6} {found.lds:5}"
+        times = f"{seat.wavefronts:8} {now.floor:5.1f} {now.expected:8.1f}"
+        tile = f"{target:7} {c.heads:5} {c.keys:4} {c.warps:5} {c.stages:6}"
+        print(f"{tile} {numbers} {times}     {shapes(found)}", flush=True)
+
+
+def shapes(found: Resources) -> str:
+    """Matrix instructions by shape."""
+    return ", ".join(f"{n} {name.removeprefix('v_mfma_')}" for name, n in found.mfma.items())
+
+
+def main() -> int:
+    """Gate or sweep."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--target", action="append", choices=TARGETS)
+    parser.add_argument("--case", default="*")
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--sweep", action="store_true")
+    parser.add_argument(
+        "--estimate", action="store_true", help="the tuning table's own tiles, as a sweep of one"
+    )
+    chosen, began = parser.parse_args(), time.perf_counter()
+    targets = chosen.target or list(TARGETS)
+    if chosen.sweep or chosen.estimate:
+        tiles = product((16, 32, 64), (16, 32, 64), (4, 8), (1, 2))
+        sweep(targets, [None] if chosen.estimate else [Attention(*tile, 0) for tile in tiles])
+        return 0
+    failures = gate(targets, chosen.case, chosen.write)
+    print(f"{failures} wrong, {time.perf_counter() - began:.0f} s")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
