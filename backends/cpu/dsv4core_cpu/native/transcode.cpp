@@ -8,7 +8,6 @@ using namespace dsv4;
 namespace {
 
 constexpr i64 UNIT = 128 << 10;  // bytes of source and result that a thread takes at once
-constexpr i64 FAR = 8 << 20;     // results from here on go past the caches
 constexpr int ROOM = 2 << 10;    // of a run of rows on its way there: short, so that reads and writes alternate
 enum Found { ODD, LIVE, ZERO };  // ZERO: every byte of the record is 0
 
