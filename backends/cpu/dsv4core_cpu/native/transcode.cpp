@@ -252,11 +252,11 @@ template <bool FNUZ> struct Rescaled {
 };
 template <bool BYTES> struct Joined {
     bool operator()(const u8* front, const u8* tail, u8* to, u8* to_tail) const {
-        const bool zero = all_zero(tail, 4) && all_zero(front, 64);
         const int byte = join_pairs(front, tail, to);
-        const u32 word = zero ? 0 : u32(byte) * (BYTES ? 0x01010101u : 1u << 23);
+        const u32 word = u32(byte) * (BYTES ? 0x01010101u : 1u << 23);
         std::memcpy(to_tail, &word, 4);
-        return byte != 0;
+        if (byte && !all_zero(tail, 4)) return true;
+        return Through<INDEX_MXFP4, BYTES ? INDEX_FP8_UE8M0X4 : INDEX_FP8>{}(front, tail, to, to_tail);
     }
 };
 #else
