@@ -1,8 +1,8 @@
 """FlashMLA's builds raw, behind our adapter and as an op, beside the Triton kernels, on the same bytes.
 
 Type `python benchmarks/cuda_attention.py sgl=DIR tokenspeed=DIR` on an NVIDIA device, DIR being where a wheel
-was unpacked. The adapter uses the first build. Every output is held against float64 before it is timed; times are
-medians of CUDA graphs of many calls that together touch 256 MB, and the host's time to start one call.
+was unpacked. The adapter uses the first build. Every output is held against float64 before it is timed; times
+are medians of CUDA graphs of many calls that together touch 256 MB, and the host's time to start one call.
 """
 
 from __future__ import annotations

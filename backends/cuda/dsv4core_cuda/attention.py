@@ -12,7 +12,6 @@ from dsv4core.ops._contract import check_mode
 from dsv4core.ops_attention import OpsAttention
 from dsv4core.plan import BatchPlan, PrefillChunk
 from dsv4core.weights import AttentionWeights
-from dsv4core_cuda.capability import DECODE_LAYOUT, padded
 from dsv4core_cuda.flashmla import Pages
 
 
@@ -34,9 +33,9 @@ class DeepseekV4CUDAAttention(OpsAttention):
     @property
     def padded_heads(self) -> int:
         """64 or 128 where FlashMLA decodes: queries are written padded, with sinks of -inf."""
-        if self.flash is None or self.config.main_layout != DECODE_LAYOUT:
+        if self.flash is None:
             return self.heads
-        return padded(self.heads)
+        return self.flash.padded_heads(self.heads, self.config.main_layout)
 
     def prepare(
         self, x: Tensor, pages: LayerCache, plan: BatchPlan, cos_sin: Tensor
@@ -92,14 +91,14 @@ class DeepseekV4CUDAAttention(OpsAttention):
 
     def _direct(self) -> bool:
         """Whether lists go to FlashMLA as they are: they are this layer's own; checked mode looks at them."""
-        return self.flash is not None and check_mode() != "1" and not torch.compiler.is_compiling()
+        return not torch.compiler.is_compiling() and self.flash is not None and check_mode() != "1"
 
     def _forks(self, x: Tensor) -> bool:
         return (
-            self.compressor is not None
+            not torch.compiler.is_compiling()
+            and self.compressor is not None
             and x.shape[0] <= self.stream_tokens
             and x.device.type == "cuda"
-            and not torch.compiler.is_compiling()
         )
 
     def _decoded(self, q: Tensor, selected: Tensor | None, pages: LayerCache, plan: BatchPlan) -> Tensor:

@@ -12,7 +12,7 @@ from dsv4core.ops import OpImpl
 from dsv4core.probe import describe, interpreted
 from dsv4core_cuda import ops
 from dsv4core_cuda.attention import DeepseekV4CUDAAttention
-from dsv4core_cuda.capability import resolve
+from dsv4core_cuda.capability import FEWEST_HEADS, resolve
 from dsv4core_cuda.flashmla import FlashMLA, check
 from dsv4core_cuda.flashmla_library import find
 from dsv4core_cuda.schedule import Schedules
@@ -28,7 +28,8 @@ STREAM_TOKENS = 256
 class CudaBackend:
     """Ops from `dsv4core.kernels.triton`; importing them imports triton, which is why it happens here.
 
-    `settings`: "attention" (DSV4CORE_CUDA_ATTENTION) is auto, flashmla or triton; "stream_tokens"
+    `settings`: "attention" (DSV4CORE_CUDA_ATTENTION) is auto, triton, or flashmla, which refuses to do
+    without it and pads any number of heads; "stream_tokens"
     (DSV4CORE_CUDA_STREAM_TOKENS) is the number of tokens up to which a layer forks side streams. `flash` is
     the adapter in use or None, `reason` then says why.
     """
@@ -61,7 +62,8 @@ class CudaBackend:
             raise ConfigError(f"DSV4CORE_CUDA_ATTENTION={wanted}: expected {', '.join(CHOICES)}")
         if wanted == "triton":
             return None, "DSV4CORE_CUDA_ATTENTION=triton"
-        flash, reason = (None, "no device") if self.device_type == "cpu" else _on_device()
+        fewest = 1 if wanted == "flashmla" else FEWEST_HEADS
+        flash, reason = (None, "no device") if self.device_type == "cpu" else _on_device(fewest)
         if flash is None and wanted == "flashmla":
             raise BackendUnavailableError(f"backend cuda: DSV4CORE_CUDA_ATTENTION=flashmla, but {reason}")
         if flash is None:
@@ -69,7 +71,7 @@ class CudaBackend:
         return flash, reason
 
 
-def _on_device() -> tuple[FlashMLA | None, str]:
+def _on_device(fewest: int) -> tuple[FlashMLA | None, str]:
     """What the current device decides: its architecture, then what is installed, then whether it runs."""
     if not torch.cuda.is_available():
         return None, "no device"
@@ -84,7 +86,7 @@ def _on_device() -> tuple[FlashMLA | None, str]:
         reason = check(library, architecture, torch.device("cuda", torch.cuda.current_device()))
     except Exception as error:  # a build for other devices fails in ways of its own
         reason = f"{library.name} does not run here: {describe(error)}"
-    return (None, reason) if reason else (FlashMLA(library, architecture), "")
+    return (None, reason) if reason else (FlashMLA(library, architecture, fewest), "")
 
 
 def _count(text: str, default: int) -> int:

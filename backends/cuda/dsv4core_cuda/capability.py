@@ -13,7 +13,11 @@ from typing import Literal
 Op = Literal["sparse_decode", "sparse_prefill"]
 Provider = Literal["flashmla", "triton"]
 
+OPS: tuple[Op, ...] = ("sparse_decode", "sparse_prefill")
+
 HEADS = (64, 128)
+FEWEST_HEADS = 33
+"""Fewer heads than this are padded to twice their number and more; Triton's kernels take them as they are."""
 DECODE_LAYOUT = "fp8_ds_mla"
 DECODE_WIDTH = 64
 ROW_BYTES = 584
@@ -63,13 +67,28 @@ def resolve(
     heads: int = 64,
     layouts: tuple[str, ...] = (DECODE_LAYOUT,),
     width: int = 128,
+    fewest: int = FEWEST_HEADS,
 ) -> Answer:
     """Who attends, for any arguments; every reason against FlashMLA is listed, not the first one only.
 
-    `layouts` are those of the pages that are read (decode), `width` is the longest list's.
+    `layouts` are those of the pages that are read (decode), `width` is the longest list's, `fewest` the
+    number of heads from which padding is worth it.
     """
-    reasons = tuple(_against(op, architecture, dtype, heads, layouts, width))
+    reasons = tuple(_against(op, architecture, dtype, heads, layouts, width, fewest))
     return Answer("triton", reasons) if reasons else Answer("flashmla")
+
+
+def markdown() -> str:
+    """The table of `docs/cuda.md`: what attends on every architecture, at 64 heads and the usual layout."""
+    lines = ["| architecture | decode | prefill | was run |", "|---|---|---|---|"]
+    for (major, minor), have in ARCHITECTURES.items():
+        cells: list[str] = []
+        for op in OPS:
+            answer = resolve(op, (major, minor))
+            cells.append("FlashMLA, else Triton" if answer.provider == "flashmla" else "Triton")
+        run = f"on an {have.run_on}" if have.run_on else "not run"
+        lines.append(f"| SM{major}{minor} ({have.name}) | {cells[0]} | {cells[1]} | {run} |")
+    return "\n".join(lines) + "\n"
 
 
 def padded(heads: int) -> int:
@@ -83,15 +102,18 @@ def round_up(width: int, multiple: int) -> int:
 
 
 def _against(
-    op: Op, architecture: tuple[int, int], dtype: str, heads: int, layouts: tuple[str, ...], width: int
-) -> Iterator[str]:
+    op: Op, architecture: tuple[int, int], dtype: str, heads: int, layouts: tuple[str, ...], width: int,
+    fewest: int,
+) -> Iterator[str]:  # fmt: skip
     have = ARCHITECTURES.get(architecture, Architecture("unknown"))
     if not (have.decode if op == "sparse_decode" else have.prefill_width):
         major, minor = architecture
         yield f"FlashMLA has no {op} kernel for SM{major}{minor}"
     if dtype != "bfloat16":
         yield f"FlashMLA computes in bfloat16, not {dtype}"
-    if not 1 <= heads <= HEADS[-1]:
+    if 1 <= heads < fewest:
+        yield f"FlashMLA computes {HEADS[0]} heads at least, which does not pay for {heads}"
+    elif not 1 <= heads <= HEADS[-1]:
         yield f"FlashMLA has kernels for up to {HEADS[-1]} heads, not {heads}"
     if op == "sparse_decode":
         for layout in dict.fromkeys(layouts):

@@ -12,6 +12,7 @@ from dsv4core_cuda.capability import (
     ALIGNMENT,
     ARCHITECTURES,
     DECODE_WIDTH,
+    FEWEST_HEADS,
     ROW_BYTES,
     Answer,
     padded,
@@ -33,16 +34,26 @@ class Pages:
 
 
 class FlashMLA:
-    """One build of FlashMLA on one architecture.
+    """One build of FlashMLA on one architecture, for `fewest` heads and more.
 
     Lists come as the op contract allows them (any negative slot, anything behind a length) unless `trusted`
     says that they are a plan's own: then they are passed on as they are where their form allows it.
     """
 
-    def __init__(self, library: Library, architecture: tuple[int, int]) -> None:
+    def __init__(
+        self, library: Library, architecture: tuple[int, int], fewest: int = FEWEST_HEADS
+    ) -> None:
         self.library = library
         self.architecture = architecture
+        self.fewest = fewest
         self.have = ARCHITECTURES[architecture]
+
+    def padded_heads(self, heads: int, layout: str) -> int:
+        """The number of heads for a layer to compute: more than it has where FlashMLA will decode."""
+        answer = resolve(
+            "sparse_decode", self.architecture, heads=heads, layouts=(layout,), fewest=self.fewest
+        )
+        return padded(heads) if answer.provider == "flashmla" else heads
 
     def decodes(self, q: Tensor, swa: Pages, extra: Pages | None) -> Answer:
         """Whether a decode step can be given to FlashMLA, and why not."""
@@ -50,6 +61,7 @@ class FlashMLA:
         answer = resolve(
             "sparse_decode", self.architecture, dtype=_name(q), heads=q.shape[1],
             layouts=tuple(s.layout for s in sources), width=max(s.slots.shape[1] for s in sources),
+            fewest=self.fewest,
         )  # fmt: skip
         reasons = list(answer.reasons)
         for source in sources:
@@ -61,8 +73,9 @@ class FlashMLA:
     def prefills(self, q: Tensor, kv: Tensor, indices: Tensor) -> Answer:
         """Whether prefill rows can be given to FlashMLA, and why not."""
         answer = resolve(
-            "sparse_prefill", self.architecture, dtype=_name(q), heads=q.shape[1], width=indices.shape[1]
-        )
+            "sparse_prefill", self.architecture, dtype=_name(q), heads=q.shape[1], width=indices.shape[1],
+            fewest=self.fewest,
+        )  # fmt: skip
         reasons = list(answer.reasons)
         if not q.shape[0] or not kv.shape[0]:
             reasons.append("there is nothing to compute")

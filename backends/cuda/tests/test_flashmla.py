@@ -22,7 +22,7 @@ I32 = torch.int32
 
 def made(legacy: bool = True) -> tuple[FakeFlashMLA, FlashMLA]:
     fake = FakeFlashMLA()
-    return fake, FlashMLA(FlashMLAModule(fake.module(legacy)), (9, 0))
+    return fake, FlashMLA(FlashMLAModule(fake.module(legacy)), (9, 0), fewest=1)
 
 
 def pages(count: int, rows: int, seed: int) -> Tensor:
@@ -151,9 +151,19 @@ def test_refusals_have_reasons(change: dict[str, Any], reason: str) -> None:
     assert any(reason in r for r in answer.reasons), answer.reasons
 
 
+def test_few_heads_are_not_padded_unless_asked_for() -> None:
+    flash = FlashMLA(FlashMLAModule(FakeFlashMLA().module()), (9, 0))
+    g = world(16)
+    swa = Pages(g["swa_cache"], g["swa_slots"], g["swa_lens"], 64, "fp8_ds_mla")
+    answer = flash.decodes(g["q"], swa, None)
+    assert "does not pay for 16" in answer.reasons[0]
+    assert [flash.padded_heads(n, "fp8_ds_mla") for n in (4, 32, 33, 64, 100)] == [4, 32, 64, 64, 128]
+    assert flash.padded_heads(64, "bf16_row") == 64
+
+
 def test_blackwell_wants_pages_of_whole_576_bytes() -> None:
     fake = FakeFlashMLA()
-    flash = FlashMLA(FlashMLAModule(fake.module()), (10, 0))
+    flash = FlashMLA(FlashMLAModule(fake.module()), (10, 0), fewest=1)
     g = world()
     cache = torch.zeros(2, 37440 + 16, dtype=torch.uint8)
     answer = flash.decodes(g["q"], Pages(cache, g["swa_slots"], g["swa_lens"], 64, "fp8_ds_mla"), None)

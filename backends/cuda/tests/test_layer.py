@@ -31,8 +31,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeFlashMLA:
 
 
 def backend(fake: FakeFlashMLA, monkeypatch: pytest.MonkeyPatch) -> Backend:
-    flash = FlashMLA(FlashMLAModule(fake.module()), (9, 0))
-    monkeypatch.setattr(backend_module, "_on_device", lambda: (flash, ""))
+    flash = FlashMLA(FlashMLAModule(fake.module()), (9, 0), fewest=1)
+    monkeypatch.setattr(backend_module, "_on_device", lambda fewest: (flash, ""))
     monkeypatch.setattr(backend_module, "interpreted", lambda: False)
     provider = CudaBackend({})
     return Backend(SPEC, provider, provider.ops)
@@ -83,9 +83,9 @@ def test_layers_of_a_kind_share_a_schedule(fake: FakeFlashMLA, monkeypatch: pyte
     made = backend(fake, monkeypatch)
     layers = [made.attention(config, i, AttentionWeights.random(config, i, 1)) for i in range(6)]
     cache = PagedCache.allocate(config, list(range(6)), 1024, torch.device("cpu"))
-    plan = cache.plan({"a": 140, "b": 30})
+    plan = cache.plan({"a": 9, "b": 3})
     for layer in layers:
-        layer(rows(170, 0), cache, plan)
+        layer(rows(12, 0), cache, plan)
     assert not fake.metas, "prefill has no schedule"
     plan = cache.plan({"a": 1, "b": 1})
     for layer in layers:

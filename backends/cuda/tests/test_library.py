@@ -185,13 +185,13 @@ def test_architecture_first_then_the_library_then_whether_it_runs(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: architecture)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    flash, reason = backend_module._on_device()
+    flash, reason = backend_module._on_device(33)
     assert flash is None and words in reason
 
 
 def test_a_library_that_runs_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     flash = FlashMLA(FlashMLAModule(FakeFlashMLA().module()), (9, 0))
-    monkeypatch.setattr(backend_module, "_on_device", lambda: (flash, ""))
+    monkeypatch.setattr(backend_module, "_on_device", lambda fewest: (flash, ""))
     monkeypatch.setattr(backend_module, "interpreted", lambda: False)
     made = CudaBackend({})
     assert made.device_type == "cuda"
