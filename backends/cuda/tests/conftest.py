@@ -1,7 +1,8 @@
-"""Tests of the CUDA backend without a device: kernels interpreted, FlashMLA a recording stand-in.
+"""Tests of the CUDA backend: without a device kernels are interpreted and FlashMLA is a recording stand-in.
 
 Type `TRITON_INTERPRET=1 python -m pytest backends/cuda/tests` where triton is installed: triton reads the
-variable once, when it is imported, so a process that runs other tests must not set it.
+variable once, when it is imported, so a process that runs other tests must not set it. Without the variable,
+on a device, the same command runs `test_device_*.py`.
 """
 
 from __future__ import annotations
@@ -9,5 +10,11 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 
-if os.environ.get("TRITON_INTERPRET") != "1" or find_spec("triton") is None:
+import torch
+
+if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None:
+    collect_ignore_glob = ["test_device_*.py"]
+elif torch.cuda.is_available():
+    collect_ignore_glob = ["test_[!d]*.py"]
+else:
     collect_ignore_glob = ["test_*.py"]
