@@ -10,7 +10,7 @@ import torch
 from dsv4core.errors import BackendUnavailableError, ConfigError
 from dsv4core.ops import OpImpl
 from dsv4core.probe import describe, interpreted
-from dsv4core_cuda import ops
+from dsv4core_cuda import ops, products
 from dsv4core_cuda.attention import DeepseekV4CUDAAttention
 from dsv4core_cuda.capability import FEWEST_HEADS, resolve
 from dsv4core_cuda.flashmla import FlashMLA, check
@@ -45,6 +45,8 @@ class CudaBackend:
         except ImportError as error:
             raise BackendUnavailableError(f"backend cuda: its kernels need triton: {error}") from error
         self.ops = portable.implementations()
+        self.ops["linear"] = OpImpl(products.linear, "torch")
+        self.ops["grouped_output_projection"] = OpImpl(products.grouped_output_projection, "torch")
         self.stream_tokens = _count(self.settings.get("stream_tokens", ""), STREAM_TOKENS)
         self.streams, self.schedules = SideStreams(), Schedules()
         self.flash, self.reason = self._flashmla()

@@ -150,3 +150,23 @@ def test_compiled_layers_are_the_eager_ones(index: int) -> None:
         other = attention(hidden, twin, twin.plan(new))
         assert float((mine - other).float().norm()) <= 4e-3 * float(other.float().norm())
     assert all(torch.equal(a, b) for a, b in zip(held(store, index), held(twin, index), strict=True))
+
+
+@pytest.mark.parametrize("tokens", (1, 3, 129))
+def test_products_in_one_call_are_the_bodies(tokens: int) -> None:
+    g = torch.Generator(device=DEVICE).manual_seed(tokens)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, device=DEVICE).bfloat16()
+
+    x, weight = noise(tokens, 4096), noise(512, 4096)
+    ops = get_backend("cuda").ops
+    mine = ops.linear(x, weight, None, None, format="bf16", out_dtype=torch.float32)
+    exact = x.double() @ weight.double().T
+    assert mine.dtype == torch.float32
+    assert float((mine - exact).norm()) <= 1e-5 * float(exact.norm())
+    o, wo_a = noise(tokens, 64, 512), noise(8 * 1024, 4096)
+    mine = ops.grouped_output_projection(o[:, :32], None, wo_a[:4096], None, groups=4)
+    groups = o[:, :32].double().reshape(tokens, 4, -1)
+    exact = torch.einsum("tgk,gdk->tgd", groups, wo_a[:4096].double().view(4, 1024, -1))
+    assert mine.is_contiguous() and float((mine - exact).norm()) <= 4e-3 * float(exact.norm())
