@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 Op = Literal["sparse_decode", "sparse_prefill"]
@@ -59,6 +60,7 @@ class Answer:
     reasons: tuple[str, ...] = ()
 
 
+@lru_cache(maxsize=256)
 def resolve(
     op: Op,
     architecture: tuple[int, int],
