@@ -21,6 +21,7 @@ from dsv4core_cuda.streams import SideStreams
 log = logging.getLogger("dsv4core")
 
 CHOICES = ("auto", "flashmla", "triton")
+INTERPRETED = "this process interprets kernels, on host tensors"
 STREAM_TOKENS = 256
 """Tokens up to which a layer forks side streams, unless DSV4CORE_CUDA_STREAM_TOKENS says otherwise."""
 
@@ -65,7 +66,7 @@ class CudaBackend:
         if wanted == "triton":
             return None, "DSV4CORE_CUDA_ATTENTION=triton"
         fewest = 1 if wanted == "flashmla" else FEWEST_HEADS
-        flash, reason = (None, "no device") if self.device_type == "cpu" else _on_device(fewest)
+        flash, reason = (None, INTERPRETED) if interpreted() else _on_device(fewest)
         if flash is None and wanted == "flashmla":
             raise BackendUnavailableError(f"backend cuda: DSV4CORE_CUDA_ATTENTION=flashmla, but {reason}")
         if flash is None:
