@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,8 +116,8 @@ def replayed(step: Step, rounds: int = 20) -> tuple[float, float, Any]:
     return statistics.median(samples), host, (graph, kept)
 
 
-def shares(graph: Any) -> tuple[dict[str, float], float]:
-    """Microseconds of kernels by what they are for, and their sum, of one replay."""
+def shares(graph: Any) -> dict[str, float]:
+    """Microseconds of the kernels of one replay by what they are for."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as found:
@@ -127,7 +128,7 @@ def shares(graph: Any) -> tuple[dict[str, float], float]:
         if str(event.device_type).endswith("CUDA"):
             kind = next((k for k, p in SHARES.items() if re.search(p, event.name, re.I)), event.name[:40])
             spent[kind] += event.device_time
-    return dict(spent), sum(spent.values())
+    return dict(spent)
 
 
 def floor(step: Step, config: AttentionConfig, layer: int, batch: int, context: int) -> float:
@@ -158,40 +159,43 @@ def _tensors(found: Any, depth: int = 0) -> list[Tensor]:
     return [t for k, v in vars(found).items() if k not in skip for t in _tensors(v, depth + 1)]
 
 
-def row(name: str, layer: int, batch: int, label: str, detail: bool) -> str:
-    """One line: replay with and without side streams, with Triton's attention, shares, gap, floor."""
+def measured(name: str, layer: int, batch: int, label: str) -> Iterator[str]:
+    """Lines of one shape: replay with and without side streams, with Triton's attention, shares, floor."""
     config = AttentionConfig.preset("v4-flash")
-    backend = get_backend("cuda")
-    attention = backend.attention(config, layer, AttentionWeights.random(config, layer, 0).to(DEVICE))
+    attention = get_backend("cuda").attention(
+        config, layer, AttentionWeights.random(config, layer, 0).to(DEVICE)
+    )
     context = CONTEXTS[label]
     step = made(attention, config, layer, batch, context)
-    flash = attention.flash
-    attention.stream_tokens = 0
-    plain, host, (graph, _) = replayed(step)
-    text = f"{name},{batch},{label},{plain:.1f},{host:.0f}"
-    spent, total = shares(graph)
-    attention.stream_tokens = 1 << 20
-    forked, _, _ = replayed(step) if config.layer(layer).ratio else (plain, 0, None)
-    text += f",streams {forked:.1f},floor {floor(step, config, layer, batch, context):.1f}"
-    text += f",kernels {total:.1f},gap {(plain - total) / plain:.0%}"
-    if detail and flash is not None:
-        attention.stream_tokens, attention.flash = 0, None
-        text += f",triton {replayed(step)[0]:.1f}"
-        attention.flash = flash
-    parts = sorted(spent.items(), key=lambda item: -item[1])
-    return text + "," + "; ".join(f"{k} {v:.1f}" for k, v in parts)
+    start = f"{name},{batch},{label}"
+    yield f"{start},floor,{floor(step, config, layer, batch, context):.1f}"
+    for tokens, what in ((0, "one stream"), (1 << 20, "side streams")):
+        attention.stream_tokens = tokens
+        us, host, (graph, _) = replayed(step)
+        yield f"{start},{what},{us:.1f}"
+        yield f"{start},{what} host,{host:.1f}"
+        if not tokens:
+            spent = shares(graph)
+            yield f"{start},sum of kernels,{sum(spent.values()):.1f}"
+            yield from (f"{start},of it {kind},{us:.1f}" for kind, us in spent.items())
+        del graph
+        if not config.layer(layer).ratio:
+            break
+    attention.stream_tokens, attention.flash = 0, None
+    yield f"{start},triton's attention,{replayed(step)[0]:.1f}"
 
 
 def main() -> int:
     """The whole table."""
     print(f"# {torch.cuda.get_device_name()}, torch {torch.__version__}, {' '.join(sys.argv)}")
     print("# attention by", get_backend("cuda").ops.provenance["sparse_decode"])
-    print("kind,batch,context,us in a graph,us of the host,...")
+    print("kind,batch,context,what,us")
     for name, layer in KINDS.items():
         for label in CONTEXTS if layer else ("8K",):
             for batch in BATCHES:
                 try:
-                    print(row(name, layer, batch, label, detail=True), flush=True)
+                    for line in measured(name, layer, batch, label):
+                        print(line, flush=True)
                 except Exception as failure:
                     print(f"{name},{batch},{label}: {type(failure).__name__}: {failure}", flush=True)
                 torch.cuda.empty_cache()
