@@ -126,7 +126,8 @@ def shares(graph: Any) -> dict[str, float]:
     spent: dict[str, float] = defaultdict(float)
     for event in found.events() or ():
         if str(event.device_type).endswith("CUDA"):
-            kind = next((k for k, p in SHARES.items() if re.search(p, event.name, re.I)), event.name[:40].replace(",", " "))
+            short = event.name[:40].replace(",", " ")
+            kind = next((k for k, p in SHARES.items() if re.search(p, event.name, re.I)), short)
             spent[kind] += event.device_time
     return dict(spent)
 
