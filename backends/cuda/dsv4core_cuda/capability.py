@@ -19,6 +19,9 @@ OPS: tuple[Op, ...] = ("sparse_decode", "sparse_prefill")
 HEADS = (64, 128)
 FEWEST_HEADS = 33
 """Fewer heads than this are padded to twice their number and more; Triton's kernels take them as they are."""
+FEWEST_ALONE = {64: 16, 128: 1}
+"""Tokens, by padded heads, from which a call is faster that makes a schedule for itself (H100)."""
+
 DECODE_LAYOUT = "fp8_ds_mla"
 DECODE_WIDTH = 64
 ROW_BYTES = 584

@@ -12,6 +12,7 @@ from dsv4core_cuda.capability import (
     ALIGNMENT,
     ARCHITECTURES,
     DECODE_WIDTH,
+    FEWEST_ALONE,
     FEWEST_HEADS,
     ROW_BYTES,
     Answer,
@@ -55,8 +56,11 @@ class FlashMLA:
         )
         return padded(heads) if answer.provider == "flashmla" else heads
 
-    def decodes(self, q: Tensor, swa: Pages, extra: Pages | None) -> Answer:
-        """Whether a decode step can be given to FlashMLA, and why not."""
+    def decodes(self, q: Tensor, swa: Pages, extra: Pages | None, alone: bool = False) -> Answer:
+        """Whether a decode step can be given to FlashMLA, and why not.
+
+        `alone`: there is no schedule of other layers to share, which few tokens do not pay for.
+        """
         sources = (swa,) if extra is None else (swa, extra)
         answer = resolve(
             "sparse_decode", self.architecture, dtype=_name(q), heads=q.shape[1],
@@ -68,6 +72,8 @@ class FlashMLA:
             reasons += self._against_pages(source)
         if not q.shape[0]:
             reasons.append("there is nothing to compute")
+        elif alone and self.fewest > 1 and q.shape[0] < FEWEST_ALONE.get(padded(q.shape[1]), 1):
+            reasons.append(f"{q.shape[0]} tokens do not pay for a schedule of their own")
         return Answer("triton", tuple(reasons)) if reasons else answer
 
     def prefills(self, q: Tensor, kv: Tensor, indices: Tensor) -> Answer:

@@ -29,7 +29,7 @@ def sparse_decode(flash: FlashMLA, fallback: Callable[..., Any]) -> Callable[...
                 )
             extra = Pages(extra_cache, extra_slots, extra_lens, extra_rows, extra_layout)
         swa = Pages(swa_cache, swa_slots, swa_lens, swa_rows, layout)
-        if flash.decodes(q, swa, extra).provider == "flashmla":
+        if flash.decodes(q, swa, extra, alone=True).provider == "flashmla":
             found, lse = flash.decode(q, swa, extra, attn_sink, scale)
             out.copy_(found)
             return lse.contiguous()

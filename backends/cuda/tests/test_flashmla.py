@@ -161,6 +161,15 @@ def test_few_heads_are_not_padded_unless_asked_for() -> None:
     assert flash.padded_heads(64, "bf16_row") == 64
 
 
+@pytest.mark.parametrize(("tokens", "heads", "provider"), [(5, 64, "triton"), (5, 128, "flashmla")])
+def test_few_tokens_share_a_schedule_or_do_without(tokens: int, heads: int, provider: str) -> None:
+    flash = FlashMLA(FlashMLAModule(FakeFlashMLA().module()), (9, 0))
+    g = world(heads)
+    swa = Pages(g["swa_cache"], g["swa_slots"], g["swa_lens"], 64, "fp8_ds_mla")
+    assert flash.decodes(g["q"][:tokens], swa, None, alone=True).provider == provider
+    assert flash.decodes(g["q"][:tokens], swa, None).provider == "flashmla"
+
+
 def test_blackwell_wants_pages_of_whole_576_bytes() -> None:
     fake = FakeFlashMLA()
     flash = FlashMLA(FlashMLAModule(fake.module()), (10, 0), fewest=1)
