@@ -22,7 +22,8 @@ from torch import Tensor
 
 from dsv4core.layout import get_layout
 from dsv4core_cuda import ops
-from dsv4core_cuda.flashmla import FlashMLA, Pages, check
+from dsv4core_cuda.flashmla import FlashMLA, Pages
+from dsv4core_cuda.flashmla_check import check
 from dsv4core_cuda.flashmla_library import FlashMLAModule, FlashMLAOps, Library
 
 BATCHES = (1, 8, 32, 128, 512)

@@ -13,8 +13,9 @@ from dsv4core.probe import describe, interpreted
 from dsv4core_cuda import ops, products
 from dsv4core_cuda.attention import DeepseekV4CUDAAttention
 from dsv4core_cuda.capability import FEWEST_HEADS, resolve
-from dsv4core_cuda.flashmla import FlashMLA, check
-from dsv4core_cuda.flashmla_library import find
+from dsv4core_cuda.flashmla import FlashMLA
+from dsv4core_cuda.flashmla_check import check
+from dsv4core_cuda.flashmla_find import find
 from dsv4core_cuda.schedule import Schedules
 from dsv4core_cuda.streams import SideStreams
 

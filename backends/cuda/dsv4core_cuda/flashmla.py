@@ -20,7 +20,7 @@ from dsv4core_cuda.capability import (
     resolve,
     round_up,
 )
-from dsv4core_cuda.flashmla_library import HEAD_DIM, Library
+from dsv4core_cuda.flashmla_library import Library
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class FlashMLA:
             q.unsqueeze(1), _view(swa), slots.unsqueeze(1), lens, *more, sink, scale,
             self.library.schedule() if schedule is None else schedule,
         )  # fmt: skip
-        return out.squeeze(1)[:, :heads], lse.squeeze(2)[:, :heads]
+        return _own_heads(out.squeeze(1), lse.squeeze(2), heads)
 
     def prefill(
         self, q: Tensor, kv: Tensor, indices: Tensor, lens: Tensor, sink: Tensor, scale: float, *,
@@ -120,7 +120,7 @@ class FlashMLA:
         source = Pages(kv, indices, lens, 1, "")
         indices, lens = _lists(source, self.have.prefill_width, trusted)
         out, lse = self.library.prefill(q, kv.unsqueeze(1), indices.unsqueeze(1), lens, sink, scale)
-        return out[:, :heads], lse[:, :heads]
+        return _own_heads(out, lse, heads)
 
     def _against_pages(self, source: Pages) -> list[str]:
         """What is wrong with pages: FlashMLA checks none of it on every architecture."""
@@ -135,33 +135,6 @@ class FlashMLA:
         if cache.shape[0] * source.rows > 2**31:
             reasons.append("slots pass 2^31")
         return reasons
-
-
-def check(library: Library, architecture: tuple[int, int], device: torch.device) -> str:
-    """Run both ops once, on one key of weight 1: the output is that key, bit for bit. "" or what is wrong."""
-    flash = FlashMLA(library, architecture)
-    page = torch.zeros(2, 65 * 576, dtype=torch.uint8, device=device)
-    code = torch.arange(448, device=device).remainder(0x7E).to(torch.uint8)
-    page[1, 576 : 576 + 448] = code
-    page[1, 64 * 576 + 8 : 64 * 576 + 15] = 127
-    key = torch.zeros(1, HEAD_DIM, dtype=torch.bfloat16, device=device)
-    key[0, :448] = code.view(torch.float8_e4m3fn).bfloat16()
-    q = torch.zeros(1, 64, HEAD_DIM, dtype=torch.bfloat16, device=device)
-    listed = torch.full((1, 128), -1, dtype=torch.int32, device=device)
-    lens = torch.ones(1, dtype=torch.int32, device=device)
-    sink = torch.full((64,), -torch.inf, device=device)
-    swa = Pages(page, listed.clone().index_fill_(1, lens.long() - 1, 65), lens, 64, "fp8_ds_mla")
-    results = {
-        "decode": flash.decode(q, swa, None, sink, 1.0, trusted=True),
-        "prefill": flash.prefill(
-            q, key, listed.index_fill_(1, lens.long() - 1, 0), lens, sink, 1.0, trusted=True
-        ),
-    }
-    for name, (out, lse) in results.items():
-        if not torch.equal(out[0], key.expand(64, HEAD_DIM)) or bool(lse.any()):
-            return f"{library.name}: {name} of a single key is not that key on this device"
-    return ""
-
 
 
 def _lists(source: Pages, multiple: int, trusted: bool) -> tuple[Tensor, Tensor]:
@@ -180,6 +153,10 @@ def _pad_heads(q: Tensor, sink: Tensor) -> tuple[Tensor, Tensor]:
         return q, sink.contiguous()
     q = torch.nn.functional.pad(q, (0, 0, 0, missing))
     return q, torch.nn.functional.pad(sink, (0, missing), value=-torch.inf)
+
+
+def _own_heads(out: Tensor, lse: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    return (out, lse) if out.shape[1] == heads else (out[:, :heads], lse[:, :heads])
 
 
 def _view(source: Pages) -> Tensor:

@@ -1,28 +1,20 @@
-"""Finding FlashMLA: which builds there are, how each is called, and whether one runs on this device.
+"""The builds of FlashMLA and how each is called: the same two ops with other arguments behind them.
 
-Every build has the same two ops with other arguments behind them. Builds since October 2026 keep the kernels
-for V4 pages in a "legacy" half that has to be asked for.
+Builds since October 2026 keep the kernels for V4 pages in a "legacy" half that has to be asked for.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from dsv4core import env
-from dsv4core.probe import describe, installed_version, module_exists
+from dsv4core.probe import installed_version
 
-VARIABLE = "DSV4CORE_FLASHMLA_LIBRARY"
 MODULE = "flash_mla"
-NAMESPACES = ("_flashmla_C", "flash_mla_legacy")
-HINT = "python -m pip install --no-deps sgl-flash-mla"
 HEAD_DIM = 512
 
 
@@ -135,48 +127,6 @@ class FlashMLAOps:
         """Attend over rows."""
         out, _, lse = self._prefill(q, kv, indices, scale, HEAD_DIM, sink, lens, **self._prefill_tail)
         return out, lse
-
-
-def find() -> tuple[Library | None, str]:
-    """A build that loads, or None and why; nothing is run yet.
-
-    The variable comes first and alone; then the module, then vLLM's library, which is loaded without
-    importing vLLM.
-    """
-    named = env.read(VARIABLE)
-    if named:
-        return _loaded(Path(named), f"{VARIABLE}={named}")
-    reasons: list[str] = []
-    if module_exists(MODULE):
-        try:
-            return FlashMLAModule(importlib.import_module(MODULE)), ""
-        except (Exception, SystemExit) as error:  # each build fails in its own way without its device
-            reasons.append(f"{MODULE} does not load: {describe(error)}")
-    for file in _vllm():
-        library, reason = _loaded(file, f"vllm {installed_version('vllm') or ''}".strip())
-        if library is not None:
-            return library, ""
-        reasons.append(reason)
-    return None, "; ".join(reasons) or f"FlashMLA is not installed ({HINT})"
-
-
-def _loaded(file: Path, name: str) -> tuple[Library | None, str]:
-    if not file.is_file():
-        return None, f"{name}: there is no such file"
-    try:
-        torch.ops.load_library(str(file))
-        namespace = next(n for n in NAMESPACES if hasattr(getattr(torch.ops, n), "sparse_decode_fwd"))
-        return FlashMLAOps(namespace, name), ""
-    except StopIteration:
-        return None, f"{file} has none of the ops {', '.join(f'{n}.sparse_decode_fwd' for n in NAMESPACES)}"
-    except Exception as error:
-        return None, f"{file} does not load: {describe(error)}"
-
-
-def _vllm() -> list[Path]:
-    found = importlib.util.find_spec("vllm") if module_exists("vllm") else None
-    places = found.submodule_search_locations if found is not None else None
-    return [file for place in places or () for file in sorted(Path(place).glob("_flashmla_C*.so"))]
 
 
 def _legacy(module: Any, decode: Any) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from dsv4core.kernels.triton.sparse_prefill import sparse_prefill as triton_pref
 from dsv4core.layout import get_layout
 from dsv4core.ops import OPS
 from dsv4core_cuda import ops
-from dsv4core_cuda.flashmla import FlashMLA, Pages, check
+from dsv4core_cuda.flashmla import FlashMLA, Pages
+from dsv4core_cuda.flashmla_check import check
 from dsv4core_cuda.flashmla_library import FlashMLAModule
 
 I32 = torch.int32

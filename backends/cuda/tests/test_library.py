@@ -13,10 +13,11 @@ from fake_flash_mla import FakeFlashMLA
 
 import dsv4core_cuda.backend as backend_module
 from dsv4core.errors import BackendUnavailableError, ConfigError
-from dsv4core_cuda import flashmla_library as library
+from dsv4core_cuda import flashmla_find
 from dsv4core_cuda.backend import CudaBackend
 from dsv4core_cuda.flashmla import FlashMLA
-from dsv4core_cuda.flashmla_library import FlashMLAModule, FlashMLAOps, find
+from dsv4core_cuda.flashmla_find import find
+from dsv4core_cuda.flashmla_library import FlashMLAModule, FlashMLAOps
 
 DECODE = (
     "(Tensor q, Tensor kv, Tensor indices, Tensor? topk_length, Tensor? attn_sink, Tensor? metadata, "
@@ -31,8 +32,8 @@ PREFILL = (
 
 @pytest.fixture(autouse=True)
 def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(library.VARIABLE, raising=False)
-    monkeypatch.setattr(library, "module_exists", lambda name: name in sys.modules)
+    monkeypatch.delenv(flashmla_find.VARIABLE, raising=False)
+    monkeypatch.setattr(flashmla_find, "module_exists", lambda name: name in sys.modules)
     monkeypatch.delitem(sys.modules, "flash_mla", raising=False)
 
 
@@ -60,8 +61,8 @@ def test_a_module_that_does_not_load_is_a_reason(
     def fail(name: str) -> ModuleType:
         raise error
 
-    monkeypatch.setattr(library, "module_exists", lambda name: name == "flash_mla")
-    monkeypatch.setattr(library.importlib, "import_module", fail)
+    monkeypatch.setattr(flashmla_find, "module_exists", lambda name: name == "flash_mla")
+    monkeypatch.setattr(flashmla_find.importlib, "import_module", fail)
     found, reason = find()
     assert found is None and type(error).__name__ in reason
 
@@ -135,11 +136,11 @@ def test_an_unknown_argument_is_refused() -> None:
 
 
 def test_the_variable_names_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(library.VARIABLE, str(tmp_path / "none.so"))
+    monkeypatch.setenv(flashmla_find.VARIABLE, str(tmp_path / "none.so"))
     assert "no such file" in find()[1]
     broken = tmp_path / "broken.so"
     broken.write_bytes(b"no library")
-    monkeypatch.setenv(library.VARIABLE, str(broken))
+    monkeypatch.setenv(flashmla_find.VARIABLE, str(broken))
     assert "does not load" in find()[1]
 
 
@@ -149,7 +150,7 @@ def test_vllm_is_not_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     (package / "_flashmla_C.abi3.so").write_bytes(b"no library")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(library, "module_exists", lambda name: name == "vllm")
+    monkeypatch.setattr(flashmla_find, "module_exists", lambda name: name == "vllm")
     found, reason = find()
     assert found is None and "_flashmla_C.abi3.so does not load" in reason and "vllm" not in sys.modules
 
