@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dsv4core import env
 from dsv4core.errors import PluginError
+from dsv4core.linear import LinearKernel, Linears
 from dsv4core.ops import ABSENT, PORTABLE, OpTable
 from dsv4core.runtime import Workspace
 
@@ -28,12 +29,19 @@ class Backend:
     `attention_class`; without one the layer runs on the ops alone.
     """
 
-    def __init__(self, spec: BackendSpec, provider: Any, implementations: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        spec: BackendSpec,
+        provider: Any,
+        implementations: Mapping[str, Any],
+        linear_kernels: Iterable[LinearKernel] = (),
+    ) -> None:
         self.spec = spec
         self.name = spec.name
         self.device_type: str = provider.device_type
         self.provider = provider
         self.ops = OpTable(spec.name, implementations, env.read("DSV4CORE_FALLBACK"))
+        self.linears = Linears(self.ops, linear_kernels)
         self.workspace = Workspace()
 
     def attention(
@@ -81,4 +89,16 @@ def create_backend(spec: BackendSpec, hook: Any) -> Backend:
             )
         claimed |= set(overrides or ())
         implementations.update(overrides or {})
-    return Backend(spec, provider, implementations)
+    return Backend(spec, provider, implementations, _linear_kernels(spec, provider, hook))
+
+
+def _linear_kernels(spec: BackendSpec, provider: Any, hook: Any) -> list[LinearKernel]:
+    """What plugins offer beside the ops."""
+    found = [kernel for offer in hook.dsv4core_linear_kernels(backend=provider) for kernel in offer or ()]
+    strange = [type(kernel).__name__ for kernel in found if not isinstance(kernel, LinearKernel)]
+    if strange:
+        raise PluginError(
+            f"backend {spec.name!r}: dsv4core_linear_kernels returned {', '.join(strange)};"
+            " expected objects derived from dsv4core.linear.LinearKernel"
+        )
+    return found

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from dsv4core.config import AttentionConfig
 from dsv4core.errors import WeightsError
+from dsv4core.linear import QuantisedWeight, Weight, dense
 from dsv4core.progress import Progress, silent
-from dsv4core.quantised import QuantisedWeight, Weight, dense
 from dsv4core.state_dict import named_weights
 from dsv4core.synthetic import hash_normal
 from dsv4core.tensor_names import (
     COMPRESSOR_NAMES,
-    COMPRESSOR_PARTS,
+    FACTOR,
     FLOAT32_NAMES,
     INDEXER_NAMES,
     MAIN_NAMES,
@@ -55,8 +55,8 @@ class CompressorWeights:
     Shapes: wkv, wgate [coff * d, hidden], ape f32 [ratio, coff * d], norm [d].
     """
 
-    wkv: Tensor
-    wgate: Tensor
+    wkv: Weight
+    wgate: Weight
     ape: Tensor
     norm: Tensor
 
@@ -66,7 +66,7 @@ class IndexerWeights:
     """The indexer of a ratio-4 layer. Shapes: wq_b [Hi * 128, q_lora], weights_proj [Hi, hidden]."""
 
     wq_b: Weight
-    weights_proj: Tensor
+    weights_proj: Weight
     compressor: CompressorWeights
 
 
@@ -103,8 +103,9 @@ class AttentionWeights:
         """From checkpoint tensors named `prefix` + name, with or without a trailing `.weight`.
 
         Names are DeepSeek's or transformers'. A dot between prefix and name is added where it is missing;
-        names outside the prefix are ignored; types are kept: bf16, f32, and e4m3 with `.scale` (or
-        `.weight_scale_inv`). Raises WeightsError naming all that is missing, unknown or of another type.
+        names outside the prefix are ignored; types are kept: bf16, f32, and the quantised formats with their
+        scales (docs/checkpoints.md has the names). Raises WeightsError naming all that is missing, unknown or
+        of another type.
         """
         return _assemble(named_weights(tensors, prefix))
 
@@ -129,12 +130,14 @@ class AttentionWeights:
         return Checkpoint.open(path).attention(config, layer, prefix=prefix, device=device, progress=progress)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The tensors by bare checkpoint name, without `.weight`; scales end in `.scale`."""
+        """The tensors by bare checkpoint name, without `.weight`; scales end in `.scale` and `.scale_2`."""
         flat: dict[str, Tensor] = {}
         for name, value in _flatten(self).items():
             flat[name] = value if isinstance(value, Tensor) else value.weight
             if isinstance(value, QuantisedWeight):
                 flat[name + SCALE] = value.scales
+                if value.global_scale is not None:
+                    flat[name + FACTOR] = value.global_scale
         return flat
 
     def dequantised(self, dtype: torch.dtype = torch.float32) -> AttentionWeights:
@@ -215,8 +218,8 @@ def _assemble(values: Mapping[str, Weight]) -> AttentionWeights:
     if with_indexer:
         indexer = IndexerWeights(
             wq_b=values["indexer.wq_b"],
-            weights_proj=plain["indexer.weights_proj"],
-            compressor=_compressor(plain, "indexer.compressor."),
+            weights_proj=values["indexer.weights_proj"],
+            compressor=_compressor(values, plain, "indexer.compressor."),
         )
     return AttentionWeights(
         wq_a=values["wq_a"],
@@ -227,10 +230,12 @@ def _assemble(values: Mapping[str, Weight]) -> AttentionWeights:
         wo_a=values["wo_a"],
         wo_b=values["wo_b"],
         attn_sink=plain["attn_sink"],
-        compressor=_compressor(plain, "compressor.") if with_compressor else None,
+        compressor=_compressor(values, plain, "compressor.") if with_compressor else None,
         indexer=indexer,
     )
 
 
-def _compressor(tensors: Mapping[str, Tensor], prefix: str) -> CompressorWeights:
-    return CompressorWeights(**{name: tensors[prefix + name] for name in COMPRESSOR_PARTS})
+def _compressor(values: Mapping[str, Weight], plain: Mapping[str, Tensor], prefix: str) -> CompressorWeights:
+    return CompressorWeights(
+        values[prefix + "wkv"], values[prefix + "wgate"], plain[prefix + "ape"], plain[prefix + "norm"]
+    )

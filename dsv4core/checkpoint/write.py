@@ -16,7 +16,7 @@ from dsv4core.checkpoint.reader import INDEX, SINGLE
 from dsv4core.config import AttentionConfig
 from dsv4core.errors import WeightsError
 from dsv4core.numerics import block_fp8
-from dsv4core.tensor_names import FLOAT32_NAMES, QUANTISABLE, SCALE, expected_shapes, prefixes, spelled
+from dsv4core.tensor_names import FLOAT32_NAMES, RELEASED, SCALE, expected_shapes, prefixes, spelled
 from dsv4core.weights import AttentionWeights
 
 FORMATS, SCALES, NAMES = ("fp8_block", "bf16"), ("ue8m0", "f32"), ("deepseek", "hf")
@@ -97,7 +97,7 @@ def _sizes(config: AttentionConfig, layer: int, format: str, scale: str, names: 
     prefix = prefixes(layer)[NAMES.index(names)]
     found: dict[str, int] = {}
     for name, shape in expected_shapes(config, layer).items():
-        quantised = format == "fp8_block" and name in QUANTISABLE
+        quantised = format == "fp8_block" and name in RELEASED
         width = 1 if quantised else 4 if name in FLOAT32_NAMES else 2
         found[prefix + spelled(name, names)] = width * torch.Size(shape).numel()
         if quantised:
@@ -112,7 +112,7 @@ def _tensors(
     """The tensors in the order of `_sizes`."""
     prefix = prefixes(layer)[NAMES.index(names)]
     for name, tensor in AttentionWeights.random(config, layer, seed).state_dict().items():
-        if format == "fp8_block" and name in QUANTISABLE:
+        if format == "fp8_block" and name in RELEASED:
             codes, scales = block_fp8.quantise(tensor, scale)
             yield prefix + spelled(name, names), codes
             yield prefix + spelled(name + SCALE, names), scales
