@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from dsv4core.hookspecs import hookimpl
     from dsv4core.layout import CacheLayout, get_layout, layouts
+    from dsv4core.parallel import TensorParallel
     from dsv4core.plan import BatchPlan, Limits
     from dsv4core.selection import backends, get_backend, use
     from dsv4core.spec import Availability, BackendRow, BackendSpec, Code, Deviation, Requirement
@@ -68,6 +69,7 @@ __all__ = [
     "PluginError",
     "RequestExport",
     "Requirement",
+    "TensorParallel",
     "UnknownBackendError",
     "UnknownRequestError",
     "WeightsError",
@@ -90,6 +92,7 @@ _MODULES = {
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "hookspecs": ("hookimpl",),
     "layout": ("CacheLayout", "get_layout", "layouts"),
+    "parallel": ("TensorParallel",),
     "plan": ("BatchPlan", "Limits"),
     "selection": ("backends", "get_backend", "use"),
     "spec": ("Availability", "BackendRow", "BackendSpec", "Code", "Deviation", "Requirement"),

@@ -14,6 +14,7 @@ from dsv4core.config import AttentionConfig
 from dsv4core.errors import OpArgumentError
 from dsv4core.indexer import WORKSPACE_BYTES, Indexer
 from dsv4core.numerics import tables
+from dsv4core.parallel import TensorParallel
 from dsv4core.plan import BatchPlan, Limits, prefill_workspace_rows
 from dsv4core.weights import AttentionWeights
 
@@ -28,8 +29,10 @@ class DeepseekV4Attention(ABC):
 
     Call it with hidden [T, hidden], a `PagedCache` and the step's `BatchPlan`; rows follow the order of the
     mapping given to `cache.plan`. A backend overrides ops, or `prefill` and `decode` here, never `forward`.
-    Inference only.
+    `parallel` is set by `Backend.attention` on a rank that has only some of the heads. Inference only.
     """
+
+    parallel: TensorParallel | None = None
 
     def __init__(
         self, config: AttentionConfig, layer: int, weights: AttentionWeights, backend: Backend
@@ -147,7 +150,8 @@ class DeepseekV4Attention(ABC):
             turned, scales = self.ops.fused_inv_rope_fp8_quant(
                 o, plan.positions, cos_sin, groups=groups, scale_format=quant
             )
-        return self.wo_b(self.wo_a(turned, scales).flatten(1))
+        y = self.wo_b(self.wo_a(turned, scales).flatten(1))
+        return y if self.parallel is None else self.parallel.add(y)
 
     def rope(self, plan: BatchPlan) -> Tensor:
         """The layer's one table, long enough for the plan. Shapes: -> f32 [P, 64]."""

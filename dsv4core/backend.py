@@ -15,6 +15,7 @@ from dsv4core.runtime import Workspace
 if TYPE_CHECKING:
     from dsv4core.attention import DeepseekV4Attention
     from dsv4core.config import AttentionConfig
+    from dsv4core.parallel import TensorParallel
     from dsv4core.spec import BackendSpec
     from dsv4core.weights import AttentionWeights
 
@@ -45,18 +46,26 @@ class Backend:
         self.workspace = Workspace()
 
     def attention(
-        self, config: AttentionConfig, layer: int, weights: AttentionWeights
+        self,
+        config: AttentionConfig,
+        layer: int,
+        weights: AttentionWeights,
+        parallel: TensorParallel | None = None,
     ) -> DeepseekV4Attention:
-        """The attention of one layer.
+        """The attention of one layer; with `parallel` this rank's share of it, from its share of the weights.
 
-        Raises ConfigError and WeightsError for what does not fit together, FallbackError where the backend
-        lacks ops and fallbacks are forbidden.
+        `config` describes the whole model either way. Raises ConfigError and WeightsError for what does not
+        fit together, FallbackError where the backend lacks ops and fallbacks are forbidden.
         """
         from dsv4core.ops_attention import OpsAttention
 
         self.ops.require_all()
         layer_class = getattr(self.provider, "attention_class", None) or OpsAttention
-        return layer_class(config, layer, weights, self)
+        if parallel is None:
+            return layer_class(config, layer, weights, self)
+        built = layer_class(parallel.local(config), layer, weights, self)
+        built.parallel = parallel
+        return built
 
     def __repr__(self) -> str:
         own = sum(1 for source in self.ops.provenance.values() if source not in (PORTABLE, ABSENT))

@@ -12,6 +12,7 @@ from torch import Tensor
 from dsv4core.config import AttentionConfig
 from dsv4core.errors import WeightsError
 from dsv4core.linear import QuantisedWeight, Weight, dense
+from dsv4core.parallel import TensorParallel, shard
 from dsv4core.progress import Progress, silent
 from dsv4core.state_dict import named_weights
 from dsv4core.synthetic import hash_normal
@@ -119,20 +120,24 @@ class AttentionWeights:
         prefix: str | None = None,
         device: torch.device | str = "cpu",
         progress: Progress = silent,
+        parallel: TensorParallel | None = None,
     ) -> AttentionWeights:
         """One layer of a safetensors file or of a sharded directory; reads the bytes of that layer only.
 
-        `prefix` is found for `layer` unless it is given ("mtp.0.attn." is a draft layer). Raises WeightsError
-        naming the file, what was expected and what is there, before anything is read where that can be seen.
+        `prefix` is found for `layer` unless it is given ("mtp.0.attn." is a draft layer). With `parallel`
+        only this rank's share is read; `config` is the whole model's. Raises WeightsError naming the file,
+        what was expected and what is there, before anything is read where that can be seen.
         """
         from dsv4core.checkpoint import Checkpoint
 
-        return Checkpoint.open(path).attention(config, layer, prefix=prefix, device=device, progress=progress)
+        return Checkpoint.open(path).attention(
+            config, layer, prefix=prefix, device=device, progress=progress, parallel=parallel
+        )
 
     def state_dict(self) -> dict[str, Tensor]:
         """The tensors by bare checkpoint name, without `.weight`; scales end in `.scale` and `.scale_2`."""
         flat: dict[str, Tensor] = {}
-        for name, value in _flatten(self).items():
+        for name, value in self.flat().items():
             flat[name] = value if isinstance(value, Tensor) else value.weight
             if isinstance(value, QuantisedWeight):
                 flat[name + SCALE] = value.scales
@@ -146,7 +151,7 @@ class AttentionWeights:
 
     def validate(self, config: AttentionConfig, layer: int) -> None:
         """Raise WeightsError unless names and shapes are those of the layer; lists every difference."""
-        have, want = _flatten(self), expected_shapes(config, layer)
+        have, want = self.flat(), expected_shapes(config, layer)
         problems = [f"{name} is missing" for name in want if name not in have]
         problems += [f"{name} is not part of such a layer" for name in have if name not in want]
         for name, shape in want.items():
@@ -169,12 +174,20 @@ class AttentionWeights:
 
         return self._mapped(cast)
 
+    def sharded(self, parallel: TensorParallel) -> AttentionWeights:
+        """This rank's share: its heads of wq_b, wo_a, wo_b and attn_sink, all of the rest."""
+        return self._mapped(lambda name, value: shard(name, value, parallel))
+
+    def flat(self) -> dict[str, Weight]:
+        """The tensors by canonical name; a quantised projection is one of them."""
+        return _flatten(self)
+
     def to(self, device: torch.device | str) -> AttentionWeights:
         """A copy on a device."""
         return self._mapped(lambda _, value: value.to(device))
 
     def _mapped(self, change: Callable[[str, Weight], Weight]) -> AttentionWeights:
-        return _assemble({name: change(name, value) for name, value in _flatten(self).items()})
+        return _assemble({name: change(name, value) for name, value in self.flat().items()})
 
 
 def _random(name: str, shape: tuple[int, ...], layer: int, seed: int) -> Tensor:
