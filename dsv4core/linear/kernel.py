@@ -21,9 +21,10 @@ VARIABLE = "DSV4CORE_LINEAR"
 class Problem:
     """A projection before its kernel is chosen.
 
-    `format`, `scales`, `rows` and `inputs` describe the weight; `groups` > 1 is the grouped output projection
-    (rows / groups outputs of every group's own inputs); `x` is the type of the activations (float8_e4m3fn:
-    quantised by the op before), `out` of the result; `quantise` asks for fp8 activations inside.
+    `format`, `scales`, `rows` and `inputs` describe the weight. `groups` is 0, or the number of groups of the
+    output projection, whose rows / groups outputs have inputs of their own. `x` is the type of activations
+    (float8_e4m3fn: quantised by the op before), `out` of the result; `quantise` asks for fp8 activations
+    inside.
     """
 
     format: str
@@ -33,12 +34,12 @@ class Problem:
     x: torch.dtype
     out: torch.dtype
     device: torch.device
-    groups: int = 1
+    groups: int = 0
     quantise: bool = False
 
     @staticmethod
     def of(
-        weight: Weight, x: torch.dtype, out: torch.dtype, *, groups: int = 1, quantise: bool = False
+        weight: Weight, x: torch.dtype, out: torch.dtype, *, groups: int = 0, quantise: bool = False
     ) -> Problem:
         """The problem of a weight."""
         scales = None if isinstance(weight, Tensor) else weight.scales.dtype
@@ -49,7 +50,7 @@ class Problem:
         """One line for people."""
         names = {None: "", torch.float32: ", f32 scales", torch.float8_e4m3fn: ", e4m3 scales"}
         text = f"{self.format}{names.get(self.scales, ', UE8M0 scales')} [{self.rows}, {self.inputs}]"
-        text += f", {self.groups} groups" if self.groups > 1 else ""
+        text += f", {self.groups} groups" if self.groups else ""
         text += ", fp8 activations" if self.quantise or self.x == torch.float8_e4m3fn else ""
         return text + (", f32 out" if self.out == torch.float32 else "")
 

@@ -32,14 +32,14 @@ class OpKernel(LinearKernel):
         """Stored weights as they are, but widened once where the op would do it at every call or cannot."""
         if isinstance(weight, Tensor):
             return weight.float() if problem.out == torch.float32 else weight
-        if problem.groups > 1 and weight.format.id != "fp8_block":
+        if problem.groups and weight.format.id != "fp8_block":
             return weight.dequantised(torch.bfloat16 if problem.out == torch.bfloat16 else torch.float32)
         return weight
 
     def apply(self, problem: Problem, prepared: Any, x: Tensor, x_scales: Tensor | None) -> Tensor:
         """One call of the op; quantised activations as the bf16 values that they stand for."""
         weight, scales, factor = _parts(prepared)
-        if problem.groups > 1:
+        if problem.groups:
             return self.ops.grouped_output_projection(x, x_scales, weight, scales, groups=problem.groups)
         x = activation.rounded(x) if problem.quantise else x
         name = prepared.format.id if isinstance(prepared, QuantisedWeight) else "bf16"

@@ -56,7 +56,7 @@ class Linears:
         x: torch.dtype,
         *,
         out: torch.dtype | None = None,
-        groups: int = 1,
+        groups: int = 0,
         quantise: bool = False,
     ) -> Linear:
         """One projection of activations of type `x`; `quantise` asks for fp8 activations with fp8 weights.
