@@ -33,6 +33,16 @@ def dsv4core_probe(spec: BackendSpec, depth: Depth) -> Availability | None:
     return probe_device(spec, depth, _look, HINT) if spec.name == SPEC.name else None
 
 
+@hookimpl
+def dsv4core_linear_kernels(backend: Any) -> list[Any] | None:
+    """Offer the Triton kernel for stored weights."""
+    if backend.name != SPEC.name:
+        return None
+    from dsv4core.linear.triton_kernel import TritonLinear  # imports torch
+
+    return [TritonLinear()]
+
+
 def _look(torch: Any) -> Availability:
     build = torch.version.hip
     driver = str(CONTROL) if CONTROL.exists() else ""

@@ -76,6 +76,16 @@ def dsv4core_info(spec: BackendSpec) -> list[str] | None:
     return [f"{IPEX} {version} ({fit}); end of life upstream, and no op here needs it"]
 
 
+@hookimpl
+def dsv4core_linear_kernels(backend: Any) -> list[Any] | None:
+    """Offer the Triton kernel for stored weights."""
+    if backend.name != SPEC.name:
+        return None
+    from dsv4core.linear.triton_kernel import TritonLinear  # imports torch
+
+    return [TritonLinear()]
+
+
 def _interpreter() -> Availability | None:
     """Kernels run in Triton's interpreter on host tensors when the process asks for that."""
     if os.environ.get("TRITON_INTERPRET") != "1":
