@@ -32,7 +32,7 @@ def fp8_blocks(problem: Problem) -> Literal[True] | str:
     if problem.format != "fp8_block":
         return f"it multiplies fp8_block weights, not {problem.format}"
     if problem.groups or not problem.quantise:
-        return "it multiplies fp8 activations, and this projection keeps bf16 (activation_quant is off for it)"
+        return "it multiplies fp8 activations, and this projection keeps bf16 (activation_quant)"
     if problem.rows % BLOCK or problem.inputs % BLOCK or problem.out != torch.bfloat16:
         return f"it needs whole blocks of {BLOCK} and a bf16 result, not {problem}"
     return True

@@ -21,7 +21,8 @@ def quantise_activation_kernel(
     g = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     d = tl.arange(0, 128)[None, :]
     live = g < groups
-    values = widen(tl.load(x + ((g // per_row) * stride + g % per_row * 128)[:, None] + d, live[:, None], other=0.0))
+    place = x + ((g // per_row) * stride + g % per_row * 128)[:, None] + d
+    values = widen(tl.load(place, live[:, None], other=0.0))
     amax = tl.maximum(tl.max(tl.abs(values), 1), 1e-4)
     exponent = exponent_e4m3(amax)
     code = encode_e4m3(values * power_of_two(-exponent)[:, None], HARDWARE)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dsv4core.kernels.triton._launch import block, launch, pieces
+from dsv4core.kernels.triton._launch import launch, pieces
 from dsv4core.kernels.triton._tuning import native_e4m3
 from dsv4core.kernels.triton.numerics import (
     byte_scale,
@@ -25,6 +25,7 @@ from dsv4core.kernels.triton.numerics import (
 
 FP8, NVFP4, MXFP4 = 0, 1, 2
 FORMATS = {"fp8_block": FP8, "nvfp4": NVFP4, "mxfp4": MXFP4}
+TILES = 8192  # of one product whose sum is split
 SCALED = 128  # inputs that share a block scale, and a scale of quantised activations
 
 
@@ -38,15 +39,36 @@ class Tile:
     split: int
     warps: int
     stages: int
+    unroll: int = 1
 
 
 @triton.jit
 def _codes(code, HARDWARE: tl.constexpr, KEEP: tl.constexpr):
-    """A tile of e4m3 weights as an operand: codes themselves (KEEP) or exact bf16. Shapes: u8 [R, K]."""
+    """A tile of e4m3 weights as an operand: codes themselves (KEEP) or exact bf16. Shapes: u8 [R, K].
+
+    The device's own conversion goes through f16 and takes several slow instructions a value. Here the fields
+    of four codes move into those of bf16, and one product with 2^120 sets the exponent, also of subnormals.
+    """
     if KEEP and HARDWARE:
         return code.to(tl.float8e4nv, bitcast=True)
     elif HARDWARE:
-        return code.to(tl.float8e4nv, bitcast=True).to(tl.bfloat16)
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .b32 a, b, c, d;
+            prmt.b32 a, 0, $2, 0x5040;
+            prmt.b32 b, 0, $2, 0x7060;
+            shr.b32 c, a, 4;
+            shr.b32 d, b, 4;
+            and.b32 c, c, 0x07f007f0;
+            and.b32 d, d, 0x07f007f0;
+            lop3.b32 a, a, 0x80008000, c, 0xEA;
+            lop3.b32 b, b, 0x80008000, d, 0xEA;
+            mov.b32 c, 0x7b807b80;
+            mul.bf16x2 $0, a, c;
+            mul.bf16x2 $1, b, c;
+            }""",
+            "=r,=r,r", [code], dtype=tl.bfloat16, is_pure=True, pack=4,
+        )  # fmt: skip
     else:
         return matrix(decode_e4m3(code))
 
@@ -68,10 +90,10 @@ def _pairs(
 
 @triton.jit(do_not_specialize=["tokens"])
 def quantised_linear_kernel(
-    x, x_scales, weight, scales, factor, out, tokens, rows, inputs, group_rows, x_stride, x_group_stride,
+    x, x_scales, weight, scales, factor, out, parts, arrived, tokens, rows, inputs, group_rows, x_stride, x_group_stride,
     x_scale_stride, x_scale_group, scale_stride, part_stride, ROWS: tl.constexpr, TOKENS: tl.constexpr,
-    INPUTS: tl.constexpr, FORMAT: tl.constexpr, BYTES: tl.constexpr,
-    X_FP8: tl.constexpr, HARDWARE: tl.constexpr, WHOLE: tl.constexpr, PARTIAL: tl.constexpr,
+    INPUTS: tl.constexpr, UNROLL: tl.constexpr, FORMAT: tl.constexpr, BYTES: tl.constexpr,
+    X_FP8: tl.constexpr, HARDWARE: tl.constexpr, WHOLE: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """One tile of outputs over one part of the inputs. BYTES: block scales are UE8M0, not f32."""
     row_tiles = tl.cdiv(rows, ROWS)
@@ -89,64 +111,65 @@ def quantised_linear_kernel(
     width = inputs if FORMAT == 0 else inputs // 2
     w_place = weight + (n.to(tl.int64) * width)[:, None]
     total = tl.zeros([ROWS, TOKENS], tl.float32)
-    steps = tl.cdiv(inputs, INPUTS * tl.num_programs(1))
+    steps = tl.cdiv(inputs, INPUTS * UNROLL * tl.num_programs(1))
     for step in range(part * steps, (part + 1) * steps):
-        start = step * INPUTS
-        inside = (start + k)[None, :] < inputs
-        x_live = token_live if WHOLE else token_live & inside
-        values = tl.load(x_place + (start + k)[None, :], x_live, other=0.0)
-        if FORMAT == 0:
-            w_live = row_live if WHOLE else row_live & inside
-            w = _codes(tl.load(w_place + (start + k)[None, :], w_live, other=0), HARDWARE, X_FP8)
-            place = scales + first_row * ROWS // 128 * scale_stride + start // 128
-            scale = tl.load(place, start < inputs, other=0)
-            scale = byte_scale(scale) if BYTES else scale
-            if X_FP8:
-                operand = values.to(tl.float8e4nv, bitcast=True) if HARDWARE else matrix(decode_e4m3(values))
-                live = (t < tokens) & (start < inputs)
-                x_scale = tl.load(
-                    x_scales + t * x_scale_stride + group * x_scale_group + start // 128, live, other=0.0
-                )
-                total += tl.dot(w, tl.trans(operand)) * (scale * x_scale)[None, :]
-            elif BYTES:  # a power of two fits the operand, and the sum stays in one accumulator
-                w = w * scale.to(w.dtype)
-                operand = matrix(widen(values)) if not HARDWARE else values
-                total = tl.dot(w, tl.trans(operand), total)
+        for piece in tl.static_range(UNROLL):
+            start = (step * UNROLL + piece) * INPUTS
+            inside = (start + k)[None, :] < inputs
+            x_live = token_live if WHOLE else token_live & inside
+            values = tl.load(x_place + (start + k)[None, :], x_live, other=0.0)
+            if FORMAT == 0:
+                w_live = row_live if WHOLE else row_live & inside
+                w = _codes(tl.load(w_place + (start + k)[None, :], w_live, other=0), HARDWARE, X_FP8)
+                place = scales + first_row * ROWS // 128 * scale_stride + start // 128
+                scale = tl.load(place, start < inputs, other=0)
+                scale = byte_scale(scale) if BYTES else scale
+                if X_FP8:
+                    operand = values.to(tl.float8e4nv, bitcast=True) if HARDWARE else matrix(decode_e4m3(values))
+                    live = (t < tokens) & (start < inputs)
+                    x_scale = tl.load(
+                        x_scales + t * x_scale_stride + group * x_scale_group + start // 128, live, other=0.0
+                    )
+                    total += tl.dot(w, tl.trans(operand)) * (scale * x_scale)[None, :]
+                else:
+                    operand = values if HARDWARE else matrix(widen(values))
+                    total += tl.dot(w, tl.trans(operand)) * scale
             else:
-                operand = matrix(widen(values)) if not HARDWARE else values
-                total += tl.dot(w, tl.trans(operand)) * scale
-        else:
-            GROUP: tl.constexpr = 16 if FORMAT == 1 else 32
-            byte = start // 2 + tl.arange(0, INPUTS // 2)[None, :]
-            g = start // GROUP + tl.arange(0, INPUTS // GROUP)[None, :]
-            w_live = row_live if WHOLE else row_live & (byte < width)
-            s_live = row_live if WHOLE else row_live & (g < inputs // GROUP)
-            s_place = scales + (n * scale_stride)[:, None] + g
-            w = _pairs(w_place + byte, w_live, s_place, s_live, ROWS, INPUTS, GROUP, FORMAT == 1, HARDWARE)
-            operand = matrix(widen(values)) if not HARDWARE else values
-            total = tl.dot(w, tl.trans(operand), total)
-    if FORMAT == 1:
-        total = total * tl.load(factor)
-    target = out + part * part_stride + t.to(tl.int64)[:, None] * rows + n[None, :]
+                GROUP: tl.constexpr = 16 if FORMAT == 1 else 32
+                byte = start // 2 + tl.arange(0, INPUTS // 2)[None, :]
+                g = start // GROUP + tl.arange(0, INPUTS // GROUP)[None, :]
+                w_live = row_live if WHOLE else row_live & (byte < width)
+                s_live = row_live if WHOLE else row_live & (g < inputs // GROUP)
+                s_place = scales + (n * scale_stride)[:, None] + g
+                w = _pairs(w_place + byte, w_live, s_place, s_live, ROWS, INPUTS, GROUP, FORMAT == 1, HARDWARE)
+                operand = values if HARDWARE else matrix(widen(values))
+                total = tl.dot(w, tl.trans(operand), total)
+    place = t.to(tl.int64)[:, None] * rows + n[None, :]
     live = token_live & (n < rows)[None, :]
-    if PARTIAL or out.dtype.element_ty == tl.float32:
-        tl.store(target, tl.trans(total), live)
+    total = tl.trans(total)
+    if not SPLIT:
+        _finish(out + place, total, factor, live, FORMAT == 1)
     else:
-        tl.store(target, to_bf16(tl.trans(total)), live)
+        tl.store(parts + part * part_stride + place, total, live)
+        tl.debug_barrier()
+        if tl.atomic_add(arrived + tile, 1, sem="acq_rel") == tl.num_programs(1) - 1:
+            # The last one to arrive adds the parts in their order, so that bits do not depend on the race.
+            total = tl.zeros([TOKENS, ROWS], tl.float32)
+            for other in range(tl.num_programs(1)):
+                total += tl.load(parts + other * part_stride + place, live, other=0.0, cache_modifier=".cg")
+            _finish(out + place, total, factor, live, FORMAT == 1)
+            tl.store(arrived + tile, 0)
 
 
-@triton.jit(do_not_specialize=["size"])
-def add_parts_kernel(parts, out, size, part_stride, PARTS: tl.constexpr, BLOCK: tl.constexpr):
-    """The parts of every sum, added in order."""
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    live = place < size
-    total = tl.load(parts + place, live, other=0.0)
-    for part in tl.static_range(1, PARTS):
-        total += tl.load(parts + part * part_stride + place, live, other=0.0)
-    if out.dtype.element_ty == tl.float32:
-        tl.store(out + place, total, live)
+@triton.jit
+def _finish(place, total, factor, live, NV: tl.constexpr):
+    """The sums as the result has them."""
+    if NV:
+        total = total * tl.load(factor)
+    if place.dtype.element_ty == tl.float32:
+        tl.store(place, total, live)
     else:
-        tl.store(out + place, to_bf16(total), live)
+        tl.store(place, to_bf16(total), live)
 
 
 def quantised_linear(
@@ -159,6 +182,7 @@ def quantised_linear(
     format: str,
     out_dtype: torch.dtype,
     groups: int = 1,
+    arrivals: Tensor | None = None,
     tile: Tile | None = None,
 ) -> Tensor:
     """x @ weight^T in one pass over the stored codes; with groups every group of rows has inputs of its own.
@@ -170,28 +194,27 @@ def quantised_linear(
     rows = weight.shape[0]
     out = x.new_empty(tokens, rows, dtype=out_dtype)
     cut = tile or choose_tile(tokens, rows, inputs, rows // groups)
+    tiles = pieces(rows, cut.rows) * pieces(tokens, cut.tokens)
     parts = out if cut.split == 1 else x.new_empty(cut.split, tokens, rows, dtype=torch.float32)
+    arrived = out if cut.split == 1 else arrivals if arrivals is not None else zeros(x.device)
     one_byte, quantised = torch.uint8, x_scales is not None
     stored = scales if scales.dtype == torch.float32 else scales.view(one_byte)
-    grid = (pieces(rows, cut.rows) * pieces(tokens, cut.tokens), cut.split)
     launch(
-        quantised_linear_kernel, grid, x, x.view(one_byte) if quantised else x,
+        quantised_linear_kernel, (tiles, cut.split), x, x.view(one_byte) if quantised else x,
         stored if x_scales is None else x_scales, weight.view(one_byte), stored,
-        stored if global_scale is None else global_scale, parts, tokens, rows, inputs, rows // groups,
-        x.stride(0), x.stride(1), x_scales.stride(0) if x_scales is not None else 0,
+        stored if global_scale is None else global_scale, out, parts, arrived, tokens, rows, inputs,
+        rows // groups, x.stride(0), x.stride(1), x_scales.stride(0) if x_scales is not None else 0,
         x_scales.stride(1) if x_scales is not None else 0, scales.stride(0), tokens * rows, ROWS=cut.rows,
-        TOKENS=cut.tokens, INPUTS=cut.inputs, FORMAT=FORMATS[format],
-        BYTES=scales.dtype != torch.float32, X_FP8=quantised, HARDWARE=native_e4m3(x),
-        WHOLE=inputs % (cut.inputs * cut.split) == 0, PARTIAL=cut.split > 1, num_warps=cut.warps,
-        num_stages=cut.stages,
+        TOKENS=cut.tokens, INPUTS=cut.inputs, UNROLL=cut.unroll, FORMAT=FORMATS[format],
+        BYTES=scales.dtype != torch.float32, X_FP8=quantised, HARDWARE=native_e4m3(x), WHOLE=inputs % (cut.inputs * cut.unroll * cut.split) == 0,
+        SPLIT=cut.split > 1, num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
-    if cut.split > 1:
-        size = tokens * rows
-        launch(
-            add_parts_kernel, pieces(size, block(1024, 1 << 18)), x, parts, out, size, size, PARTS=cut.split,
-            BLOCK=block(1024, 1 << 18), num_warps=4,
-        )  # fmt: skip
     return out
+
+
+def zeros(device: torch.device) -> Tensor:
+    """Counters of tiles, one vector for every user at a time; each launch leaves zeros behind."""
+    return torch.zeros(TILES, dtype=torch.int32, device=device)
 
 
 def choose_tile(tokens: int, rows: int, inputs: int, group_rows: int) -> Tile:
