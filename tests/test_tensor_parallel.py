@@ -38,7 +38,7 @@ def hidden() -> torch.Tensor:
     return hash_normal((sum(STEPS), CONFIG.hidden_size), 0, "hidden", 1.0, dtype=torch.bfloat16)
 
 
-def run(attention, layer: int) -> tuple[torch.Tensor, str]:
+def run(attention, layer: int) -> tuple[torch.Tensor, dict[str, str]]:
     """Outputs of a prefill and a decode step, and what the cache holds then."""
     cache = PagedCache.allocate(CONFIG, [layer], 300)
     steps = [attention(part, cache, cache.plan({"a": len(part)})) for part in hidden().split(list(STEPS))]
