@@ -72,9 +72,9 @@ def ours(profile: str, weights: AttentionWeights, hidden: torch.Tensor, wanted: 
 
     indexer, entries = attention.indexer, length // 4
     assert indexer is not None and chosen is not None
-    index_q = indexer.wq_b(backend.ops, latent).view(-1, config.index_n_heads, 128)
+    index_q = indexer.wq_b(latent).view(-1, config.index_n_heads, 128)
     values, scales, folded = backend.ops.fused_indexer_q_rope_quant(
-        plan.positions, index_q, table, indexer.weights_proj(backend.ops, x[-wanted:]),
+        plan.positions, index_q, table, indexer.weights_proj(x[-wanted:]),
         softmax_scale=config.index_softmax_scale, head_scale=config.index_head_scale,
         format=config.index_format, rotate=config.rotate,
     )  # fmt: skip

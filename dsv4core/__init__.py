@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         DuplicateBackendError,
         FallbackError,
         LayoutError,
+        LinearError,
         OpArgumentError,
         OutOfPagesError,
         PluginError,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     )
     from dsv4core.hookspecs import hookimpl
     from dsv4core.layout import CacheLayout, get_layout, layouts
+    from dsv4core.parallel import TensorParallel
     from dsv4core.plan import BatchPlan, Limits
     from dsv4core.selection import backends, get_backend, use
     from dsv4core.spec import Availability, BackendRow, BackendSpec, Code, Deviation, Requirement
@@ -60,12 +62,14 @@ __all__ = [
     "LayerConfig",
     "LayoutError",
     "Limits",
+    "LinearError",
     "OpArgumentError",
     "OutOfPagesError",
     "PagedCache",
     "PluginError",
     "RequestExport",
     "Requirement",
+    "TensorParallel",
     "UnknownBackendError",
     "UnknownRequestError",
     "WeightsError",
@@ -88,6 +92,7 @@ _MODULES = {
     "errors": tuple(name for name in __all__ if name.endswith("Error")),
     "hookspecs": ("hookimpl",),
     "layout": ("CacheLayout", "get_layout", "layouts"),
+    "parallel": ("TensorParallel",),
     "plan": ("BatchPlan", "Limits"),
     "selection": ("backends", "get_backend", "use"),
     "spec": ("Availability", "BackendRow", "BackendSpec", "Code", "Deviation", "Requirement"),

@@ -14,8 +14,8 @@ from dsv4core.config import AttentionConfig
 from dsv4core.errors import OpArgumentError
 from dsv4core.indexer import WORKSPACE_BYTES, Indexer
 from dsv4core.numerics import tables
+from dsv4core.parallel import TensorParallel
 from dsv4core.plan import BatchPlan, Limits, prefill_workspace_rows
-from dsv4core.projection import Projection
 from dsv4core.weights import AttentionWeights
 
 if TYPE_CHECKING:
@@ -29,8 +29,10 @@ class DeepseekV4Attention(ABC):
 
     Call it with hidden [T, hidden], a `PagedCache` and the step's `BatchPlan`; rows follow the order of the
     mapping given to `cache.plan`. A backend overrides ops, or the steps of `forward` here, never `forward`
-    itself. Inference only.
+    itself. `parallel` is set by `Backend.attention` on a rank that has only some of the heads. Inference only.
     """
+
+    parallel: TensorParallel | None = None
 
     def __init__(
         self, config: AttentionConfig, layer: int, weights: AttentionWeights, backend: Backend
@@ -44,19 +46,25 @@ class DeepseekV4Attention(ABC):
         w = weights.prepared(self.dtype, widen=config.weight_storage == "widened")
         self.device = w.attn_sink.device
         self.heads = config.num_attention_heads
-        self.w_qkv, self.wq_b = Projection.joined(w.wq_a, w.wkv), Projection.of(w.wq_b)
+        linears, fp8 = backend.linears, config.activation_quant is not None
+        self.w_qkv = linears.joined(w.wq_a, w.wkv, x=self.dtype, quantise=fp8)
+        self.wq_b = linears.linear(w.wq_b, self.dtype, quantise=fp8)
         self.q_norm, self.kv_norm = w.q_norm, w.kv_norm
-        self.wo_a, self.wo_b = Projection.of(w.wo_a), Projection.of(w.wo_b)
+        turned = self.dtype if config.output_quant is None else torch.float8_e4m3fn
+        self.wo_a = linears.linear(w.wo_a, turned, out=self.dtype, groups=config.o_groups)
+        self.wo_b = linears.linear(w.wo_b, self.dtype, quantise=fp8)
         padding = (0, self.padded_heads - self.heads)
         self.attn_sink = torch.nn.functional.pad(w.attn_sink, padding, value=-torch.inf)
         self.group = f"c{self.layer.ratio}" if self.layer.ratio else None
         self.compressor: Compressor | None = None
         if w.compressor is not None and self.group is not None:
             self.compressor = Compressor.build(
-                w.compressor, ratio=self.layer.ratio, head_dim=config.head_dim, group=self.group,
-                layout=config.main_layout, rotate="none", eps=config.rms_norm_eps,
+                w.compressor, linears, self.dtype, ratio=self.layer.ratio, head_dim=config.head_dim,
+                group=self.group, layout=config.main_layout, rotate="none", eps=config.rms_norm_eps,
             )  # fmt: skip
-        self.indexer = None if w.indexer is None else Indexer.build(w.indexer, config, self.layer.ratio)
+        self.indexer: Indexer | None = None
+        if w.indexer is not None:
+            self.indexer = Indexer.build(w.indexer, config, self.layer.ratio, linears, self.dtype)
         self._table = self._cos_sin(FIRST_TABLE_ROWS)
 
     @property
@@ -92,7 +100,7 @@ class DeepseekV4Attention(ABC):
     def latents(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Query latent and key row, normalised. Shapes: -> [T, q_lora], [T, 512]."""
         c = self.config
-        latent, kv = self.w_qkv(self.ops, x).split_with_sizes((c.q_lora_rank, c.head_dim), dim=1)
+        latent, kv = self.w_qkv(x).split_with_sizes((c.q_lora_rank, c.head_dim), dim=1)
         return self.ops.fused_q_kv_rmsnorm(latent, kv, self.q_norm, self.kv_norm, eps=c.rms_norm_eps)
 
     def queries(
@@ -100,7 +108,7 @@ class DeepseekV4Attention(ABC):
     ) -> Tensor:
         """Rotated queries; the window rows are written. Shapes: -> [T, padded_heads, 512]."""
         c = self.config
-        q = self.wq_b(self.ops, qr).view(-1, self.heads, c.head_dim)
+        q = self.wq_b(qr).view(-1, self.heads, c.head_dim)
         return self.ops.fused_qnorm_rope_kv_insert(
             q, kv, plan.positions, cos_sin, pages.swa, plan.slots["swa"], rows=plan.rows["swa"],
             layout=c.main_layout, eps=c.rms_norm_eps, padded_heads=self.padded_heads,
@@ -167,9 +175,8 @@ class DeepseekV4Attention(ABC):
             turned, scales = self.ops.fused_inv_rope_fp8_quant(
                 o, plan.positions, cos_sin, groups=groups, scale_format=quant
             )
-        wo_a = self.wo_a
-        z = self.ops.grouped_output_projection(turned, scales, wo_a.weight, wo_a.scales, groups=groups)
-        return self.wo_b(self.ops, z.flatten(1))
+        y = self.wo_b(self.wo_a(turned, scales).flatten(1))
+        return y if self.parallel is None else self.parallel.add(y)
 
     def rope(self, plan: BatchPlan) -> Tensor:
         """The layer's one table, long enough for the plan. Shapes: -> f32 [P, 64]."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dsv4core import env
 from dsv4core.errors import PluginError
+from dsv4core.linear import LinearKernel, Linears
 from dsv4core.ops import ABSENT, PORTABLE, OpTable
 from dsv4core.runtime import Workspace
 
 if TYPE_CHECKING:
     from dsv4core.attention import DeepseekV4Attention
     from dsv4core.config import AttentionConfig
+    from dsv4core.parallel import TensorParallel
     from dsv4core.spec import BackendSpec
     from dsv4core.weights import AttentionWeights
 
@@ -28,27 +30,42 @@ class Backend:
     `attention_class`; without one the layer runs on the ops alone.
     """
 
-    def __init__(self, spec: BackendSpec, provider: Any, implementations: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        spec: BackendSpec,
+        provider: Any,
+        implementations: Mapping[str, Any],
+        linear_kernels: Iterable[LinearKernel] = (),
+    ) -> None:
         self.spec = spec
         self.name = spec.name
         self.device_type: str = provider.device_type
         self.provider = provider
         self.ops = OpTable(spec.name, implementations, env.read("DSV4CORE_FALLBACK"))
+        self.linears = Linears(self.ops, linear_kernels)
         self.workspace = Workspace()
 
     def attention(
-        self, config: AttentionConfig, layer: int, weights: AttentionWeights
+        self,
+        config: AttentionConfig,
+        layer: int,
+        weights: AttentionWeights,
+        parallel: TensorParallel | None = None,
     ) -> DeepseekV4Attention:
-        """The attention of one layer.
+        """The attention of one layer; with `parallel` this rank's share of it, from its share of the weights.
 
-        Raises ConfigError and WeightsError for what does not fit together, FallbackError where the backend
-        lacks ops and fallbacks are forbidden.
+        `config` describes the whole model either way. Raises ConfigError and WeightsError for what does not
+        fit together, FallbackError where the backend lacks ops and fallbacks are forbidden.
         """
         from dsv4core.ops_attention import OpsAttention
 
         self.ops.require_all()
         layer_class = getattr(self.provider, "attention_class", None) or OpsAttention
-        return layer_class(config, layer, weights, self)
+        if parallel is None:
+            return layer_class(config, layer, weights, self)
+        built = layer_class(parallel.local(config), layer, weights, self)
+        built.parallel = parallel
+        return built
 
     def __repr__(self) -> str:
         own = sum(1 for source in self.ops.provenance.values() if source not in (PORTABLE, ABSENT))
@@ -81,4 +98,16 @@ def create_backend(spec: BackendSpec, hook: Any) -> Backend:
             )
         claimed |= set(overrides or ())
         implementations.update(overrides or {})
-    return Backend(spec, provider, implementations)
+    return Backend(spec, provider, implementations, _linear_kernels(spec, provider, hook))
+
+
+def _linear_kernels(spec: BackendSpec, provider: Any, hook: Any) -> list[LinearKernel]:
+    """What plugins offer beside the ops."""
+    found = [kernel for offer in hook.dsv4core_linear_kernels(backend=provider) for kernel in offer or ()]
+    strange = [type(kernel).__name__ for kernel in found if not isinstance(kernel, LinearKernel)]
+    if strange:
+        raise PluginError(
+            f"backend {spec.name!r}: dsv4core_linear_kernels returned {', '.join(strange)};"
+            " expected objects derived from dsv4core.linear.LinearKernel"
+        )
+    return found

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dsv4core.linear import Linears, Projection
 from dsv4core.ops import OpTable
 from dsv4core.plan import BatchPlan
-from dsv4core.projection import Projection, SplitProjection
 from dsv4core.weights import CompressorWeights
 
 
@@ -21,7 +21,7 @@ class Compressor:
     pages.
     """
 
-    projection: Projection | SplitProjection
+    projection: Projection
     ape: Tensor
     norm: Tensor
     ratio: int
@@ -35,6 +35,8 @@ class Compressor:
     @staticmethod
     def build(
         weights: CompressorWeights,
+        linears: Linears,
+        x: torch.dtype,
         *,
         ratio: int,
         head_dim: int,
@@ -43,8 +45,8 @@ class Compressor:
         rotate: str,
         eps: float,
     ) -> Compressor:
-        """From checkpoint tensors. The product runs in f32, so the weights are widened once, here."""
-        joined = Projection.joined(weights.wkv.float(), weights.wgate.float())
+        """From checkpoint tensors, for activations of type `x`. The product runs in f32."""
+        joined = linears.joined(weights.wkv, weights.wgate, x=x, out=torch.float32)
         return Compressor(
             joined, weights.ape, weights.norm, ratio, head_dim, group, f"state_{group}", layout, rotate, eps
         )
@@ -57,7 +59,7 @@ class Compressor:
         Shapes: hidden [T, hidden], state f32 [N, S, 2W] and pages u8 [N, B] (both written), cos_sin f32
         [P, 64].
         """
-        kv, score = self.projection(ops, hidden, torch.float32).chunk(2, dim=1)
+        kv, score = self.projection(hidden).chunk(2, dim=1)
         slots = plan.slots[self.state_group]
         ops.save_partial_states(kv, score, self.ape, plan.positions, state, slots, ratio=self.ratio)
         ops.compress_norm_rope_store(

@@ -107,7 +107,9 @@ class AttentionConfig(FrozenModel):
     main_layout: str = ""
     index_layout: str = ""
     output_quant: Literal["f32", "ue8m0x4"] | None = None
-    # "checkpoint" keeps fp8 projections as they are stored, "widened" makes them dense when a layer is built.
+    # fp8 activations (1 x 128, UE8M0 scales) in front of fp8 projections, as DeepSeek's inference code has.
+    activation_quant: Literal["ue8m0"] | None = None
+    # "checkpoint" keeps quantised projections as stored, "widened" makes them dense when a layer is built.
     weight_storage: Literal["checkpoint", "widened"] = "checkpoint"
     prefill_chunk_requests: PositiveInt = 4
     decode_threshold: PositiveInt = 1
@@ -241,8 +243,9 @@ def _layout_problems(c: AttentionConfig) -> list[str]:
         elif (got == plain) != (c.profile == "math"):
             why = f"{plain!r} and 'math' go together"
             problems.append(f"{name} {got!r} does not go with profile {c.profile!r}: {why}")
-    if c.profile == "math" and c.output_quant is not None:
-        problems.append(f"output_quant {c.output_quant!r} does not go with profile 'math'; leave it out")
+    for name, quant in (("output_quant", c.output_quant), ("activation_quant", c.activation_quant)):
+        if c.profile == "math" and quant is not None:
+            problems.append(f"{name} {quant!r} does not go with profile 'math'; leave it out")
     return problems
 
 

@@ -54,6 +54,13 @@ VARIABLES: tuple[Variable, ...] = (
         "When a backend lacks an op: refuse, or use the portable body with or without a log line.",
     ),
     Variable(
+        "DSV4CORE_LINEAR",
+        "",
+        (),
+        "names by comma",
+        "Linear kernels to use, in this order and no others; `dsv4core info --linear` lists them.",
+    ),
+    Variable(
         "DSV4CORE_CHECK",
         "",
         ("0", "1"),

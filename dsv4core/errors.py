@@ -40,6 +40,10 @@ class ConfigError(DSV4CoreError, ValueError):
     """A model description is incomplete or contradicts itself."""
 
 
+class LinearError(BackendError):
+    """No linear kernel takes a projection, or ``DSV4CORE_LINEAR`` names one that is not there."""
+
+
 class WeightsError(DSV4CoreError, ValueError):
     """Tensors of a checkpoint are missing, superfluous or have the wrong shape or dtype."""
 

@@ -1,4 +1,4 @@
-"""The six hooks a backend plugin may implement; this file is their documentation.
+"""The seven hooks a backend plugin may implement; this file is their documentation.
 
 A plugin is a module named by an entry point of the group ``dsv4core.backends``. It holds data and strings:
 importing it must import neither torch nor anything that does. The built-in backends use the same door::
@@ -62,6 +62,16 @@ def dsv4core_op_overrides(backend: Any) -> Mapping[str, Callable[..., Any]] | No
     """Return ops to use in place of those of a created backend, by op name.
 
     The callables have the op's signature. Two plugins claiming one op of one backend is an error.
+    """
+
+
+@hookspec
+def dsv4core_linear_kernels(backend: Any) -> Iterable[Any] | None:
+    """Return kernels for the projections of a created backend: objects of ``dsv4core.linear.LinearKernel``.
+
+    They are candidates beside the op ``linear``, of rank 0; for every projection the highest rank that
+    supports it is taken. A kernel whose library or device is missing is returned all the same: its
+    ``supports`` says so, and ``dsv4core info --linear`` shows it.
     """
 
 

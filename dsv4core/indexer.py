@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from dsv4core.compressor import Compressor
 from dsv4core.config import AttentionConfig
+from dsv4core.linear import Linear, Linears
 from dsv4core.ops import OpTable
 from dsv4core.plan import BatchPlan
-from dsv4core.projection import Projection
 from dsv4core.weights import IndexerWeights
 
 GROUP = "indexer"
@@ -21,19 +22,22 @@ WORKSPACE_BYTES = 64 << 20  # scores and keys of one chunk
 class Indexer:
     """Writes the index keys of completed windows, then chooses entries for every token."""
 
-    wq_b: Projection
-    weights_proj: Projection
+    wq_b: Linear
+    weights_proj: Linear
     compressor: Compressor
     config: AttentionConfig
 
     @staticmethod
-    def build(weights: IndexerWeights, config: AttentionConfig, ratio: int) -> Indexer:
-        """From checkpoint tensors."""
+    def build(
+        weights: IndexerWeights, config: AttentionConfig, ratio: int, linears: Linears, x: torch.dtype
+    ) -> Indexer:
+        """From checkpoint tensors, for activations of type `x`."""
         compressor = Compressor.build(
-            weights.compressor, ratio=ratio, head_dim=config.index_head_dim, group=GROUP,
+            weights.compressor, linears, x, ratio=ratio, head_dim=config.index_head_dim, group=GROUP,
             layout=config.index_layout, rotate=config.rotate, eps=config.rms_norm_eps,
         )  # fmt: skip
-        return Indexer(Projection.of(weights.wq_b), Projection(weights.weights_proj), compressor, config)
+        wq_b = linears.linear(weights.wq_b, x, quantise=config.activation_quant is not None)
+        return Indexer(wq_b, linears.linear(weights.weights_proj, x), compressor, config)
 
     def __call__(
         self,
@@ -53,9 +57,9 @@ class Indexer:
         """
         c = self.config
         self.compressor(ops, hidden, state, pages, plan, cos_sin)
-        q = self.wq_b(ops, qr).view(-1, c.index_n_heads, c.index_head_dim)
+        q = self.wq_b(qr).view(-1, c.index_n_heads, c.index_head_dim)
         values, scales, weights = ops.fused_indexer_q_rope_quant(
-            plan.positions, q, cos_sin, self.weights_proj(ops, hidden), softmax_scale=c.index_softmax_scale,
+            plan.positions, q, cos_sin, self.weights_proj(hidden), softmax_scale=c.index_softmax_scale,
             head_scale=c.index_head_scale, format=c.index_format, rotate=c.rotate,
         )  # fmt: skip
         return ops.sparse_indexer(

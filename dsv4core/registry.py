@@ -83,7 +83,7 @@ class Registry:
 
     @property
     def hook(self) -> pluggy.HookRelay:
-        """Callers of the six hooks over every loaded plugin, in pluggy's sense."""
+        """Callers of the hooks over every loaded plugin, in pluggy's sense."""
         return self._manager.hook
 
     def names(self) -> tuple[str, ...]:

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from dsv4core.errors import WeightsError
-from dsv4core.quantised import QuantisedWeight, Weight
-from dsv4core.tensor_names import ALL_NAMES, QUANTISABLE, SCALE, canonical
+from dsv4core.linear import QuantisedWeight, Weight
+from dsv4core.tensor_names import ALL_NAMES, FACTOR, QUANTISABLE, SCALE, STATIC, canonical, split
 
 FLOATS = (torch.bfloat16, torch.float32)
+PACKED = (torch.uint8, torch.int8)
+QUANTISED = (torch.float8_e4m3fn, *PACKED)
 
 
 def named_weights(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Weight]:
@@ -24,7 +26,9 @@ def named_weights(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Weigh
         if not full.startswith(start):
             continue
         name = canonical(full.removeprefix(start))
-        if name.removesuffix(SCALE) not in ALL_NAMES:
+        if name.endswith(STATIC) and name.removesuffix(STATIC) in QUANTISABLE:
+            continue
+        if split(name)[0] not in ALL_NAMES:
             problems.append(f"{full} is not a tensor of an attention layer")
         elif name in found:
             problems.append(f"{full} is there twice, the other time as {spelling[name]}")
@@ -35,30 +39,34 @@ def named_weights(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Weigh
         raise WeightsError(f"no tensor name begins with {start!r}; {there}")
     weights: dict[str, Weight] = {}
     for name, tensor in found.items():
-        if name.endswith(SCALE):
+        stem, suffix = split(name)
+        if suffix:
+            if stem not in found:
+                problems.append(f"{spelling[name]} has no {stem} to scale")
             continue
-        scales = found.get(name + SCALE)
-        problem = type_problem(name, tensor, scales)
+        scales, factor = found.get(name + SCALE), found.get(name + FACTOR)
+        tensor = tensor.view(torch.uint8) if tensor.dtype == torch.int8 else tensor
+        factor = factor.reshape(1) if factor is not None and factor.numel() == 1 else factor
+        problem = type_problem(name, tensor, scales, factor)
         if problem:
             problems.append(f"{spelling[name]}{problem}")
         else:
-            weights[name] = tensor if scales is None else QuantisedWeight(tensor, scales)
-    alone = [n for n in found if n.endswith(SCALE) and n.removesuffix(SCALE) not in found]
-    problems += [f"{spelling[name]} has no {name.removesuffix(SCALE)} to scale" for name in alone]
+            weights[name] = tensor if scales is None else QuantisedWeight(tensor, scales, factor)
     if problems:
         raise WeightsError(f"tensors behind {start!r}: {'; '.join(problems)}")
     return weights
 
 
-def type_problem(name: str, tensor: Tensor, scales: Tensor | None) -> str:
+def type_problem(name: str, tensor: Tensor, scales: Tensor | None, factor: Tensor | None) -> str:
     """What speaks against the types of one tensor and its scales, after its name; empty when nothing does."""
     kind = str(tensor.dtype).removeprefix("torch.")
     if tensor.dtype in FLOATS:
-        return f" is {kind} but has scales, which belong to float8_e4m3fn" if scales is not None else ""
-    if tensor.dtype != torch.float8_e4m3fn or name not in QUANTISABLE:
-        quantised = ", or float8_e4m3fn with scales" if name in QUANTISABLE else ""
+        scaled = scales is not None or factor is not None
+        return f" is {kind} but has scales, which belong to float8_e4m3fn and packed e2m1" if scaled else ""
+    if tensor.dtype not in QUANTISED or name not in QUANTISABLE:
+        quantised = ", or float8_e4m3fn and uint8 (e2m1 pairs) with scales" if name in QUANTISABLE else ""
         return f" is {kind}; only bfloat16 and float32 are read{quantised}"
     if scales is None:
-        return f" is {kind} without scales ({name}.scale or {name}.weight_scale_inv)"
-    found = QuantisedWeight.problem(tensor, scales)
+        return f" is {kind} without scales ({name}.scale, {name}.weight_scale_inv or {name}.weight_scale)"
+    found = QuantisedWeight.problem(tensor, scales, factor)
     return f": {found}" if found else ""

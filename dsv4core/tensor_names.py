@@ -11,8 +11,12 @@ COMPRESSOR_PARTS = ("wkv", "wgate", "ape", "norm")
 COMPRESSOR_NAMES = tuple(f"compressor.{part}" for part in COMPRESSOR_PARTS)
 INDEXER_NAMES = ("indexer.wq_b", "indexer.weights_proj", *(f"indexer.{name}" for name in COMPRESSOR_NAMES))
 ALL_NAMES = (*MAIN_NAMES, *COMPRESSOR_NAMES, *INDEXER_NAMES)
-# The linear layers that releases store as fp8 blocks; everything else is bf16 or f32 in every checkpoint.
-QUANTISABLE = ("wq_a", "wq_b", "wkv", "wo_a", "wo_b", "indexer.wq_b")
+# The linear layers that DeepSeek's releases store as fp8 blocks; others quantise more of the projections.
+RELEASED = ("wq_a", "wq_b", "wkv", "wo_a", "wo_b", "indexer.wq_b")
+QUANTISABLE = (
+    *RELEASED, "compressor.wkv", "compressor.wgate", "indexer.weights_proj", "indexer.compressor.wkv",
+    "indexer.compressor.wgate",
+)  # fmt: skip
 FLOAT32_NAMES = ("attn_sink", "compressor.ape", "indexer.compressor.ape")
 NORM_NAMES = ("q_norm", "kv_norm", "compressor.norm", "indexer.compressor.norm")
 
@@ -39,8 +43,14 @@ HF_NAMES = {
 }
 DEEPSEEK_NAMES = {ours: theirs for theirs, ours in HF_NAMES.items()}
 BARE = ("attn_sink", "compressor.ape", "indexer.compressor.ape")  # parameters, without a trailing `.weight`
-SCALE = ".scale"  # DeepSeek's name; transformers' `weight_scale_inv` holds the same factors
-HF_SCALE = ".weight_scale_inv"
+SCALE = ".scale"  # one per block or group
+FACTOR = ".scale_2"  # one for a whole NVFP4 matrix
+# All of them are factors, whatever `_inv` suggests; the longer names are transformers' and ModelOpt's.
+SPELLINGS = {
+    SCALE: SCALE, ".weight_scale_inv": SCALE, ".weight_scale": SCALE,
+    FACTOR: FACTOR, ".weight_scale_2": FACTOR,
+}  # fmt: skip
+STATIC = ".input_scale"  # of activations, in NVFP4 checkpoints; nothing here reads it
 LAYER_PREFIXES = (
     "layers.{}.attn.",
     "model.layers.{}.self_attn.",
@@ -50,23 +60,32 @@ LAYER_PREFIXES = (
 
 
 def canonical(name: str) -> str:
-    """DeepSeek's bare name of a tensor behind the layer's prefix; that of its scales ends in `.scale`.
+    """DeepSeek's bare name of a tensor behind the layer's prefix; scales end in `.scale` and `.scale_2`.
 
     A name that neither side uses comes back as it is.
     """
-    if name.endswith((SCALE, HF_SCALE)):
-        stem = name.removesuffix(SCALE).removesuffix(HF_SCALE).removesuffix(".weight")
-        return HF_NAMES.get(stem, stem) + SCALE
-    stem = name.removesuffix(".weight")
-    return HF_NAMES.get(stem, stem)
+    suffix = next((s for s in SPELLINGS if name.endswith(s)), "")
+    stem = name.removesuffix(suffix).removesuffix(".weight")
+    return HF_NAMES.get(stem, stem) + SPELLINGS.get(suffix, "")
 
 
-def spelled(name: str, style: str) -> str:
-    """The full name behind the prefix, in `style` "deepseek" or "hf", of a bare name (or name + `.scale`)."""
-    scale, stem = name.endswith(SCALE), name.removesuffix(SCALE)
+def split(name: str) -> tuple[str, str]:
+    """A canonical name as that of the matrix and the suffix of its part: "", `SCALE` or `FACTOR`."""
+    suffix = next((s for s in (SCALE, FACTOR) if name.endswith(s)), "")
+    return name.removesuffix(suffix), suffix
+
+
+def spelled(name: str, style: str, format: str = "fp8_block") -> str:
+    """The full name behind the prefix, in `style` "deepseek" or "hf", of a canonical name.
+
+    Scales of `format` "nvfp4" have ModelOpt's names in both styles.
+    """
+    stem, suffix = split(name)
     there = stem if style == "deepseek" else DEEPSEEK_NAMES[stem]
-    if scale:
-        return there + (SCALE if style == "deepseek" else HF_SCALE)
+    if suffix:
+        modelopt = {SCALE: ".weight_scale", FACTOR: ".weight_scale_2"}
+        blocks = {SCALE: SCALE if style == "deepseek" else ".weight_scale_inv"}
+        return there + (modelopt if format == "nvfp4" else blocks)[suffix]
     return there if stem in BARE else f"{there}.weight"
 
 

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from dsv4core.config import AttentionConfig
 from dsv4core.errors import WeightsError
+from dsv4core.linear import QuantisedWeight, Weight, dense
+from dsv4core.parallel import TensorParallel, shard
 from dsv4core.progress import Progress, silent
-from dsv4core.quantised import QuantisedWeight, Weight, dense
 from dsv4core.state_dict import named_weights
 from dsv4core.synthetic import hash_normal
 from dsv4core.tensor_names import (
     COMPRESSOR_NAMES,
-    COMPRESSOR_PARTS,
+    FACTOR,
     FLOAT32_NAMES,
     INDEXER_NAMES,
     MAIN_NAMES,
@@ -55,8 +56,8 @@ class CompressorWeights:
     Shapes: wkv, wgate [coff * d, hidden], ape f32 [ratio, coff * d], norm [d].
     """
 
-    wkv: Tensor
-    wgate: Tensor
+    wkv: Weight
+    wgate: Weight
     ape: Tensor
     norm: Tensor
 
@@ -66,7 +67,7 @@ class IndexerWeights:
     """The indexer of a ratio-4 layer. Shapes: wq_b [Hi * 128, q_lora], weights_proj [Hi, hidden]."""
 
     wq_b: Weight
-    weights_proj: Tensor
+    weights_proj: Weight
     compressor: CompressorWeights
 
 
@@ -103,8 +104,9 @@ class AttentionWeights:
         """From checkpoint tensors named `prefix` + name, with or without a trailing `.weight`.
 
         Names are DeepSeek's or transformers'. A dot between prefix and name is added where it is missing;
-        names outside the prefix are ignored; types are kept: bf16, f32, and e4m3 with `.scale` (or
-        `.weight_scale_inv`). Raises WeightsError naming all that is missing, unknown or of another type.
+        names outside the prefix are ignored; types are kept: bf16, f32, and the quantised formats with their
+        scales (docs/checkpoints.md has the names). Raises WeightsError naming all that is missing, unknown or
+        of another type.
         """
         return _assemble(named_weights(tensors, prefix))
 
@@ -118,23 +120,29 @@ class AttentionWeights:
         prefix: str | None = None,
         device: torch.device | str = "cpu",
         progress: Progress = silent,
+        parallel: TensorParallel | None = None,
     ) -> AttentionWeights:
         """One layer of a safetensors file or of a sharded directory; reads the bytes of that layer only.
 
-        `prefix` is found for `layer` unless it is given ("mtp.0.attn." is a draft layer). Raises WeightsError
-        naming the file, what was expected and what is there, before anything is read where that can be seen.
+        `prefix` is found for `layer` unless it is given ("mtp.0.attn." is a draft layer). With `parallel`
+        only this rank's share is read; `config` is the whole model's. Raises WeightsError naming the file,
+        what was expected and what is there, before anything is read where that can be seen.
         """
         from dsv4core.checkpoint import Checkpoint
 
-        return Checkpoint.open(path).attention(config, layer, prefix=prefix, device=device, progress=progress)
+        return Checkpoint.open(path).attention(
+            config, layer, prefix=prefix, device=device, progress=progress, parallel=parallel
+        )
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The tensors by bare checkpoint name, without `.weight`; scales end in `.scale`."""
+        """The tensors by bare checkpoint name, without `.weight`; scales end in `.scale` and `.scale_2`."""
         flat: dict[str, Tensor] = {}
-        for name, value in _flatten(self).items():
+        for name, value in self.flat().items():
             flat[name] = value if isinstance(value, Tensor) else value.weight
             if isinstance(value, QuantisedWeight):
                 flat[name + SCALE] = value.scales
+                if value.global_scale is not None:
+                    flat[name + FACTOR] = value.global_scale
         return flat
 
     def dequantised(self, dtype: torch.dtype = torch.float32) -> AttentionWeights:
@@ -143,7 +151,7 @@ class AttentionWeights:
 
     def validate(self, config: AttentionConfig, layer: int) -> None:
         """Raise WeightsError unless names and shapes are those of the layer; lists every difference."""
-        have, want = _flatten(self), expected_shapes(config, layer)
+        have, want = self.flat(), expected_shapes(config, layer)
         problems = [f"{name} is missing" for name in want if name not in have]
         problems += [f"{name} is not part of such a layer" for name in have if name not in want]
         for name, shape in want.items():
@@ -166,12 +174,20 @@ class AttentionWeights:
 
         return self._mapped(cast)
 
+    def sharded(self, parallel: TensorParallel) -> AttentionWeights:
+        """This rank's share: its heads of wq_b, wo_a, wo_b and attn_sink, all of the rest."""
+        return self._mapped(lambda name, value: shard(name, value, parallel))
+
+    def flat(self) -> dict[str, Weight]:
+        """The tensors by canonical name; a quantised projection is one of them."""
+        return _flatten(self)
+
     def to(self, device: torch.device | str) -> AttentionWeights:
         """A copy on a device."""
         return self._mapped(lambda _, value: value.to(device))
 
     def _mapped(self, change: Callable[[str, Weight], Weight]) -> AttentionWeights:
-        return _assemble({name: change(name, value) for name, value in _flatten(self).items()})
+        return _assemble({name: change(name, value) for name, value in self.flat().items()})
 
 
 def _random(name: str, shape: tuple[int, ...], layer: int, seed: int) -> Tensor:
@@ -215,8 +231,8 @@ def _assemble(values: Mapping[str, Weight]) -> AttentionWeights:
     if with_indexer:
         indexer = IndexerWeights(
             wq_b=values["indexer.wq_b"],
-            weights_proj=plain["indexer.weights_proj"],
-            compressor=_compressor(plain, "indexer.compressor."),
+            weights_proj=values["indexer.weights_proj"],
+            compressor=_compressor(values, plain, "indexer.compressor."),
         )
     return AttentionWeights(
         wq_a=values["wq_a"],
@@ -227,10 +243,12 @@ def _assemble(values: Mapping[str, Weight]) -> AttentionWeights:
         wo_a=values["wo_a"],
         wo_b=values["wo_b"],
         attn_sink=plain["attn_sink"],
-        compressor=_compressor(plain, "compressor.") if with_compressor else None,
+        compressor=_compressor(values, plain, "compressor.") if with_compressor else None,
         indexer=indexer,
     )
 
 
-def _compressor(tensors: Mapping[str, Tensor], prefix: str) -> CompressorWeights:
-    return CompressorWeights(**{name: tensors[prefix + name] for name in COMPRESSOR_PARTS})
+def _compressor(values: Mapping[str, Weight], plain: Mapping[str, Tensor], prefix: str) -> CompressorWeights:
+    return CompressorWeights(
+        values[prefix + "wkv"], values[prefix + "wgate"], plain[prefix + "ape"], plain[prefix + "norm"]
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
@@ -14,8 +14,10 @@ from torch import Tensor
 from dsv4core.checkpoint.shard import Shard
 from dsv4core.config import AttentionConfig
 from dsv4core.errors import ConfigError, WeightsError
+from dsv4core.linear import QuantisedWeight
+from dsv4core.parallel import Part, TensorParallel, part
 from dsv4core.progress import Progress, silent
-from dsv4core.tensor_names import attention_layers, prefixes
+from dsv4core.tensor_names import STATIC, attention_layers, canonical, prefixes, split
 from dsv4core.weights import AttentionWeights
 
 INDEX = "model.safetensors.index.json"
@@ -77,6 +79,7 @@ class Checkpoint:
         prefix: str | None = None,
         device: torch.device | str = "cpu",
         progress: Progress = silent,
+        parallel: TensorParallel | None = None,
     ) -> AttentionWeights:
         """The weights of a layer; see `AttentionWeights.from_checkpoint`.
 
@@ -84,14 +87,18 @@ class Checkpoint:
         """
         start = self._prefix(layer) if prefix is None else prefix
         files = {name: file for name, file in self.names.items() if name.startswith(start)}
+        files = {name: file for name, file in files.items() if not name.endswith(STATIC)}
         entries = {name: self._shard(file).entry(name) for name, file in files.items()}
         try:
             metas = {name: entry.meta() for name, entry in entries.items()}
-            AttentionWeights.from_state_dict(metas, start).validate(config, layer)
+            whole = AttentionWeights.from_state_dict(metas, start)
+            whole.validate(config, layer)
+            pieces = _pieces(whole, files, start, config, parallel)
         except WeightsError as error:
             there = sorted({str(file) for file in files.values()}) or [str(self.path)]
             raise WeightsError(f"{', '.join(there)}: {error}") from None
-        what, total, done = f"layer {layer} weights", sum(e.size for e in entries.values()), 0
+        total = sum(entry.read_size(pieces.get(name)) for name, entry in entries.items())
+        what, done = f"layer {layer} weights", 0
 
         def report(size: int) -> None:
             nonlocal done
@@ -100,7 +107,7 @@ class Checkpoint:
 
         tensors: dict[str, Tensor] = {}
         for name, file in files.items():
-            tensors[name] = self._shard(file).read(name, report).to(device)
+            tensors[name] = self._shard(file).read(name, report, pieces.get(name)).to(device)
         return AttentionWeights.from_state_dict(tensors, start)
 
     def _prefix(self, layer: int) -> str:
@@ -119,6 +126,28 @@ class Checkpoint:
                 raise WeightsError(f"{file} is missing; the index of {self.path} expects tensors in it")
             self._shards[file] = Shard(file)
         return self._shards[file]
+
+
+def _pieces(
+    whole: AttentionWeights,
+    names: Iterable[str],
+    start: str,
+    config: AttentionConfig,
+    parallel: TensorParallel | None,
+) -> dict[str, Part]:
+    """What a rank reads of the tensors that it does not need all of, by full name."""
+    if parallel is None:
+        return {}
+    parallel.local(config)  # refuses what cannot be shared out
+    found, weights = dict[str, Part](), whole.flat()
+    for full in names:
+        name, suffix = split(canonical(full.removeprefix(start)))
+        weight = weights[name]
+        stored = weight.format if isinstance(weight, QuantisedWeight) else None
+        piece = part(name, suffix, tuple(weight.shape), stored, parallel)
+        if piece is not None:
+            found[full] = piece
+    return found
 
 
 def _indexed(directory: Path) -> dict[str, Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dsv4core.errors import WeightsError
+from dsv4core.parallel import Part
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -32,6 +33,33 @@ class Entry:
     shape: tuple[int, ...]
     start: int
     size: int
+
+    def read_size(self, part: Part | None) -> int:
+        """Bytes of a part of the tensor, or of all of it."""
+        rows, columns = self._extent(part)
+        return rows * columns * self.dtype.itemsize
+
+    def spans(self, part: Part | None) -> Iterator[tuple[int, int]]:
+        """Places in the file and lengths, in bytes, of what is read: one, or one per row."""
+        width, item = self.size // max(self.shape[0], 1) if self.shape else self.size, self.dtype.itemsize
+        if part is None:
+            yield self.start, self.size
+        elif part.columns is None or (part.columns[1] - part.columns[0]) * item == width:
+            yield self.start + part.rows[0] * width, (part.rows[1] - part.rows[0]) * width
+        else:
+            first, last = part.columns
+            for row in range(*part.rows):
+                yield self.start + row * width + first * item, (last - first) * item
+
+    def read_shape(self, part: Part | None) -> tuple[int, ...]:
+        """Shape of a part of the tensor, or of all of it."""
+        return self.shape if part is None else self._extent(part)[: len(self.shape)]
+
+    def _extent(self, part: Part | None) -> tuple[int, int]:
+        if part is None:
+            return self.size // self.dtype.itemsize, 1
+        columns = (0, 1) if part.columns is None else part.columns
+        return part.rows[1] - part.rows[0], columns[1] - columns[0]
 
     def meta(self) -> Tensor:
         """The tensor without its values, to be checked before anything is read."""
@@ -76,22 +104,28 @@ class Shard:
         start, stop = info["data_offsets"]
         return Entry(DTYPES[info["dtype"]], tuple(info["shape"]), self._data + start, stop - start)
 
-    def read(self, name: str, report: Callable[[int], None]) -> Tensor:
-        """The tensor; `report` gets the bytes of every piece. Raises WeightsError for a short file."""
+    def read(self, name: str, report: Callable[[int], None], part: Part | None = None) -> Tensor:
+        """The tensor, or only the bytes of a part of it; `report` gets the bytes of every piece.
+
+        Raises WeightsError for a short file.
+        """
         entry = self.entry(name)
-        if entry.size == 0:
-            return torch.empty(entry.shape, dtype=entry.dtype)
-        buffer = bytearray(entry.size)
+        shape, size = entry.read_shape(part), entry.read_size(part)
+        if size == 0:
+            return torch.empty(shape, dtype=entry.dtype)
+        buffer = bytearray(size)
         view, done = memoryview(buffer), 0
         try:
             with self.path.open("rb", buffering=0) as file:
-                file.seek(entry.start)
-                while done < entry.size:
-                    got = file.readinto(view[done : done + CHUNK])
-                    if not got:
-                        raise WeightsError(f"{self.path} ends inside {name}: {done} of {entry.size} bytes")
-                    done += got
-                    report(got)
+                for start, length in entry.spans(part):
+                    file.seek(start)
+                    stop = done + length
+                    while done < stop:
+                        got = file.readinto(view[done : min(done + CHUNK, stop)])
+                        if not got:
+                            raise WeightsError(f"{self.path} ends inside {name}: {done} of {size} bytes")
+                        done += got
+                        report(got)
         except OSError as error:
             raise WeightsError(f"{self.path}: {name} cannot be read: {error}") from None
-        return torch.frombuffer(buffer, dtype=torch.uint8).view(entry.dtype).view(entry.shape)
+        return torch.frombuffer(buffer, dtype=torch.uint8).view(entry.dtype).view(shape)

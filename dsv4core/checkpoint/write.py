@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,23 @@ from torch import Tensor
 from dsv4core.checkpoint.reader import INDEX, SINGLE
 from dsv4core.config import AttentionConfig
 from dsv4core.errors import WeightsError
-from dsv4core.numerics import block_fp8
-from dsv4core.tensor_names import FLOAT32_NAMES, QUANTISABLE, SCALE, expected_shapes, prefixes, spelled
+from dsv4core.linear import FORMATS as STORED
+from dsv4core.numerics import block_fp8, group_fp4
+from dsv4core.tensor_names import (
+    FACTOR,
+    FLOAT32_NAMES,
+    QUANTISABLE,
+    RELEASED,
+    SCALE,
+    expected_shapes,
+    prefixes,
+    spelled,
+)
 from dsv4core.weights import AttentionWeights
 
-FORMATS, SCALES, NAMES = ("fp8_block", "bf16"), ("ue8m0", "f32"), ("deepseek", "hf")
+FORMATS, SCALES, NAMES = ("fp8_block", "nvfp4", "mxfp4", "bf16"), ("ue8m0", "f32"), ("deepseek", "hf")
+PROJECTIONS = {"released": RELEASED, "all": QUANTISABLE}
+METHODS = {"nvfp4": {"quant_method": "modelopt", "quant_algo": "NVFP4"}, "mxfp4": {"quant_method": "mxfp4"}}
 DEFAULT_SHARD_BYTES = 2 << 30
 
 
@@ -32,32 +45,38 @@ def write_synthetic(
     format: str = "fp8_block",
     scale: str = "ue8m0",
     names: str = "deepseek",
+    projections: str = "released",
     shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> Path:
     """Write `AttentionWeights.random` of some layers as a checkpoint directory with a `config.json`.
 
-    `format`: "fp8_block" (projections as e4m3 with 128 x 128 scales) or "bf16"; `scale`: "ue8m0" or "f32";
+    `format`: "fp8_block" (e4m3 with 128 x 128 scales, `scale` "ue8m0" or "f32"), "nvfp4", "mxfp4" or "bf16";
+    `projections`: those that the releases quantise, or "all" with compressors and indexer, as vendors may;
     `names`: "deepseek" or "hf". Files of at most `shard_bytes` (or one tensor) and an index, or a single
     `model.safetensors`. Holds one layer and one file in memory. Raises WeightsError for unknown choices and a
     directory that is not empty.
     """
-    for what, got, known in (("format", format, FORMATS), ("scale", scale, SCALES), ("names", names, NAMES)):
+    for what, got, known in (
+        ("format", format, FORMATS), ("scale", scale, SCALES), ("names", names, NAMES),
+        ("projections", projections, tuple(PROJECTIONS)),
+    ):  # fmt: skip
         if got not in known:
             raise WeightsError(f"{what} {got!r} is not known; type {' or '.join(map(repr, known))}")
     where = Path(path)
     if where.exists() and (not where.is_dir() or any(where.iterdir())):
         raise WeightsError(f"{where} is there already and not an empty directory; type another one")
     where.mkdir(parents=True, exist_ok=True)
+    style = _Style(format, scale, names, () if format == "bf16" else PROJECTIONS[projections])
     sizes: dict[str, int] = {}
     for layer in layers:
-        sizes.update(_sizes(config, layer, format, scale, names))
+        sizes.update(_sizes(config, layer, style))
     shards = _split(sizes, shard_bytes)
     place = {name: i for i, shard in enumerate(shards) for name in shard}
     files = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     files = files if len(files) > 1 else [SINGLE]
     waiting: dict[str, Tensor] = {}
     for layer in layers:
-        for name, tensor in _tensors(config, layer, seed, format, scale, names):
+        for name, tensor in _tensors(config, layer, seed, style):
             waiting[name] = tensor
             if name == shards[place[name]][-1]:
                 save_file(waiting, str(where / files[place[name]]), {"format": "pt"})
@@ -89,35 +108,60 @@ def hf_config(config: AttentionConfig, format: str = "bf16", scale: str = "ue8m0
             "activation_scheme": "dynamic",
             **({"scale_fmt": "ue8m0"} if scale == "ue8m0" else {}),
         }  # fmt: skip
+    if format in METHODS:
+        found["quantization_config"] = METHODS[format]
     return found
 
 
-def _sizes(config: AttentionConfig, layer: int, format: str, scale: str, names: str) -> dict[str, int]:
+@dataclass(frozen=True)
+class _Style:
+    """How tensors are stored and called, and which are quantised."""
+
+    format: str
+    scale: str
+    names: str
+    quantised: tuple[str, ...]
+
+    def full(self, layer: int, name: str) -> str:
+        return prefixes(layer)[NAMES.index(self.names)] + spelled(name, self.names, self.format)
+
+
+def _sizes(config: AttentionConfig, layer: int, style: _Style) -> dict[str, int]:
     """Full names and bytes of a layer, in the order in which they are written."""
-    prefix = prefixes(layer)[NAMES.index(names)]
     found: dict[str, int] = {}
     for name, shape in expected_shapes(config, layer).items():
-        quantised = format == "fp8_block" and name in QUANTISABLE
-        width = 1 if quantised else 4 if name in FLOAT32_NAMES else 2
-        found[prefix + spelled(name, names)] = width * torch.Size(shape).numel()
-        if quantised:
-            count = torch.Size(block_fp8.scale_shape(*shape)).numel()
-            found[prefix + spelled(name + SCALE, names)] = count * (1 if scale == "ue8m0" else 4)
+        if name not in style.quantised:
+            width = 4 if name in FLOAT32_NAMES else 2
+            found[style.full(layer, name)] = width * torch.Size(shape).numel()
+            continue
+        stored, (rows, inputs) = STORED[style.format], shape
+        wide = style.format == "fp8_block" and style.scale == "f32"
+        found[style.full(layer, name)] = torch.Size(stored.code_shape(rows, inputs)).numel()
+        scales = torch.Size(stored.scale_shape(rows, inputs)).numel()
+        found[style.full(layer, name + SCALE)] = scales * (4 if wide else 1)
+        if stored.factor:
+            found[style.full(layer, name + FACTOR)] = 4
     return found
 
 
 def _tensors(
-    config: AttentionConfig, layer: int, seed: int, format: str, scale: str, names: str
+    config: AttentionConfig, layer: int, seed: int, style: _Style
 ) -> Iterator[tuple[str, Tensor]]:
     """The tensors in the order of `_sizes`."""
-    prefix = prefixes(layer)[NAMES.index(names)]
     for name, tensor in AttentionWeights.random(config, layer, seed).state_dict().items():
-        if format == "fp8_block" and name in QUANTISABLE:
-            codes, scales = block_fp8.quantise(tensor, scale)
-            yield prefix + spelled(name, names), codes
-            yield prefix + spelled(name + SCALE, names), scales
-        else:
-            yield prefix + spelled(name, names), tensor
+        stored = (tensor,) if name not in style.quantised else _quantised(tensor, style)
+        for suffix, values in zip(("", SCALE, FACTOR), stored, strict=False):
+            yield style.full(layer, name + suffix), values
+
+
+def _quantised(tensor: Tensor, style: _Style) -> tuple[Tensor, ...]:
+    """Codes, scales and, where the format has one, the factor."""
+    if style.format == "fp8_block":
+        return block_fp8.quantise(tensor, style.scale)
+    try:
+        return group_fp4.quantise_nv(tensor) if style.format == "nvfp4" else group_fp4.quantise_mx(tensor)
+    except ValueError as error:
+        raise WeightsError(f"{style.format} cannot store a matrix {list(tensor.shape)}: {error}") from None
 
 
 def _split(sizes: dict[str, int], limit: int) -> list[list[str]]:

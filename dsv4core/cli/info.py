@@ -33,16 +33,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ops", action="store_true", help="also show where each op of the chosen backend comes from"
     )
+    parser.add_argument(
+        "--linear", action="store_true", help="also show which kernel each kind of projection gets, and why"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the report; 0, or 2 when DSV4CORE_BACKEND names nothing, or 4 when nothing asked for can run."""
-    report = collect("device" if args.probe or args.ops else "static", ops=args.ops)
+    device = args.probe or args.ops or args.linear
+    report = collect("device" if device else "static", ops=args.ops, linear=args.linear)
     print(json.dumps(report, indent=2) if args.json else render(report))
     return int(report["exit"])
 
 
-def collect(depth: Depth = "static", *, ops: bool = False) -> dict[str, Any]:
+def collect(depth: Depth = "static", *, ops: bool = False, linear: bool = False) -> dict[str, Any]:
     """Return the whole report as plain JSON values; no part of it can make another part fail."""
     known = registry.get_registry()
     chosen, code = _chosen(depth)
@@ -70,12 +74,12 @@ def collect(depth: Depth = "static", *, ops: bool = False) -> dict[str, Any]:
         "layouts": _or_error(_layouts),
         "notes": _notes(),
     }
-    if ops:
-        report["ops"] = (
-            _or_error(_ops) if code == 0 else {"error": str(chosen.get("error", "")).splitlines()[0]}
-        )
-        if "error" in report["ops"]:
-            report["exit"] = code or 4
+    for name, wanted, part in (("ops", ops, _ops), ("linear", linear, _linear)):
+        if wanted:
+            missing = {"error": str(chosen.get("error", "")).splitlines()[0]} if code else {}
+            report[name] = missing or _or_error(part)
+            if "error" in report[name]:
+                report["exit"] = code or 4
     return report
 
 
@@ -100,6 +104,7 @@ def render(report: Mapping[str, Any]) -> str:
         ("Modules and the distributions they come from", _pairs(report["modules"])),
         ("Layouts", _pairs(report["layouts"])),
         ("Ops", _pairs(report.get("ops", {}))),
+        ("Linear kernels (projections of V4-Flash)", _linear_lines(report.get("linear", {}))),
         ("Notes", report["notes"]),
     ]
     return "\n\n".join(
@@ -182,7 +187,27 @@ def _ops() -> dict[str, str]:
     return dict(selection.get_backend().ops.provenance)
 
 
-def _or_error(collect_part: Callable[[], dict[str, str]]) -> dict[str, str]:
+def _linear() -> dict[str, Any]:
+    from dsv4core.linear.report import report
+
+    return {f"{row['projection']}: {row.pop('problem')}": row for row in report(selection.get_backend())}
+
+
+def _linear_lines(rows: Mapping[str, Any]) -> list[str]:
+    """Every kind of projection with its kernel, then why no other; equal reasons one after another once."""
+    if "error" in rows:
+        return [str(rows["error"])]
+    lines: list[str] = []
+    before: Any = None
+    for problem, row in rows.items():
+        lines.append(f"{problem}  ->  {row['kernel'] or 'none'}")
+        if row["refusals"] != before:
+            lines += [f"    {name}: {reason}" for name, reason in row["refusals"].items()]
+        before = row["refusals"]
+    return lines
+
+
+def _or_error(collect_part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return collect_part()
     except Exception as error:  # a broken torch raises anything, and the rest of the report explains it

@@ -17,7 +17,7 @@ from dsv4core.checkpoint import Checkpoint, write_synthetic
 from dsv4core.checkpoint.reader import INDEX
 from dsv4core.config import AttentionConfig
 from dsv4core.errors import ConfigError, WeightsError
-from dsv4core.quantised import QuantisedWeight
+from dsv4core.linear import QuantisedWeight
 from dsv4core.weights import AttentionWeights
 
 TINY = AttentionConfig.preset("tiny")

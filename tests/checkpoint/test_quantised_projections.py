@@ -8,12 +8,11 @@ import torch
 from dsv4core.cache import PagedCache
 from dsv4core.config import AttentionConfig
 from dsv4core.errors import WeightsError
+from dsv4core.linear import Linear, QuantisedWeight, SplitLinear
 from dsv4core.numerics import block_fp8
-from dsv4core.projection import Projection, SplitProjection
-from dsv4core.quantised import QuantisedWeight
 from dsv4core.selection import get_backend
 from dsv4core.synthetic import hash_normal
-from dsv4core.tensor_names import QUANTISABLE
+from dsv4core.tensor_names import RELEASED
 from dsv4core.weights import AttentionWeights
 
 BF16 = torch.bfloat16
@@ -23,7 +22,7 @@ SMALL = {"hidden_size": 192, "q_lora_rank": 128, "o_lora_rank": 72, "compress_ra
 
 def quantised(weights: AttentionWeights, scale: str) -> AttentionWeights:
     tensors = weights.state_dict()
-    for name in QUANTISABLE:
+    for name in RELEASED:
         if name in tensors:
             tensors[name], tensors[f"{name}.scale"] = block_fp8.quantise(tensors[name], scale)
     return AttentionWeights.from_state_dict(tensors)
@@ -75,13 +74,14 @@ def test_grouped_output_projection(kind: str, rank: int, inputs: int) -> None:
 
 @pytest.mark.parametrize("scale", ["ue8m0", "f32"])
 def test_rows_are_independent(scale: str) -> None:
-    ops, x = get_backend("cpu").ops, hash_normal((33, 320), 0, "x", 1.0, dtype=BF16)
+    x = hash_normal((33, 320), 0, "x", 1.0, dtype=BF16)
     weight = QuantisedWeight(*block_fp8.quantise(hash_normal((200, 320), 0, "w", 0.1), scale))
-    projection = Projection.of(weight)
-    whole = projection(ops, x)
-    for tokens in (1, 2, 7, 8, 9, 32):
-        assert torch.equal(projection(ops, x[:tokens]), whole[:tokens])
-        assert torch.equal(projection(ops, x[-tokens:]), whole[-tokens:])
+    for quantise in (False, True):
+        projection = get_backend("cpu").linears.linear(weight, BF16, quantise=quantise)
+        whole = projection(x)
+        for tokens in (1, 2, 7, 8, 9, 32):
+            assert torch.equal(projection(x[:tokens]), whole[:tokens])
+            assert torch.equal(projection(x[-tokens:]), whole[-tokens:])
 
 
 @pytest.mark.parametrize("scale", ["ue8m0", "f32"])
@@ -93,9 +93,8 @@ def test_a_layer_on_stored_weights_equals_the_widened_one(layer: int, scale: str
         config = AttentionConfig.preset("tiny", profile=profile, weight_storage=storage, **SMALL)
         weights = quantised(AttentionWeights.random(config, layer), scale)
         attention = get_backend("cpu").attention(config, layer, weights)
-        assert (attention.wq_b.format, attention.wo_a.weight.dtype.itemsize) == (
-            ("fp8_block", 1) if storage == "checkpoint" else ("bf16", 4 if profile == "math" else 2)
-        )
+        stored = "fp8_block" if storage == "checkpoint" else "bf16"
+        assert (attention.wq_b.problem.format, attention.wo_a.problem.format) == (stored, stored)
         cache = PagedCache.allocate(config, [layer], 300)
         hidden = hash_normal((140, 192), 0, "hidden", 1.0, dtype=attention.dtype)
         steps = [
@@ -118,19 +117,19 @@ def test_a_layer_on_stored_weights_equals_the_widened_one(layer: int, scale: str
     ((130, 7), ("bf16", "bf16"), True),
 ])  # fmt: skip
 def test_joined(rows: tuple[int, int], kinds: tuple[str, str], joined: bool) -> None:
-    ops, x = get_backend("cpu").ops, hash_normal((5, 200), 0, "x", 1.0, dtype=BF16)
+    linears, x = get_backend("cpu").linears, hash_normal((5, 200), 0, "x", 1.0, dtype=BF16)
     parts = []
     for i, (n, kind) in enumerate(zip(rows, kinds, strict=True)):
         weight = hash_normal((n, 200), 0, f"w{i}", 0.1, dtype=BF16)
         parts.append(weight if kind == "bf16" else QuantisedWeight(*block_fp8.quantise(weight, kind)))
-    both = Projection.joined(*parts)
-    assert isinstance(both, Projection if joined else SplitProjection)
     dense = torch.cat(
         [p.double() if isinstance(p, torch.Tensor) else p.dequantised().double() for p in parts]
     )
     exact = x.double() @ dense.T
     for dtype, bound in ((BF16, 4e-3), (torch.float32, 2e-6)):
-        got = both(ops, x, dtype)
+        both = linears.joined(*parts, x=BF16, out=dtype)
+        assert isinstance(both, Linear if joined else SplitLinear)
+        got = both(x)
         assert got.dtype == dtype and float((got.double() - exact).norm() / exact.norm()) <= bound
 
 
@@ -150,9 +149,9 @@ def test_state_dict_and_dequantised_round_trip() -> None:
 
 
 @pytest.mark.parametrize(("codes", "scales", "message"), [
-    (torch.zeros(4, 4), torch.ones(1, 1), r"codes are float32 \[4, 4\], expected float8_e4m3fn"),
+    (torch.zeros(4, 4), torch.ones(1, 1), r"codes are float32 \[4, 4\].*expected.*float8_e4m3fn"),
     (torch.zeros(256, 4, dtype=torch.uint8).view(torch.float8_e4m3fn), torch.ones(1, 1),
-     r"expected float32.*\[2, 1\]"),
+     r"expected \[2, 1\]: one per 128 x 128 block"),
     (torch.zeros(4, 4, dtype=torch.uint8).view(torch.float8_e4m3fn), torch.ones(1, 1).half(),
      "scales are float16"),
 ])  # fmt: skip

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from dsv4core.backend import Backend
 from dsv4core.cache import LayerCache
-from dsv4core.compressor import Compressor
 from dsv4core.config import AttentionConfig
 from dsv4core.ops._contract import check_mode
 from dsv4core.ops_attention import OpsAttention
 from dsv4core.plan import BatchPlan, PrefillChunk
-from dsv4core.projection import Projection
-from dsv4core.weights import AttentionWeights, CompressorWeights
+from dsv4core.weights import AttentionWeights
 from dsv4core_cuda.flashmla import Pages
 
 
@@ -33,13 +29,6 @@ class DeepseekV4CUDAAttention(OpsAttention):
         self.flash, self.schedules = provider.flash, provider.schedules
         self.streams, self.stream_tokens = provider.streams, provider.stream_tokens
         super().__init__(config, layer, weights, backend)
-        w = weights.prepared(self.dtype, widen=config.weight_storage == "widened")
-        # Sums in f32 of bf16 operands need no f32 operands: half the bytes, and matrix units.
-        if self.compressor is not None and w.compressor is not None:
-            self.compressor = narrow(self.compressor, w.compressor)
-        if self.indexer is not None and w.indexer is not None:
-            narrowed = narrow(self.indexer.compressor, w.indexer.compressor)
-            self.indexer = replace(self.indexer, compressor=narrowed)
 
     @property
     def padded_heads(self) -> int:
@@ -144,10 +133,3 @@ class DeepseekV4CUDAAttention(OpsAttention):
             self.ops.sparse_prefill(q, kv, indices, lens, self.attn_sink, out, scale=scale)
             return out
         return self.flash.prefill(q, kv, indices, lens, self.attn_sink, scale, trusted=True)[0]
-
-
-def narrow(compressor: Compressor, weights: CompressorWeights) -> Compressor:
-    """The same compressor on the matrices as they are stored, where that is bf16."""
-    if weights.wkv.dtype != torch.bfloat16 or weights.wgate.dtype != torch.bfloat16:
-        return compressor
-    return replace(compressor, projection=Projection.joined(weights.wkv, weights.wgate))

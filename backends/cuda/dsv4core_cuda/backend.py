@@ -47,7 +47,6 @@ class CudaBackend:
         except ImportError as error:
             raise BackendUnavailableError(f"backend cuda: its kernels need triton: {error}") from error
         self.ops = portable.implementations()
-        self.ops["linear"] = OpImpl(products.linear, "torch")
         self.ops["grouped_output_projection"] = OpImpl(products.grouped_output_projection, "torch")
         self.stream_tokens = _count(self.settings.get("stream_tokens", ""), STREAM_TOKENS)
         self.streams, self.schedules = SideStreams(), Schedules()

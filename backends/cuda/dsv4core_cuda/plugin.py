@@ -85,6 +85,16 @@ def _on_device() -> Availability:
     return torch if isinstance(torch, Availability) else _look(torch)
 
 
+@hookimpl
+def dsv4core_linear_kernels(backend: Any) -> list[Any] | None:
+    """Offer Triton's kernel and those of torch, DeepGEMM and FlashInfer, available or not."""
+    if backend.name != SPEC.name:
+        return None
+    from dsv4core_cuda.linear import kernels  # imports torch
+
+    return kernels()
+
+
 def _look(torch: Any) -> Availability:
     build = torch.version.cuda
     driver = str(CONTROL) if CONTROL.exists() else ""

@@ -1,4 +1,4 @@
-"""Matrix products in one library call where the portable body takes several, or wider operands."""
+"""The output projection's groups in one library call; the portable body takes one a group."""
 
 from __future__ import annotations
 
@@ -7,21 +7,7 @@ from torch import Tensor
 
 from dsv4core.ops import OPS
 
-BF16, F32 = torch.bfloat16, torch.float32
-
-
-def linear(
-    x: Tensor, weight: Tensor, scales: Tensor | None, global_scale: Tensor | None, *, format: str,
-    out_dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
-    """The op; a product of bf16 matrices that is wanted in f32 is summed in f32 and never widened before.
-
-    Shapes: x [T, in], weight [out, in] -> [T, out].
-    """
-    plain = format == "bf16" and scales is None and global_scale is None and weight.shape[1] == x.shape[1]
-    if plain and x.is_cuda and x.dtype == weight.dtype == BF16 and out_dtype == F32:
-        return torch.mm(x, weight.T, out_dtype=F32)
-    return OPS["linear"].body(x, weight, scales, global_scale, format=format, out_dtype=out_dtype)
+BF16 = torch.bfloat16
 
 
 def grouped_output_projection(

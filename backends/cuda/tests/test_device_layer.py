@@ -160,13 +160,15 @@ def test_products_in_one_call_are_the_bodies(tokens: int) -> None:
         return torch.randn(*shape, generator=g, device=DEVICE).bfloat16()
 
     x, weight = noise(tokens, 4096), noise(512, 4096)
-    ops = get_backend("cuda").ops
-    mine = ops.linear(x, weight, None, None, format="bf16", out_dtype=torch.float32)
+    backend = get_backend("cuda")
+    wide = backend.linears.linear(weight, torch.bfloat16, out=torch.float32)
+    assert wide.choice.kernel.name == "mm_f32"
+    mine = wide(x)
     exact = x.double() @ weight.double().T
     assert mine.dtype == torch.float32
     assert float((mine - exact).norm()) <= 1e-5 * float(exact.norm())
     o, wo_a = noise(tokens, 64, 512), noise(8 * 1024, 4096)
-    mine = ops.grouped_output_projection(o[:, :32], None, wo_a[:4096], None, groups=4)
+    mine = backend.ops.grouped_output_projection(o[:, :32], None, wo_a[:4096], None, groups=4)
     groups = o[:, :32].double().reshape(tokens, 4, -1)
     exact = torch.einsum("tgk,gdk->tgd", groups, wo_a[:4096].double().view(4, 1024, -1))
     assert mine.is_contiguous() and float((mine - exact).norm()) <= 4e-3 * float(exact.norm())

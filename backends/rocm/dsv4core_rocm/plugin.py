@@ -94,6 +94,16 @@ def _on_device() -> Availability:
     return torch if isinstance(torch, Availability) else _look(torch)
 
 
+@hookimpl
+def dsv4core_linear_kernels(backend: Any) -> list[Any] | None:
+    """Offer the Triton kernel for stored weights."""
+    if backend.name != SPEC.name:
+        return None
+    from dsv4core.linear.triton_kernel import TritonLinear  # imports torch
+
+    return [TritonLinear()]
+
+
 def _look(torch: Any) -> Availability:
     build = torch.version.hip
     control = str(CONTROL) if CONTROL.exists() else ""

@@ -71,6 +71,16 @@ def dsv4core_info(spec: BackendSpec) -> list[str] | None:
     return [OTHERS[name](version, torch) for name, version in here.items() if version] or None
 
 
+@hookimpl
+def dsv4core_linear_kernels(backend: Any) -> list[Any] | None:
+    """Offer the Triton kernel for stored weights."""
+    if backend.name != SPEC.name:
+        return None
+    from dsv4core.linear.triton_kernel import TritonLinear  # imports torch
+
+    return [TritonLinear()]
+
+
 def _ipex(version: str, torch: str) -> str:
     build = "" if "+xpu" in version else ", a CPU build"
     same = torch.split(".")[:2] == version.split(".")[:2]

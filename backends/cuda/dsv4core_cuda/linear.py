@@ -1,0 +1,169 @@
+"""Linear kernels of libraries for NVIDIA devices; each says itself whether it can run here."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dsv4core.linear import LinearKernel, Problem, QuantisedWeight, Weight
+from dsv4core.linear.triton_kernel import TritonLinear
+from dsv4core.numerics.block_fp8 import scale_values
+
+BLOCK = 128
+
+
+def kernels() -> list[LinearKernel]:
+    """All of them, available or not."""
+    return [CuteDslNvfp4(), DeepGemm(), TritonLinear(), ScaledMatmul(), WideSum()]
+
+
+def capability(device: torch.device) -> tuple[int, int]:
+    """Of a CUDA device; (0, 0) where there is none."""
+    return torch.cuda.get_device_capability(device) if torch.cuda.is_available() else (0, 0)
+
+
+def fp8_blocks(problem: Problem) -> Literal[True] | str:
+    """Whether both operands are fp8, as 1 x 128 and 128 x 128 scaled products want them."""
+    if problem.format != "fp8_block":
+        return f"it multiplies fp8_block weights, not {problem.format}"
+    if problem.groups or not problem.quantise:
+        return "it multiplies fp8 activations, and this projection keeps bf16 (activation_quant)"
+    if problem.rows % BLOCK or problem.inputs % BLOCK or problem.out != torch.bfloat16:
+        return f"it needs whole blocks of {BLOCK} and a bf16 result, not {problem}"
+    return True
+
+
+class ScaledMatmul(LinearKernel):
+    """torch's block-scaled matmul (cuBLASLt), on Hopper. Run on an H100 with torch 2.11."""
+
+    name = "scaled_mm"
+    rank = 40
+
+    def supports(self, problem: Problem) -> Literal[True] | str:
+        """fp8 activations and SM90: torch has block scales of 128 there only."""
+        found = capability(problem.device)
+        if found[0] != 9:
+            return f"torch multiplies with 128 x 128 scales on SM90 only, this is SM{found[0]}{found[1]}"
+        return fp8_blocks(problem)
+
+    def prepare(self, weight: Weight, problem: Problem) -> Any:
+        """The codes and f32 scales, both as columns."""
+        assert isinstance(weight, QuantisedWeight)
+        return weight.weight.contiguous().t(), scale_values(weight.scales).contiguous().t()
+
+    def apply(self, problem: Problem, prepared: Any, x: Tensor, x_scales: Tensor | None) -> Tensor:
+        """Quantise, then one product."""
+        from dsv4core.kernels.triton.quantise_activation import quantise_activation
+
+        codes, scales = quantise_activation(x)
+        weight, weight_scales = prepared
+        by_column = scales.t().contiguous().t()  # one column of scales behind the other
+        return torch._scaled_mm(
+            codes, weight, scale_a=by_column, scale_b=weight_scales, out_dtype=torch.bfloat16
+        )
+
+
+class WideSum(LinearKernel):
+    """A product of bf16 that is wanted in f32: half the bytes of f32 operands, and matrix units."""
+
+    name = "mm_f32"
+    rank = 20
+
+    def supports(self, problem: Problem) -> Literal[True] | str:
+        """bf16 weights and activations with an f32 result: the compressors' projections."""
+        if problem.format != "bf16" or problem.x != torch.bfloat16 or problem.out != torch.float32:
+            return f"it multiplies bf16 by bf16 into f32, not {problem}"
+        if problem.device.type != "cuda":
+            return f"torch has this product on CUDA devices, not on {problem.device.type}"
+        return True
+
+    def apply(self, problem: Problem, prepared: Any, x: Tensor, x_scales: Tensor | None) -> Tensor:
+        """One product."""
+        return torch.mm(x, prepared.T, out_dtype=torch.float32)
+
+
+class DeepGemm(LinearKernel):
+    """DeepSeek's fp8 product, where `deep_gemm` is installed and fits torch. Not run on hardware."""
+
+    name = "deepgemm"
+    rank = 60
+
+    def supports(self, problem: Problem) -> Literal[True] | str:
+        """fp8 activations, SM90 or SM100, and a library that loads."""
+        found = fp8_blocks(problem)
+        if found is not True:
+            return found
+        if find_spec("deep_gemm") is None:
+            return "deep_gemm is not installed"
+        if capability(problem.device)[0] not in (9, 10):
+            return "deep_gemm runs on SM90 and SM100"
+        try:
+            import_module("deep_gemm")
+        except Exception as error:  # built for another torch: missing symbols, or no compiler for its kernels
+            return f"deep_gemm does not load: {str(error).splitlines()[0][:120]}"
+        return True
+
+    def prepare(self, weight: Weight, problem: Problem) -> Any:
+        """The codes and f32 scales."""
+        assert isinstance(weight, QuantisedWeight)
+        return weight.weight.contiguous(), scale_values(weight.scales).contiguous()
+
+    def apply(self, problem: Problem, prepared: Any, x: Tensor, x_scales: Tensor | None) -> Tensor:
+        """Quantise, then one product."""
+        from dsv4core.kernels.triton.quantise_activation import quantise_activation
+
+        out = x.new_empty(x.shape[0], problem.rows)
+        import_module("deep_gemm").fp8_gemm_nt(quantise_activation(x), prepared, out)
+        return out
+
+
+class CuteDslNvfp4(LinearKernel):
+    """FlashInfer's CuTe DSL product of bf16 and NVFP4, with weights repacked for it. Not run on hardware."""
+
+    name = "cutedsl"
+    rank = 80
+
+    def supports(self, problem: Problem) -> Literal[True] | str:
+        """NVFP4 weights on SM100 or SM103, and a FlashInfer that has the product."""
+        if problem.format != "nvfp4" or problem.groups or problem.x != torch.bfloat16:
+            return f"it multiplies bf16 by ungrouped nvfp4, not {problem}"
+        if problem.out != torch.bfloat16 or problem.inputs % BLOCK or problem.rows % BLOCK:
+            return f"it needs multiples of {BLOCK} and a bf16 result, not {problem}"
+        found = capability(problem.device)
+        if found not in ((10, 0), (10, 3)):
+            return f"it runs on SM100 and SM103, this is SM{found[0]}{found[1]}"
+        for module in ("flashinfer", "cutlass"):
+            if find_spec(module) is None:
+                return f"{module} is not installed"
+        if not hasattr(import_module("flashinfer"), "mm_bf16_fp4"):
+            return "this flashinfer has no mm_bf16_fp4"
+        return True
+
+    def prepare(self, weight: Weight, problem: Problem) -> Any:
+        """Codes and scales in the kernel's own order, once."""
+        assert isinstance(weight, QuantisedWeight)
+        prepare = import_module("flashinfer").prepare_bf16_fp4_weights
+        scales = interleaved(weight.scales)
+        return prepare(weight.weight.contiguous(), scales, weight.global_scale, backend="cute-dsl")
+
+    def apply(self, problem: Problem, prepared: Any, x: Tensor, x_scales: Tensor | None) -> Tensor:
+        """One product."""
+        product = import_module("flashinfer").mm_bf16_fp4
+        return product(x.contiguous(), *prepared, backend="cute-dsl", out_dtype=torch.bfloat16)
+
+
+def interleaved(scales: Tensor) -> Tensor:
+    """Scales in tiles of 128 rows x 4, in which rows 32 apart lie together: how block-scaled MMAs read them.
+
+    Shapes: e4m3 [rows, n] -> e4m3 [rows up to 128, n up to 4], filled with zeros.
+    """
+    rows, columns = scales.shape
+    padded = F.pad(scales.view(torch.uint8), (0, -columns % 4, 0, -rows % 128))
+    down, across = padded.shape[0] // 128, padded.shape[1] // 4
+    tiles = padded.view(down, 4, 32, across, 4).permute(0, 3, 2, 1, 4)
+    return tiles.reshape(padded.shape).view(scales.dtype)

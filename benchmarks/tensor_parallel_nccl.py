@@ -1,0 +1,143 @@
+"""A V4-Flash layer shared by the devices of one host: against one device, and how long a step takes.
+
+torchrun --nproc-per-node 2 benchmarks/tensor_parallel_nccl.py --backend cuda
+torchrun --nproc-per-node 2 benchmarks/tensor_parallel_nccl.py --backend cpu --preset tiny   # gloo
+
+Every rank draws the same weights and keeps its share; rank 0 also runs the whole layer and compares. Times
+are medians over steps of all ranks together: the sum over the ranks is part of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dsv4core import AttentionConfig, AttentionWeights, PagedCache, TensorParallel, get_backend
+from dsv4core.attention import DeepseekV4Attention
+from dsv4core.backend import Backend
+from dsv4core.numerics import block_fp8
+from dsv4core.synthetic import hash_normal
+from dsv4core.tensor_names import RELEASED, SCALE
+
+MATMUL = 4e-3
+TINY = {"num_attention_heads": 8, "o_groups": 4, "o_lora_rank": 128}
+
+
+def weights_of(config: AttentionConfig, layer: int, device: torch.device, format: str) -> AttentionWeights:
+    """Random weights, their released projections quantised as a checkpoint has them."""
+    tensors = AttentionWeights.random(config, layer).state_dict()
+    for name in RELEASED if format == "fp8_block" else ():
+        if name in tensors:
+            tensors[name], tensors[name + SCALE] = block_fp8.quantise(tensors[name], "ue8m0")
+    return AttentionWeights.from_state_dict(tensors).to(device)
+
+
+def run(
+    attention: DeepseekV4Attention, hidden: Tensor, steps: list[int], device: torch.device
+) -> tuple[Tensor, dict[str, str]]:
+    """Outputs of a prefill and decode steps, and the digest of the cache behind them."""
+    layer = attention.layer.index
+    cache = PagedCache.allocate(attention.config, [layer], 8192, str(device))
+    outputs = [attention(part, cache, cache.plan({"a": len(part)})) for part in hidden.split(steps)]
+    return torch.cat(outputs), cache.digest("a")
+
+
+def median_ms(step: Callable[[], object], wait: Callable[[], None], repeats: int = 20) -> float:
+    """Wall-clock of a step that every rank runs."""
+    times: list[float] = []
+    for _ in range(repeats + 3):
+        wait()
+        begun = time.perf_counter()
+        step()
+        wait()
+        times.append((time.perf_counter() - begun) * 1e3)
+    return sorted(times[3:])[repeats // 2]
+
+
+def compare(args: argparse.Namespace, backend: Backend, place: TensorParallel, device: torch.device) -> bool:
+    """Equality within the tolerance of a product, equal cache bytes, bytes held, times."""
+    overrides = TINY if args.preset == "tiny" else {}
+    config = AttentionConfig.preset(args.preset, **overrides)
+    good = True
+    for layer in args.layers:
+        whole = weights_of(config, layer, device, args.format)
+        share = whole.sharded(place)
+        attention = backend.attention(config, layer, share, place)
+        hidden = hash_normal((args.tokens + 4, config.hidden_size), 0, "h", 1.0).bfloat16().to(device)
+        steps = [args.tokens, 1, 1, 2]
+        out, digest = run(attention, hidden, steps, device)
+        digests: list[object] = [None] * place.size
+        dist.all_gather_object(digests, digest, group=place.group)
+        alone, expected = run(backend.attention(config, layer, whole), hidden, steps, device)
+        error = float((out - alone).float().norm() / alone.float().norm())
+        same = all(found == expected for found in digests)
+        good = good and same and error <= MATMUL
+        held = [sum(w.nbytes for w in weights.flat().values()) / 2**20 for weights in (share, whole)]
+        if place.rank == 0:
+            bytes_are = "equal" if same else "DIFFERENT"
+            print(
+                f"layer {layer}: error {error:.2e} (bound {MATMUL:.0e}), cache bytes of the ranks and of one"
+                f" device {bytes_are}, {held[0]:.2f} of {held[1]:.2f} MiB of weights held",
+                flush=True,
+            )
+        if not args.no_times:
+            time_steps(backend, config, layer, (share, whole), place, hidden, device)
+    return good
+
+
+def time_steps(
+    backend: Backend, config: AttentionConfig, layer: int, weights: tuple[AttentionWeights, AttentionWeights],
+    place: TensorParallel, hidden: Tensor, device: torch.device,
+) -> None:  # fmt: skip
+    """Prefill and decode, shared and alone."""
+
+    def wait() -> None:
+        if device.type != "cpu":
+            torch.get_device_module(device).synchronize()
+        dist.barrier(group=place.group)
+
+    for name, tokens in (("decode of 1", 1), ("decode of 64", 64), ("prefill", len(hidden))):
+        found = []
+        for held, parallel in zip(weights, (place, None), strict=True):
+            attention = backend.attention(config, layer, held, parallel)
+            cache = PagedCache.allocate(config, [layer], 64 * 1024, str(device), max_requests=64)
+            requests = {f"r{i}": 1 for i in range(tokens)} if tokens <= 64 else {"r": tokens}
+            rows = hidden[: sum(requests.values())]
+            plan = cache.plan(requests)
+            found.append(median_ms(lambda a=attention, c=cache, p=plan, r=rows: a(r, c, p), wait))
+        if place.rank == 0:
+            print(f"  {name:13} {found[0]:8.3f} ms on {place.size}, {found[1]:8.3f} ms on one", flush=True)
+
+
+def main() -> int:
+    """Join the group, compare, measure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--backend", default="cuda")
+    parser.add_argument("--preset", default="v4-flash")
+    parser.add_argument("--format", default="fp8_block", choices=("fp8_block", "bf16"))
+    parser.add_argument("--layers", type=int, nargs="+", default=None)
+    parser.add_argument("--tokens", type=int, default=None)
+    parser.add_argument("--no-times", action="store_true")
+    args = parser.parse_args()
+    args.layers = args.layers or ([0, 1, 2] if args.preset == "tiny" else [2, 3])
+    args.tokens = args.tokens or (139 if args.preset == "tiny" else 2048)
+    backend = get_backend(args.backend)
+    on_host = backend.device_type == "cpu"
+    dist.init_process_group({"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}[backend.device_type])
+    device = torch.device("cpu") if on_host else torch.device(backend.device_type, dist.get_rank())
+    if on_host:
+        torch.set_num_threads(1)
+    else:
+        torch.get_device_module(device).set_device(device)
+    good = compare(args, backend, TensorParallel.of(), device)
+    dist.destroy_process_group()
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
