@@ -14,12 +14,14 @@ def rotate(x: Tensor, cos_sin: Tensor, *, inverse: bool = False) -> Tensor:
     Shapes: x f32 [..., 64], cos_sin f32 broadcastable [..., 64] (32 cosines, then 32 sines) -> f32 [..., 64].
     """
     cos, sin = cos_sin.chunk(2, dim=-1)
-    even, odd = x[..., 0::2], x[..., 1::2]
+    even, odd = x[..., 0::2].contiguous(), x[..., 1::2].contiguous()
     if inverse:
-        pair = (even * cos + odd * sin, odd * cos - even * sin)
+        pair = ((even * cos).add_(odd * sin), (odd * cos).sub_(even * sin))
     else:
-        pair = (even * cos - odd * sin, even * sin + odd * cos)
-    return torch.stack(pair, dim=-1).flatten(-2)
+        pair = ((even * cos).sub_(odd * sin), (even * sin).add_(odd * cos))
+    out = x.new_empty(*pair[0].shape[:-1], ROPE_DIM)
+    out[..., 0::2], out[..., 1::2] = pair
+    return out
 
 
 def rotate_tail(x: Tensor, cos_sin: Tensor, *, inverse: bool = False) -> Tensor:
