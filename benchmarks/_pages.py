@@ -8,6 +8,7 @@ from torch import Tensor
 from dsv4core import AttentionConfig, BatchPlan, PagedCache
 from dsv4core.cache import cache_specs
 from dsv4core.cache.specs import layout_of
+from dsv4core.cache.zeroed import zeroed
 from dsv4core.layout import get_layout
 
 ROWS, WINDOW, TOPK = 64, 128, 512
@@ -15,10 +16,16 @@ BF16, I32 = torch.bfloat16, torch.int32
 
 
 def random_pages(layout: str, count: int) -> Tensor:
-    """Pages of random rows: one encoded set, repeated; which page is read where is shuffled."""
+    """Pages of random rows, in memory as `PagedCache` makes it; which page is read where is shuffled.
+
+    One encoded set, repeated.
+    """
     found = get_layout(layout)
     some = found.encode_pages(torch.randn(64, ROWS, found.values))
-    return some.repeat(-(-count // 64), 1)[:count]
+    pages = zeroed(count * some.shape[1], torch.device("cpu")).view(count, -1)
+    for start in range(0, count, len(some)):
+        pages[start : start + len(some)] = some[: count - start]
+    return pages
 
 
 def cache_pages(layout: str, mib: int) -> Tensor:
@@ -45,7 +52,7 @@ def random_cache(
         count = width if spec.sliding is None else min(width, spec.sliding // spec.tokens_per_page + 2)
         layout = layout_of(spec)
         some = layout.encode_pages(torch.randn(min(count, 16), spec.rows, layout.values))
-        pages = tensors[spec.key] = torch.zeros(count, spec.page_bytes, dtype=torch.uint8)
+        pages = tensors[spec.key] = zeroed(count * spec.page_bytes, torch.device("cpu")).view(count, -1)
         for start in range(0, count, len(some)):
             part = pages[start : start + len(some), : some.shape[1]]
             part.copy_(some[: len(part)])
