@@ -30,9 +30,12 @@ FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-ffp-contract=off", "-fno-math-errno"
 FLAGS += ("-fvisibility=hidden", "-Wno-maybe-uninitialized", "-Wno-uninitialized")
 AVX2 = ("avx2", "fma", "f16c", "bmi2")
 AVX512 = (*AVX2, "avx512f", "avx512bw", "avx512vl", "avx512dq")
-# Best first. Names are those of the kernel's list of features; the compiler writes them without underscores.
+AVX512_BF16 = (*AVX512, "avx512_bf16", "avx512_vnni", "avx512vbmi")
+# Best first. Names are those of the kernel's list of features; the compiler writes them without underscores, but
+# for AMX, which has a hyphen.
 LEVELS: dict[str, tuple[str, ...]] = {
-    "avx512_bf16": (*AVX512, "avx512_bf16", "avx512_vnni", "avx512vbmi"),
+    "amx": (*AVX512_BF16, "amx_tile", "amx_bf16"),
+    "avx512_bf16": AVX512_BF16,
     "avx512": AVX512,
     "avx2": AVX2,
     "portable": (),
@@ -132,7 +135,7 @@ def _files() -> list[Path]:
 
 
 def _flags(level: str, more: str = "") -> list[str]:
-    machine = [f"-m{name.replace('_', '')}" for name in LEVELS[level]]
+    machine = [f"-m{name.replace('amx_', 'amx-').replace('_', '')}" for name in LEVELS[level]]
     return [
         *FLAGS,
         *machine,

@@ -1,5 +1,5 @@
 // `sparse_decode` and `sparse_prefill`: a prefill workspace is a cache of plain rows, one to a page.
-#include "attention_bf16.h"
+#include "attention_amx.h"
 #include "attention_f32.h"
 
 using namespace dsv4;
@@ -17,6 +17,9 @@ DSV4_API void dsv4_attend(const void* q, i64 q0, i64 q1, void* out, i64 o0, i64 
     if (b)
         call.source[1] = {make_pages(b, b_stride, b_pages, b_rows, b_layout), {b_slots, b_s0, b_s1}, b_lens,
                           b_lens_stride, b_width};
+#if defined(__AMX_BF16__)
+    if (amx_allowed()) return attend<Amx>(call, threads);
+#endif
 #if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
     attend<Bf16>(call, threads);
 #else

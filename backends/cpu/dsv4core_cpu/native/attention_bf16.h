@@ -156,22 +156,25 @@ struct Bf16 {
                     for (int i = 0; i < 4; i++) sum[r][i] = dot2(sum[r][i], word, column[i]);
                 }
             }
-            // Undo the interleaving: word 4L + i of the first vector is channel 8L + i, of the second 8L + 4 + i.
-            alignas(64) u16 order[32];
-            for (int d = 0; d < 32; d++) order[d] = u16((d / 4 % 2) * 16 + d / 8 * 4 + d % 4);
-            const __m512i mix = _mm512_load_si512(order);
             for (int r = 0; r < R; r++)
                 for (int i = 0; i < 4; i += 2) {
-                    if (!final) {
-                        store(partial + r * DIM + i * 16, sum[r][i]);
-                        store(partial + r * DIM + i * 16 + 16, sum[r][i + 1]);
+                    if (final) {
+                        finish(call, t, head + r, panel * PANEL + i * 16, sum[r][i], sum[r][i + 1], share);
                         continue;
                     }
-                    const Vec f = all(share[head + r]);
-                    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(mul(sum[r][i + 1], f), mul(sum[r][i], f));
-                    u16* out = &call.out(t, head + r) + panel * PANEL + i * 16;
-                    _mm512_storeu_si512(out, _mm512_permutexvar_epi16(mix, both));
+                    store(partial + r * DIM + i * 16, sum[r][i]);
+                    store(partial + r * DIM + i * 16 + 16, sum[r][i + 1]);
                 }
+        }
+
+        // 32 channels of a result. Undoes the interleaving of `load`: word 4L + i of the first vector is channel
+        // 8L + i, of the second 8L + 4 + i.
+        static void finish(const Call& call, i64 t, i64 head, i64 channel, Vec first, Vec second, const float* share) {
+            alignas(64) u16 order[32];
+            for (int d = 0; d < 32; d++) order[d] = u16((d / 4 % 2) * 16 + d / 8 * 4 + d % 4);
+            const Vec f = all(share[head]);
+            const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(mul(second, f), mul(first, f));
+            _mm512_storeu_si512(&call.out(t, head) + channel, _mm512_permutexvar_epi16(_mm512_load_si512(order), both));
         }
         static Vec load_f32(const float* p) { return dsv4::load(p); }
 

@@ -19,7 +19,7 @@ template <class Kernel> struct Token {
     Token(const Call& c, i64 longest, Cutter& cut)
         : call(c), t(0), n(0), capacity(std::min(longest, CHUNK) + 1), padded((c.heads + LANES - 1) / LANES * LANES) {
         keys = cut.take<Key>(longest + 1);
-        scores = cut.take<float>((longest + 1) * padded);
+        scores = cut.take<float>((longest + Kernel::KEYS) * padded);
         sums = longest > CHUNK ? cut.take<float>(padded * DIM) : nullptr;
         share = cut.take<float>(padded);
         work.cut(cut, capacity, padded);

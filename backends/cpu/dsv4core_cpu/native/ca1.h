@@ -61,6 +61,14 @@ inline F16 rounded_down(F16 x) {
     return cut > x ? cut - 1.0f : cut;
 #endif
 }
+// x - k * c, where k * c is exact.
+inline F16 less_product(F16 x, F16 k, float c) {
+#if defined(__AVX512F__)
+    return (F16)_mm512_fnmadd_ps((__m512)k, _mm512_set1_ps(c), (__m512)x);
+#else
+    return x - k * c;
+#endif
+}
 inline F16 scaled_by(F16 x, F16 k) {
 #if defined(__AVX512F__)
     return (F16)_mm512_scalef_ps((__m512)x, (__m512)k);
@@ -70,14 +78,13 @@ inline F16 scaled_by(F16 x, F16 k) {
 }
 
 // Rule 2 for N vectors x <= 0 in place. Step by step for all of them: one chain of dependent operations after
-// the other would fill a processor's queues with waiting.
+// the other would fill a processor's queues with waiting. Below -87 anything may come out until the last line.
 template <int N> inline void exp_nonpositive(F16 (&x)[N]) {
-    F16 z[N], k[N], t[N], p[N];
+    F16 k[N], t[N], p[N];
 #define DSV4_ALL _Pragma("GCC unroll 8") for (int i = 0; i < N; i++)
-    DSV4_ALL z[i] = x[i] < -87.0f ? F16{} - 87.0f : x[i];
-    DSV4_ALL k[i] = z[i] * 1.44269504f;
+    DSV4_ALL k[i] = x[i] * 1.44269504f;
     DSV4_ALL k[i] = rounded_down(k[i] + 0.5f);
-    DSV4_ALL t[i] = z[i] - k[i] * 0.693359375f;
+    DSV4_ALL t[i] = less_product(x[i], k[i], 0.693359375f);
     DSV4_ALL t[i] = t[i] - k[i] * -2.12194440e-4f;
     DSV4_ALL p[i] = t[i] * 1.9875691500e-4f;
     DSV4_ALL p[i] = p[i] + 1.3981999507e-3f;

@@ -116,6 +116,34 @@ private:
     size_t used_ = 0;
 };
 
+constexpr i64 FAR = 8 << 20;  // bytes: results from here on go past the caches
+
+// Past the caches, where the result is too large to be found in them again.
+inline void stream(u8* to, const u8* from, size_t n) {
+#if defined(__x86_64__)
+    const size_t head = std::min(n, size_t(-reinterpret_cast<uintptr_t>(to) & 63));
+    std::memcpy(to, from, head);
+    size_t i = head;
+    for (; i + 64 <= n; i += 64) {
+#if defined(__AVX512F__)
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i), _mm512_loadu_si512(from + i));
+#else
+        __m128i x[4];
+        std::memcpy(x, from + i, 64);
+        for (int j = 0; j < 4; j++) _mm_stream_si128(reinterpret_cast<__m128i*>(to + i) + j, x[j]);
+#endif
+    }
+    std::memcpy(to + i, from + i, n - i);
+#else
+    std::memcpy(to, from, n);
+#endif
+}
+inline void stream_end() {
+#if defined(__x86_64__)
+    _mm_sfence();
+#endif
+}
+
 // body(i) for i in [0, n), `grain` iterations at a time. What an iteration computes never depends on the
 // thread that does it, so results are the same for every number of threads.
 template <class F> void parallel_for(i64 n, i64 grain, int threads, F&& body) {

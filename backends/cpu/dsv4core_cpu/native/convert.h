@@ -62,22 +62,14 @@ constexpr WordOrder pair_codes(bool smallest) {
 }
 inline constexpr WordOrder PAIR_CODES = pair_codes(false), PAIR_TIES = pair_codes(true);
 
-// 16 bytes for every power d from -8 to 9: e4m3 of an e2m1 code times 2^d, which is exact where it is used.
-struct PairTables { alignas(64) u8 at[18][16]; };
-constexpr PairTables pair_tables() {
-    PairTables t{};
-    for (int d = -8; d <= 9; d++)
-        for (int c = 1; c < 8; c++) {
-            // (2 | bit) * 2^(c / 2 - 1) / 2, or 0.5: as (8 + m) * 2^(e - 10), or m * 2^-9
-            int e = (c < 2 ? -1 : c / 2 - 1) + d + 7, m = c < 2 || c % 2 == 0 ? 8 : 12;
-            while (e < 1) e++, m /= 2;
-            t.at[d + 8][c] = t.at[d + 8][c + 8] = u8(m < 8 ? m : e > 15 ? 0x7e : e << 3 | (m & 7));
-        }
-    for (auto& row : t.at)
-        for (int c = 8; c < 16; c++) row[c] = u8(row[c] | 0x80);
-    return t;
+// e4m3 of the 16 e2m1 codes, which a power of two moves by 8.
+constexpr ByteOrder pair_bytes() {
+    constexpr u8 code[8] = {0x00, 0x30, 0x38, 0x3c, 0x40, 0x44, 0x48, 0x4c};
+    ByteOrder o{};
+    for (int i = 0; i < 64; i++) o.at[i] = u8(code[i & 7] | (i & 8) << 4);
+    return o;
 }
-inline constexpr PairTables PAIR_TABLES = pair_tables();
+inline constexpr ByteOrder PAIR_BYTES = pair_bytes();
 
 // e4m3 codes below the normal ones times 2^d.
 struct LowTables { alignas(64) u8 at[24][16]; };
@@ -387,36 +379,40 @@ template <bool FNUZ> inline int rescale_block(const u8* codes, u8* out) {
     return exponent + 127;
 }
 
-// 128 e2m1 codes with scale bytes as e4m3 codes with one scale. -> its E + 127, or 0 where that may not be exact.
+// 128 e2m1 codes with scale bytes as e4m3 codes with one scale. -> its E + 127, or 0 where scales are too far
+// apart for normal codes. A quarter of a vector is a block of 32.
 inline int join_pairs(const u8* pairs, const u8* scales, u8* out) {
     const __m512i p = _mm512_loadu_si512(pairs), nibble = _mm512_set1_epi8(15), seven = _mm512_set1_epi8(7);
     const __m512i low = _mm512_and_si512(p, nibble), high = _mm512_and_si512(_mm512_srli_epi16(p, 4), nibble);
-    __m512i top = _mm512_max_epu8(_mm512_and_si512(low, seven), _mm512_and_si512(high, seven));
+    __m512i top = _mm512_and_si512(_mm512_max_epu8(_mm512_and_si512(low, seven), _mm512_and_si512(high, seven)), seven);
     top = _mm512_max_epu8(top, _mm512_shuffle_epi32(top, _MM_PERM_BADC));
     top = _mm512_max_epu8(top, _mm512_shuffle_epi32(top, _MM_PERM_CDAB));
     top = _mm512_max_epu8(top, _mm512_srli_epi32(top, 16));
-    top = _mm512_max_epu8(top, _mm512_srli_epi16(top, 8));
-    alignas(64) u8 tops[64];
-    _mm512_store_si512(tops, top);
-    int amax = 0;
-    for (int b = 0; b < 4; b++) {
-        const int code = tops[16 * b];
-        if (code && (scales[b] < 2 || scales[b] > 250)) return 0;
-        if (code) amax = std::max(amax, PAIR_VALUES.at[code] + ((scales[b] - 127) << 7));
-    }
-    const int byte = exponent_of(u16(amax)) + 127;
-    __m128i table[4];
-    for (int b = 0; b < 4; b++) {
-        const int power = scales[b] - byte;
-        if (tops[16 * b] && power < -8) return 0;
-        const int at = std::min(std::max(power, -8), 9) + 8;
-        table[b] = _mm_load_si128(reinterpret_cast<const __m128i*>(PAIR_TABLES.at[at]));
-    }
-    // A quarter holds a block: its first half interleaves into values 0 to 15, its second into 16 to 31.
-    __m512i t = _mm512_inserti32x4(_mm512_castsi128_si512(table[0]), table[1], 1);
-    t = _mm512_inserti32x4(_mm512_inserti32x4(t, table[2], 2), table[3], 3);
-    const __m512i first = _mm512_shuffle_epi8(t, _mm512_unpacklo_epi8(low, high));
-    const __m512i second = _mm512_shuffle_epi8(t, _mm512_unpackhi_epi8(low, high));
+    top = _mm512_and_si512(_mm512_max_epu8(top, _mm512_srli_epi16(top, 8)), _mm512_set1_epi32(7));
+    u32 word;
+    std::memcpy(&word, scales, 4);
+    const __m512i quarter = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    const __m128i bytes = _mm_cvtepu8_epi32(_mm_cvtsi32_si128(int(word)));
+    const __m512i scale = _mm512_permutexvar_epi32(quarter, _mm512_castsi128_si512(bytes));
+    const __mmask16 live = _mm512_test_epi32_mask(top, top);
+    // The largest magnitude as a bf16, and from it the scale, as `exponent_of`.
+    const __m512i value = _mm512_permutexvar_epi16(top, _mm512_load_si512(PAIR_VALUES.at));
+    const __m512i power = _mm512_slli_epi32(_mm512_sub_epi32(scale, _mm512_set1_epi32(127)), 7);
+    __m512i amax = _mm512_maskz_add_epi32(live, value, power);
+    amax = _mm512_max_epi32(amax, _mm512_shuffle_i32x4(amax, amax, 0x4e));
+    amax = _mm512_max_epi32(amax, _mm512_shuffle_i32x4(amax, amax, 0xb1));
+    const int byte = exponent_of(u16(_mm_cvtsi128_si32(_mm512_castsi512_si128(amax)))) + 127;
+    // Codes of 0.5 stay normal down to 2^-5; scales of real pages are far from the ends.
+    const __m512i moved = _mm512_sub_epi32(scale, _mm512_set1_epi32(byte));
+    const __mmask16 far = _mm512_cmplt_epi32_mask(moved, _mm512_set1_epi32(-5)) |
+                          _mm512_cmpgt_epu32_mask(_mm512_sub_epi32(scale, _mm512_set1_epi32(2)), _mm512_set1_epi32(248));
+    if (far & live) return 0;
+    const __m512i by = _mm512_shuffle_epi8(_mm512_slli_epi32(moved, 3), _mm512_setzero_si512());
+    const auto coded = [&](__m512i c) {
+        const __m512i code = _mm512_shuffle_epi8(_mm512_load_si512(PAIR_BYTES.at), c);
+        return _mm512_mask_add_epi8(code, _mm512_test_epi8_mask(c, seven), code, by);
+    };
+    const __m512i first = coded(_mm512_unpacklo_epi8(low, high)), second = coded(_mm512_unpackhi_epi8(low, high));
     const __m512i even = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), odd = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
     _mm512_storeu_si512(out, _mm512_permutex2var_epi64(first, even, second));
     _mm512_storeu_si512(out + 64, _mm512_permutex2var_epi64(first, odd, second));
@@ -549,31 +545,5 @@ inline bool rotate_words(u16* v) {
 }
 
 #endif
-
-// Past the caches, where the result is too large to be found in them again.
-inline void stream(u8* to, const u8* from, size_t n) {
-#if defined(__x86_64__)
-    const size_t head = std::min(n, size_t(-reinterpret_cast<uintptr_t>(to) & 63));
-    std::memcpy(to, from, head);
-    size_t i = head;
-    for (; i + 64 <= n; i += 64) {
-#if defined(__AVX512F__)
-        _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i), _mm512_loadu_si512(from + i));
-#else
-        __m128i x[4];
-        std::memcpy(x, from + i, 64);
-        for (int j = 0; j < 4; j++) _mm_stream_si128(reinterpret_cast<__m128i*>(to + i) + j, x[j]);
-#endif
-    }
-    std::memcpy(to + i, from + i, n - i);
-#else
-    std::memcpy(to, from, n);
-#endif
-}
-inline void stream_end() {
-#if defined(__x86_64__)
-    _mm_sfence();
-#endif
-}
 
 }  // namespace dsv4

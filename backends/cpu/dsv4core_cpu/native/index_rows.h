@@ -14,21 +14,30 @@ inline u16 e2m1_bf16(int code) {
     return u16(magnitude[code & 7] | (code & 8) << 12);
 }
 
-// 64 bytes of e2m1 pairs and 4 scale bytes: bf16 relative to the largest scale, which is the factor.
-// Blocks of zeros do not count. -> whether the scales are close enough.
-inline bool mxfp4_row(const u8* codes, const u8* scales, u16* out, float& factor) {
-    int exponent[MX_BLOCKS], top = -126;
+// Exponents of a row's blocks relative to the largest, whose power is the factor. Blocks of zeros do not count.
+// -> whether the scales are close enough.
+inline bool mxfp4_scales(const u8* codes, const u8* scales, int (&down)[MX_BLOCKS], float& factor) {
+    int top = -126;
     bool live[MX_BLOCKS], close = true;
     for (int b = 0; b < MX_BLOCKS; b++) {
         u64 words[2];
         std::memcpy(words, codes + b * (MX_BLOCK / 2), sizeof words);
         live[b] = ((words[0] | words[1]) & 0x7777777777777777ull) != 0;
-        exponent[b] = byte_exponent(scales[b]);
-        if (live[b]) top = std::max(top, exponent[b]);
+        if (live[b]) top = std::max(top, byte_exponent(scales[b]));
     }
     for (int b = 0; b < MX_BLOCKS; b++) {
-        const int down = live[b] ? exponent[b] - top : 0;
-        close &= down >= -WIDEST;
+        down[b] = live[b] ? byte_exponent(scales[b]) - top : 0;
+        close &= down[b] >= -WIDEST;
+    }
+    factor = power_of_two(top);
+    return close;
+}
+
+// 64 bytes of e2m1 pairs and 4 scale bytes: bf16 without the factor. -> whether the scales are close enough.
+inline bool mxfp4_row(const u8* codes, const u8* scales, u16* out, float& factor) {
+    int down[MX_BLOCKS];
+    const bool close = mxfp4_scales(codes, scales, down, factor);
+    for (int b = 0; b < MX_BLOCKS; b++) {
 #if defined(__AVX512BW__)
         alignas(64) static const u16 table[32] = {
             0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0,
@@ -40,16 +49,15 @@ inline bool mxfp4_row(const u8* codes, const u8* scales, u16* out, float& factor
         const __m512i value = _mm512_permutexvar_epi16(_mm512_or_si512(low, high), _mm512_load_si512(table));
         const __mmask32 some = _mm512_test_epi16_mask(value, _mm512_set1_epi16(0x7fff));
         _mm512_storeu_si512(out + b * MX_BLOCK,
-                            _mm512_mask_add_epi16(value, some, value, _mm512_set1_epi16(short(down * 128))));
+                            _mm512_mask_add_epi16(value, some, value, _mm512_set1_epi16(short(down[b] * 128))));
 #else
         for (int i = 0; i < MX_BLOCK; i++) {
             const u8 pair = codes[(b * MX_BLOCK + i) / 2];
             const u16 value = e2m1_bf16(i % 2 ? pair >> 4 : pair & 15);
-            out[b * MX_BLOCK + i] = u16(value & 0x7fff ? value + down * 128 : value);
+            out[b * MX_BLOCK + i] = u16(value & 0x7fff ? value + down[b] * 128 : value);
         }
 #endif
     }
-    factor = power_of_two(top);
     return close;
 }
 

@@ -12,13 +12,29 @@ enum Format { FP8, FP8_F32, MXFP4, F32 };
 
 constexpr int STEP = 4;  // exponentials that run side by side
 
+// Rows of a window; null adds nothing.
+struct Window {
+    const float *kv[128], *score[128];
+};
+
+// Rows are all over memory, in no pattern that a processor would see, and a burst of requests would stop it: so
+// every step of the arithmetic asks for a few lines of what comes next.
+template <int VECTORS> inline void prefetch(const float* row, int vector) {
+    for (int v = vector; row && v < vector + VECTORS; v++) __builtin_prefetch(row + 16 * v, 0, 2);
+}
+
 // Rule 4 for a window of eight rows, which are the eight segments. Missing rows weigh exp(-inf) = 0.
-template <int VECTORS> void pool_short(const float* const* kv, const float* const* score, float* out) {
+template <int VECTORS> void pool_short(const Window& at, const Window* next, float* out) {
+    const float *const *kv = at.kv, *const *score = at.score;
     for (int v = 0; v < VECTORS; v++) {
         F16 x[SEGMENTS], peak = F16{} - INFINITY, total = {}, mass = {};
         for (int j = 0; j < SEGMENTS; j++) {
             x[j] = score[j] ? unaligned<F16>(score[j] + 16 * v) : F16{} - INFINITY;
             peak = x[j] > peak ? x[j] : peak;
+        }
+        for (int j = 0; next && j < SEGMENTS; j++) {
+            prefetch<1>(next->score[j], v);
+            prefetch<1>(next->kv[j], v);
         }
         for (int first = 0; first < SEGMENTS; first += STEP) {
             F16 e[STEP];
@@ -34,42 +50,28 @@ template <int VECTORS> void pool_short(const float* const* kv, const float* cons
     }
 }
 
-// Rule 4 for VECTORS * 16 channels: rows of null add nothing. Row by row, as they lie in memory: a window of
-// states is larger than the first cache, and its rows are a power of two apart.
-struct Window {
-    const float *kv[128], *score[128];
-};
-
-template <int VECTORS> inline void prefetch(const float* row) {
-    for (int v = 0; row && v < VECTORS; v++) __builtin_prefetch(row + 16 * v, 0, 2);
-}
-
+// Rule 4 for VECTORS * 16 channels. Row by row, as they lie in memory: a window of states is larger than the
+// first cache, and its rows are a power of two apart.
 template <int VECTORS> void pool(const Window& at, const Window* next, int window, float* out) {
-    constexpr int AHEAD = 8;  // rows; their places are no pattern that a processor would see
+    if (window == SEGMENTS) return pool_short<VECTORS>(at, next, out);
     const float *const *kv = at.kv, *const *score = at.score;
-    if (window == SEGMENTS) {
-        for (int j = 0; next && j < window; j++) {
-            prefetch<VECTORS>(next->score[j]);
-            prefetch<VECTORS>(next->kv[j]);
-        }
-        return pool_short<VECTORS>(kv, score, out);
-    }
+    const int rows = window / SEGMENTS;
     F16 peak[VECTORS], a[VECTORS], s[VECTORS];
     for (int v = 0; v < VECTORS; v++) peak[v] = F16{} - INFINITY, a[v] = s[v] = F16{};
     for (int j = 0; j < window; j++) {
-        if (j + AHEAD < window) prefetch<VECTORS>(score[j + AHEAD]);
-        prefetch<VECTORS>(kv[j]);
+        if (j < rows) prefetch<VECTORS>(kv[j], 0);
         for (int v = 0; score[j] && v < VECTORS; v++) {
             const F16 x = unaligned<F16>(score[j] + 16 * v);
             peak[v] = x > peak[v] ? x : peak[v];
         }
     }
-    const int rows = window / SEGMENTS;
     for (int first = 0; first < window; first += rows) {
-        for (int j = first; next && j < first + rows; j++) prefetch<VECTORS>(next->score[j]);
+        const bool more = first + rows < window;
         for (int v = 0; v < VECTORS; v += STEP) {
             F16 total[STEP] = {}, mass[STEP] = {};
-            for (int j = first; j < first + rows; j++)
+            for (int j = first; j < first + rows; j++) {
+                if (next) prefetch<STEP>(next->score[j], v);
+                if (more) prefetch<STEP>(kv[j + rows], v);
                 if (score[j]) {
                     F16 e[STEP];
                     for (int i = 0; i < STEP; i++) e[i] = unaligned<F16>(score[j] + 16 * (v + i)) - peak[v + i];
@@ -79,6 +81,7 @@ template <int VECTORS> void pool(const Window& at, const Window* next, int windo
                         total[i] = total[i] + e[i] * unaligned<F16>(kv[j] + 16 * (v + i));
                     }
                 }
+            }
             // The first segment's sums are added to +0, which changes nothing: they are never -0.
             for (int i = 0; i < STEP; i++) a[v + i] = a[v + i] + total[i], s[v + i] = s[v + i] + mass[i];
         }
@@ -141,10 +144,11 @@ DSV4_API int dsv4_compress(const float* state, i64 st0, i64 st1, i64 st_pages, i
             found.score[j] = row ? row + width + half : nullptr;
         }
     };
-    parallel_for(i64(closing.size()), ratio == 4 ? 8 : 1, threads, [&](i64 i) {
+    const i64 count = i64(closing.size()), grain = std::max<i64>(1, count / (4 * std::max(1, threads)));
+    parallel_for(count, grain, threads, [&](i64 i) {
         const i64 t = closing[i], p = positions[t * ps], slot = kv_slots[t * ks];
         Window at, next;
-        const bool more = i + 1 < i64(closing.size());
+        const bool more = i + 1 < count && (i + 1) % grain;  // and this thread's own
         window_of(t, at);
         if (more) window_of(closing[i + 1], next);
         float y[DIM];

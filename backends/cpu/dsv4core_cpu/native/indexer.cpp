@@ -4,7 +4,7 @@
 #include <atomic>
 #include <vector>
 
-#include "indexer.h"
+#include "indexer_vnni.h"
 #include "top.h"
 
 using namespace dsv4;
@@ -37,16 +37,17 @@ bool make_tiles(const IndexCall& call, i64 least, i64 most, std::vector<Tile>& t
 }
 
 // What a thread needs for one tile; `k` is 0 for logits.
-struct Room {
-    IndexMath::Word* queries;
+template <class Math> struct Room {
+    using Query = typename Math::Query;
+    typename Math::Word* queries;
     u64* best;
     float* scores;
-    Block block;
+    typename Math::Block block;
     i64 padded, k;
 
     Room(const IndexCall& call, i64 top, Cutter cut) : padded(call.padded()), k(top) { lay_out(cut); }
     void lay_out(Cutter& cut) {
-        queries = cut.take<IndexMath::Word>(TILE_TOKENS * Query::words(padded));
+        queries = cut.take<typename Math::Word>(TILE_TOKENS * Query::words(padded));
         best = cut.take<u64>(k ? TILE_TOKENS * Top::words(k) : 0);
         scores = cut.take<float>(ENTRIES + LANES);
         block.cut(cut);
@@ -63,7 +64,8 @@ struct Room {
 
 constexpr i64 SPAN = 40 * ENTRIES;  // entries that one thread takes at a time when a team shares a tile
 
-template <class Give> bool score_span(const IndexCall& call, const Tile& tile, Room& room, i64 first, i64 last, Give&& give) {
+template <class Math, class Give>
+bool score_span(const IndexCall& call, const Tile& tile, Room<Math>& room, i64 first, i64 last, Give&& give) {
     bool good = true;
     for (i64 e = first; e < last; e += ENTRIES) {
         good &= room.block.load(call, tile.request, e, std::min(ENTRIES, last - e));
@@ -77,7 +79,7 @@ template <class Give> bool score_span(const IndexCall& call, const Tile& tile, R
     return good;
 }
 
-bool pack(const IndexCall& call, const Tile& tile, Room& room) {
+template <class Math> bool pack(const IndexCall& call, const Tile& tile, Room<Math>& room) {
     bool good = true;
     for (i64 i = 0; i < tile.count; i++) good &= room.query(i).pack(call, tile.token[i], room.padded);
     return good;
@@ -85,16 +87,16 @@ bool pack(const IndexCall& call, const Tile& tile, Room& room) {
 
 // Whole tiles while every thread gets one, then the rest tile by tile as a team. `give` takes the scores of
 // one token's block, `end` the finished candidates of a tile.
-template <class Give, class End>
-int run(const IndexCall& call, i64 k, const std::vector<Tile>& tiles, int threads, Give&& give, End&& end) {
+template <class Math, class Give, class End>
+int run_with(const IndexCall& call, i64 k, const std::vector<Tile>& tiles, int threads, Give&& give, End&& end) {
     static thread_local Scratch memory;
-    const size_t bytes = Room::bytes(call, k);
+    const size_t bytes = Room<Math>::bytes(call, k);
     const i64 count = i64(tiles.size()), team = std::max(1, threads), alone = count - count % team;
     std::atomic<bool> good{true};
     std::vector<Top> shared;
 #pragma omp parallel num_threads(int(team)) if (team > 1)
     {
-        Room room(call, k, Cutter(memory.get(bytes)));
+        Room<Math> room(call, k, Cutter(memory.get(bytes)));
 #pragma omp for schedule(dynamic, 1)
         for (i64 n = 0; n < alone; n++) {
             const Tile& tile = tiles[n];
@@ -129,6 +131,13 @@ int run(const IndexCall& call, i64 k, const std::vector<Tile>& tiles, int thread
         }
     }
     return good ? 0 : 2;
+}
+
+template <class... A> int run(const IndexCall& call, A&&... rest) {
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+    if (call.pages.layout == INDEX_MXFP4) return run_with<WholeProducts>(call, rest...);
+#endif
+    return run_with<Products>(call, rest...);
 }
 
 IndexCall make_call(const void* q, i64 q0, i64 q1, const u8* scales, i64 c0, i64 c1, const float* weights, i64 w0,

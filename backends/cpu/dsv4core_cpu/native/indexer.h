@@ -47,6 +47,8 @@ struct IndexCall {
     i64 owner(i64 t) const { return request[t * request_stride]; }
     i64 padded() const { return (heads + LANES - 1) / LANES * LANES; }
 
+    i64 slot(i64 r, i64 e) const { return i64(table(r, e / pages.rows)) * pages.rows + e % pages.rows; }
+
     // Whether entries [0, n) of a request all have a page of this cache.
     bool mapped(i64 r, i64 n) const {
         if (n > 0 && (r < 0 || r >= requests)) return false;
@@ -58,103 +60,119 @@ struct IndexCall {
     }
 };
 
-// A token's queries as columns, and its weights with the queries' factors.
-struct Query {
-    IndexMath::Word* panel;  // [head tiles][WORDS][<= NV * LANES]
-    float* weights;          // [padded]
-    static size_t words(i64 padded) { return size_t(padded * (IndexMath::WORDS + 1)); }
-
-    Query(IndexMath::Word* memory, i64 padded)
-        : panel(memory), weights(reinterpret_cast<float*>(memory + padded * IndexMath::WORDS)) {}
-
-    bool pack(const IndexCall& call, i64 t, i64 padded) {
-        constexpr i64 WIDTH = IndexMath::NV * LANES;
-        bool good = true;
-        u16 row[INDEX_DIM];
-        IndexMath::Word words[IndexMath::WORDS];
-        for (i64 h = 0; h < padded; h++) {
-            const i64 tile = h / WIDTH, wide = std::min(WIDTH, padded - tile * WIDTH);
-            float factor = 1.0f;
-            if (h >= call.heads)
-                std::memset(row, 0, sizeof row);
-            else if (call.scales)
-                good &= mxfp4_row(call.q + t * call.q0 + h * call.q1, call.scales + t * call.c0 + h * call.c1, row, factor);
-            else
-                e4m3_row(call.q + t * call.q0 + h * call.q1, row);
-            IndexMath::words(row, words);
-            IndexMath::Word* to = panel + tile * WIDTH * IndexMath::WORDS + h % WIDTH;
-            for (int k = 0; k < IndexMath::WORDS; k++) to[k * wide] = words[k];
-            weights[h] = h < call.heads ? call.weights(t, h) * factor : 0.0f;
-        }
-        return good;
-    }
-};
-
-struct Block {
-    IndexMath::Word* keys;  // [ENTRIES][WORDS]
+// What blocks of both kinds end with: the factor of every entry, and sums over heads in LANES parts.
+struct Sums {
     float *factor, *parts;  // [ENTRIES], [ENTRIES][LANES]
 
     void cut(Cutter& c) {
-        keys = c.take<IndexMath::Word>(ENTRIES * IndexMath::WORDS);
         factor = c.take<float>(ENTRIES);
         parts = c.take<float>(ENTRIES * LANES);
     }
-
-    bool load(const IndexCall& call, i64 r, i64 first, i64 count) {
-        bool good = true;
-        u16 row[INDEX_DIM];
-        for (i64 i = 0; i < count; i++) {
-            const i64 e = first + i, slot = i64(call.table(r, e / call.pages.rows)) * call.pages.rows + e % call.pages.rows;
-            good &= index_row(call.pages.layout, call.pages.front(slot), call.pages.tail(slot), row, factor[i]);
-            IndexMath::words(row, keys + i * IndexMath::WORDS);
-        }
-        for (i64 i = count; i < ENTRIES; i++) {  // what is left over is scored too, and dropped
-            std::memset(keys + i * IndexMath::WORDS, 0, IndexMath::WORDS * sizeof(IndexMath::Word));
-            factor[i] = 0;
-        }
-        return good;
+    template <int NV> void add(i64 entry, const Vec* sum, const float* weights, bool fresh) {
+        float* part = parts + entry * LANES;
+        Vec total = fresh ? zero() : dsv4::load(part);
+        for (int v = 0; v < NV; v++) total = fma(max(sum[v], zero()), dsv4::load(weights + v * LANES), total);
+        store(part, total);
     }
-
-    template <int NV> void dots(const IndexMath::Word* panel, const float* weights, i64 first, bool fresh) {
-        constexpr int R = IndexMath::ROWS;
-        const IndexMath::Word* rows = keys + first * IndexMath::WORDS;
-        Vec sum[R][NV];
-        for (int r = 0; r < R; r++)
-            for (int v = 0; v < NV; v++) sum[r][v] = zero();
-        for (int k = 0; k < IndexMath::WORDS; k++) {
-            IndexMath::Column column[NV];
-            for (int v = 0; v < NV; v++) column[v] = IndexMath::column(panel + (k * NV + v) * LANES);
-            for (int r = 0; r < R; r++)
-                for (int v = 0; v < NV; v++)
-                    sum[r][v] = IndexMath::step(sum[r][v], rows[r * IndexMath::WORDS + k], column[v]);
-        }
-        for (int r = 0; r < R; r++) {
-            float* part = parts + (first + r) * LANES;
-            Vec total = fresh ? zero() : dsv4::load(part);
-            for (int v = 0; v < NV; v++)
-                total = fma(max(sum[r][v], zero()), dsv4::load(weights + v * LANES), total);
-            store(part, total);
-        }
-    }
-
-    // Scores of entries [0, count) for one token; `scores` has room for ENTRIES.
-    void score(const Query& q, i64 padded, i64 count, float* scores) {
-        constexpr i64 WIDTH = IndexMath::NV * LANES;
-        for (i64 h = 0; h < padded; h += WIDTH) {
-            const IndexMath::Word* panel = q.panel + h * IndexMath::WORDS;
-            const float* w = q.weights + h;
-            for (i64 e = 0; e < count; e += IndexMath::ROWS) switch (std::min(WIDTH, padded - h) / LANES) {
-                case 1: dots<1>(panel, w, e, h == 0); break;
-                case 2: dots<2>(panel, w, e, h == 0); break;
-                case 3: dots<(IndexMath::NV > 2 ? 3 : 2)>(panel, w, e, h == 0); break;
-                default: dots<IndexMath::NV>(panel, w, e, h == 0);
-            }
-        }
+    void finish(i64 count, float* scores) const {
         for (i64 e = 0; e < count; e += LANES) {
             sum_lanes(parts + e * LANES, scores + e);
             store(scores + e, mul(dsv4::load(scores + e), dsv4::load(factor + e)));
         }
     }
+};
+
+// Products of numbers: every layout, every level.
+struct Products {
+    using Word = IndexMath::Word;
+
+    // A token's queries as columns, and its weights with the queries' factors.
+    struct Query {
+        IndexMath::Word* panel;  // [head tiles][WORDS][<= NV * LANES]
+        float* weights;          // [padded]
+        static size_t words(i64 padded) { return size_t(padded * (IndexMath::WORDS + 1)); }
+
+        Query(IndexMath::Word* memory, i64 padded)
+            : panel(memory), weights(reinterpret_cast<float*>(memory + padded * IndexMath::WORDS)) {}
+
+        bool pack(const IndexCall& call, i64 t, i64 padded) {
+            constexpr i64 WIDTH = IndexMath::NV * LANES;
+            bool good = true;
+            u16 row[INDEX_DIM];
+            IndexMath::Word words[IndexMath::WORDS];
+            for (i64 h = 0; h < padded; h++) {
+                const i64 tile = h / WIDTH, wide = std::min(WIDTH, padded - tile * WIDTH);
+                float factor = 1.0f;
+                if (h >= call.heads)
+                    std::memset(row, 0, sizeof row);
+                else if (call.scales)
+                    good &= mxfp4_row(call.q + t * call.q0 + h * call.q1, call.scales + t * call.c0 + h * call.c1, row, factor);
+                else
+                    e4m3_row(call.q + t * call.q0 + h * call.q1, row);
+                IndexMath::words(row, words);
+                IndexMath::Word* to = panel + tile * WIDTH * IndexMath::WORDS + h % WIDTH;
+                for (int k = 0; k < IndexMath::WORDS; k++) to[k * wide] = words[k];
+                weights[h] = h < call.heads ? call.weights(t, h) * factor : 0.0f;
+            }
+            return good;
+        }
+    };
+
+    struct Block : Sums {
+        IndexMath::Word* keys;  // [ENTRIES][WORDS]
+
+        void cut(Cutter& c) {
+            keys = c.take<IndexMath::Word>(ENTRIES * IndexMath::WORDS);
+            Sums::cut(c);
+        }
+
+        bool load(const IndexCall& call, i64 r, i64 first, i64 count) {
+            bool good = true;
+            u16 row[INDEX_DIM];
+            for (i64 i = 0; i < count; i++) {
+                const i64 slot = call.slot(r, first + i);
+                good &= index_row(call.pages.layout, call.pages.front(slot), call.pages.tail(slot), row, factor[i]);
+                IndexMath::words(row, keys + i * IndexMath::WORDS);
+            }
+            for (i64 i = count; i < ENTRIES; i++) {  // what is left over is scored too, and dropped
+                std::memset(keys + i * IndexMath::WORDS, 0, IndexMath::WORDS * sizeof(IndexMath::Word));
+                factor[i] = 0;
+            }
+            return good;
+        }
+
+        template <int NV> void dots(const IndexMath::Word* panel, const float* weights, i64 first, bool fresh) {
+            constexpr int R = IndexMath::ROWS;
+            const IndexMath::Word* rows = keys + first * IndexMath::WORDS;
+            Vec sum[R][NV];
+            for (int r = 0; r < R; r++)
+                for (int v = 0; v < NV; v++) sum[r][v] = zero();
+            for (int k = 0; k < IndexMath::WORDS; k++) {
+                IndexMath::Column column[NV];
+                for (int v = 0; v < NV; v++) column[v] = IndexMath::column(panel + (k * NV + v) * LANES);
+                for (int r = 0; r < R; r++)
+                    for (int v = 0; v < NV; v++)
+                        sum[r][v] = IndexMath::step(sum[r][v], rows[r * IndexMath::WORDS + k], column[v]);
+            }
+            for (int r = 0; r < R; r++) add<NV>(first + r, sum[r], weights, fresh);
+        }
+
+        // Scores of entries [0, count) for one token; `scores` has room for ENTRIES.
+        void score(const Query& q, i64 padded, i64 count, float* scores) {
+            constexpr i64 WIDTH = IndexMath::NV * LANES;
+            for (i64 h = 0; h < padded; h += WIDTH) {
+                const IndexMath::Word* panel = q.panel + h * IndexMath::WORDS;
+                const float* w = q.weights + h;
+                for (i64 e = 0; e < count; e += IndexMath::ROWS) switch (std::min(WIDTH, padded - h) / LANES) {
+                    case 1: dots<1>(panel, w, e, h == 0); break;
+                    case 2: dots<2>(panel, w, e, h == 0); break;
+                    case 3: dots<(IndexMath::NV > 2 ? 3 : 2)>(panel, w, e, h == 0); break;
+                    default: dots<IndexMath::NV>(panel, w, e, h == 0);
+                }
+            }
+            finish(count, scores);
+        }
+    };
 };
 
 }  // namespace dsv4

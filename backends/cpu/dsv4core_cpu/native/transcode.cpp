@@ -8,7 +8,6 @@ using namespace dsv4;
 namespace {
 
 constexpr i64 UNIT = 128 << 10;  // bytes of source and result that a thread takes at once
-constexpr i64 FAR = 8 << 20;     // results from here on go past the caches
 constexpr int ROOM = 2 << 10;    // of a run of rows on its way there: short, so that reads and writes alternate
 enum Found { ODD, LIVE, ZERO };  // ZERO: every byte of the record is 0
 
@@ -253,11 +252,11 @@ template <bool FNUZ> struct Rescaled {
 };
 template <bool BYTES> struct Joined {
     bool operator()(const u8* front, const u8* tail, u8* to, u8* to_tail) const {
-        const bool zero = all_zero(tail, 4) && all_zero(front, 64);
         const int byte = join_pairs(front, tail, to);
-        const u32 word = zero ? 0 : u32(byte) * (BYTES ? 0x01010101u : 1u << 23);
+        const u32 word = u32(byte) * (BYTES ? 0x01010101u : 1u << 23);
         std::memcpy(to_tail, &word, 4);
-        return byte != 0;
+        if (byte && !all_zero(tail, 4)) return true;
+        return Through<INDEX_MXFP4, BYTES ? INDEX_FP8_UE8M0X4 : INDEX_FP8>{}(front, tail, to, to_tail);
     }
 };
 #else

@@ -132,18 +132,31 @@ DSV4_API int dsv4_gather(void* out, i64 o0, i64 o1, i64 requests, i64 room, void
     return good ? 0 : 1;
 }
 
+static void put(float* to, const float* from, i64 n, bool far) {
+    const size_t bytes = n * sizeof(float);
+    if (far) stream(reinterpret_cast<u8*>(to), reinterpret_cast<const u8*>(from), bytes);
+    else std::memcpy(to, from, bytes);
+}
+
 DSV4_API int dsv4_save_states(const float* kv, i64 kv0, const float* score, i64 s0, const float* ape, i64 a0,
                               const i64* positions, i64 ps, float* state, i64 st0, i64 st1, i64 pages, i64 rows,
                               i64 width, const i64* slots, i64 ss, i64 live, i64 ratio, int threads) {
     if (!below(slots, ss, live, pages * rows)) return 1;
+    const bool far = 2 * live * width * i64(sizeof(float)) >= FAR;
     parallel_for(live, 16, threads, [&](i64 t) {
         const i64 slot = slots[t * ss];
         if (slot < 0) return;
         float* to = state + slot / rows * st0 + slot % rows * st1;
         const i64 phase = ((positions[t * ps] % ratio) + ratio) % ratio;
         const float *x = score + t * s0, *y = ape + phase * a0;
-        std::memcpy(to, kv + t * kv0, width * sizeof(float));
-        for (i64 i = 0; i < width; i++) to[width + i] = x[i] + y[i];
+        put(to, kv + t * kv0, width, far);
+        for (i64 i = 0, n = 0; i < width; i += n) {
+            float sum[256];
+            n = std::min<i64>(width - i, 256);
+            for (i64 j = 0; j < n; j++) sum[j] = x[i + j] + y[i + j];
+            put(to + width + i, sum, n, far);
+        }
+        if (far) stream_end();
     });
     return 0;
 }
