@@ -23,8 +23,9 @@ def exp_nonpositive(x: Tensor) -> Tensor:
     z = F.threshold(x, BELOW, ZERO_AT)
     k = (z * LOG2E).add_(0.5).floor_()
     t = z.sub_(k * LN2_HIGH).sub_(k * LN2_LOW)
-    p = torch.full_like(t, LEADING)
-    for c in COEFFICIENTS:
-        p.mul_(t).add_(c)  # two eager torch calls, hence two roundings: nothing can contract them
+    first, *others = COEFFICIENTS
+    p = (t * LEADING).add_(first)  # two eager torch calls, hence two roundings: nothing can contract them
+    for c in others:
+        p.mul_(t).add_(c)
     y = p.mul_(t * t).add_(t).add_(1.0)
     return y.mul_(k.to(torch.int32).add_(127).bitwise_left_shift_(23).view(torch.float32))

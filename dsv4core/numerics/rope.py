@@ -16,12 +16,10 @@ def rotate(x: Tensor, cos_sin: Tensor, *, inverse: bool = False) -> Tensor:
     cos, sin = cos_sin.chunk(2, dim=-1)
     even, odd = x[..., 0::2].contiguous(), x[..., 1::2].contiguous()
     if inverse:
-        pair = ((even * cos).add_(odd * sin), (odd * cos).sub_(even * sin))
+        pair = torch.complex((even * cos).add_(odd * sin), (odd * cos).sub_(even * sin))
     else:
-        pair = ((even * cos).sub_(odd * sin), (even * sin).add_(odd * cos))
-    out = x.new_empty(*pair[0].shape[:-1], ROPE_DIM)
-    out[..., 0::2], out[..., 1::2] = pair
-    return out
+        pair = torch.complex((even * cos).sub_(odd * sin), (even * sin).add_(odd * cos))
+    return torch.view_as_real(pair).flatten(-2)  # complex only to interleave: several times faster than stack
 
 
 def rotate_tail(x: Tensor, cos_sin: Tensor, *, inverse: bool = False) -> Tensor:

@@ -45,6 +45,7 @@ def test_decode_and_prefill_read_the_same_rows(monkeypatch) -> None:
 
 def test_other_work_has_no_call() -> None:
     assert vllm_cpu.convert("linear", sample("linear")) is None
+    assert vllm_cpu.convert("sparse_prefill", sample("sparse_prefill")) is None  # rows of no page
     wide = {name: v.float() if name == "q" else v for name, v in sample("sparse_decode").items()}
     assert vllm_cpu.convert("sparse_decode", wide) is None
     assert vllm_cpu.convert("sparse_decode", {**sample("sparse_decode"), "layout": "bf16_row"}) is None
