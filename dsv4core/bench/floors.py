@@ -25,7 +25,7 @@ class Floors:
         return max(size / self.copy, flops / self.gemm)
 
 
-def measure(device: str, timer: Timer, runs: int = 9) -> Floors:
+def measure(device: str, timer: Timer, runs: int = 25) -> Floors:
     """The best of some runs of torch's own copy and matrix product."""
     source = torch.zeros(COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.ones_like(source)

@@ -15,6 +15,7 @@ COLOURS = ("#2f6f9f", "#c0792a", "#5f8a3f", "#8a5fa3")
 ROOF = "#777777"
 PANEL = (5.2, 3.6)
 DPI = 110
+TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 10, 15, 20, 30, 50, 100, 200, 500, 1000)
 
 
 def png(rows: Sequence[Row], title: str) -> bytes:
@@ -102,6 +103,9 @@ def _bars(axes: Axes, cases: list[str], rows: Sequence[Row]) -> None:
     axes.set_yticks([i + height * (len(others) - 1) / 2 for i in range(len(cases))], cases, fontsize=8)
     axes.invert_yaxis()
     axes.set(xscale="log", xlabel=f"times the time of {rows[0].side if rows else 'nothing'}")
+    low, high = axes.get_xlim()
+    axes.set_xticks([tick for tick in TICKS if low <= tick <= high])
+    axes.minorticks_off()
     axes.xaxis.set_major_formatter(_plain)
     axes.legend(fontsize=8)
 

@@ -180,7 +180,8 @@ def _write(args: argparse.Namespace, rows: Sequence[Row], about: Mapping[str, An
     if not (args.png or args.html):
         return
     m = about["machine"]
-    title = f"{about['cases'].removesuffix('.py')}, {m['cpu']}, {m['threads']} threads"
+    what = args.only or about["cases"].removesuffix(".py")
+    title = f"{what}, {m['cpu']}, {m['threads']} thread{'s' if m['threads'] > 1 else ''}"
     picture = plot.png(rows, title)
     try:
         if args.png:
