@@ -1,7 +1,7 @@
 // Attention of one token over its own keys, for both kernels: what a call is, and the plan of a token's work.
 #pragma once
-#include "rows.h"
 #include "simd.h"
+#include "values.h"
 
 namespace dsv4 {
 
@@ -16,12 +16,17 @@ struct Source {
 struct Call {
     View<const u16> q;  // [T, H, 512], strides of T and H
     View<u16> out;
+    bool f32;  // both hold f32 instead, and weights are not rounded to bf16
     float* lse;  // [T, H]
     const float* sink;
     i64 sink_stride, tokens, heads;
     float scale;
     Source source[2];
     int sources;
+
+    // The same memory as rows of either type.
+    Rows queries() const { return {const_cast<u16*>(q.data), q.s0, q.s1, f32}; }
+    Rows results() const { return {out.data, out.s0, out.s1, f32}; }
 
     i64 listed(i64 t, int s) const {
         const Source& from = source[s];
@@ -49,7 +54,7 @@ inline i64 collect(const Call& call, i64 t, Key* keys) {
 }
 
 inline void prefetch(const Key& key) {
-    const int bytes = key.layout == BF16_ROW ? 1024 : key.layout == FP8_ROW ? 512 : 576;
+    const int bytes = key.layout == F32_ROW ? 2048 : key.layout == BF16_ROW ? 1024 : key.layout == FP8_ROW ? 512 : 576;
     for (int b = 0; b < bytes; b += 64) __builtin_prefetch(key.front + b, 0, 2);
     __builtin_prefetch(key.front + bytes - 1, 0, 2);
     __builtin_prefetch(key.tail, 0, 2);
@@ -86,7 +91,7 @@ inline void soften(float* s, i64 n, i64 stride, const Call& call, i64 t, i64 hea
 
 inline void nothing(const Call& call, i64 t) {
     for (i64 h = 0; h < call.heads; h++) {
-        std::memset(&call.out(t, h), 0, 2 * DIM);
+        call.results().clear(t, h, DIM);
         call.lse[t * call.heads + h] = INFINITY;
     }
 }

@@ -16,8 +16,8 @@ inline bool amx_allowed() {
     return allowed;
 }
 
-// Sums are tiles 0 to 3: two of rows (4, 5) times two of columns (6, 7). `rows` and `columns` are 16 or 32; a
-// step takes 32 values of every row and 16 pairs of every column. Strides are in bytes.
+// 16 or 32 rows (tiles 4 and 5) times 16 or 32 columns (6 and 7): sums in tiles 0 to 3. A step takes 32 values
+// of every row and 16 pairs of every column. Strides are in bytes.
 struct TileProduct {
     const void *a, *b;
     i64 a_row, a_half, a_step, b_row, b_step, steps;

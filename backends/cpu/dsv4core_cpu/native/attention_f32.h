@@ -1,5 +1,5 @@
-// Matrix products of attention in f32, for every machine without AVX512-BF16. The weights are rounded to bf16
-// as everywhere.
+// Matrix products of attention in f32, for f32 rows or queries and for every machine without AVX512-BF16. The
+// weights of bf16 queries are rounded to bf16 as everywhere.
 #pragma once
 #include "attention_engine.h"
 
@@ -31,9 +31,9 @@ struct F32 {
             float* panel = query + h * HEADS * DIM;
             for (int first = 0; first < DIM; first += 16)  // a cache line of every head at a time
                 for (i64 i = 0; i < HEADS; i++) {
-                    const i64 head = h * HEADS + i;
-                    for (int d = first; d < first + 16; d++)
-                        panel[d * HEADS + i] = head < call.heads ? from_bf16((&call.q(t, head))[d]) : 0.0f;
+                    float x[16] = {};
+                    if (h * HEADS + i < call.heads) call.queries().load(t, h * HEADS + i, first, 16, x);
+                    for (int d = 0; d < 16; d++) panel[(first + d) * HEADS + i] = x[d];
                 }
         }
 
@@ -77,11 +77,12 @@ struct F32 {
         void soften(const Call& call, i64 t, i64 n, i64 head, float* scores, i64 padded, float* share) {
             float* s = scores + head;
             dsv4::soften(s, n, padded, call, t, head, share, [&](i64 j, Vec a, Vec b) {
-                rounded(s + j * padded, a);
-                if (j + 1 < n) rounded(s + (j + 1) * padded, b);
+                put(s + j * padded, a, call.f32);
+                if (j + 1 < n) put(s + (j + 1) * padded, b, call.f32);
             });
         }
-        static void rounded(float* to, Vec x) {
+        static void put(float* to, Vec x, bool f32) {
+            if (f32) return store(to, x);
             float lane[LANES];
             store(lane, x);
             for (int i = 0; i < LANES; i++) to[i] = from_bf16(to_bf16(lane[i]));
@@ -110,8 +111,7 @@ struct F32 {
                     }
                     float lane[LANES];
                     store(lane, mul(sum[r][i], all(share[head + r])));
-                    u16* out = &call.out(t, head + r) + panel * PANEL + i * LANES;
-                    for (int k = 0; k < LANES; k++) out[k] = to_bf16(lane[k]);
+                    call.results().store(t, head + r, int(panel * PANEL + i * LANES), LANES, lane);
                 }
         }
 

@@ -7,6 +7,19 @@ namespace dsv4 {
 constexpr i64 ENTRIES = 96;      // a block: its keys stay in the first cache while all tokens pass
 constexpr i64 TILE_TOKENS = 8;   // tokens of one request that share every block
 
+// f32 entries, and every layout on machines without AVX512-BF16.
+struct FloatMath {
+    using Word = float;
+    static constexpr int WORDS = INDEX_DIM, NV = LANES == 16 ? 4 : 2, ROWS = 6;
+    using Column = Vec;
+    static Column column(const Word* p) { return load(p); }
+    static Vec step(Vec sum, Word word, Column c) { return fma(all(word), c, sum); }
+    static void words(const u16* row, Word* out) {
+        for (int i = 0; i < INDEX_DIM; i++) out[i] = from_bf16(row[i]);
+    }
+    static void words(const u8* f32, Word* out) { std::memcpy(out, f32, INDEX_DIM * sizeof(float)); }
+};
+
 #if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
 struct IndexMath {
     using Word = u32;
@@ -17,18 +30,10 @@ struct IndexMath {
         return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(int(word)), (__m512bh)c);
     }
     static void words(const u16* row, Word* out) { std::memcpy(out, row, 2 * INDEX_DIM); }
+    static void words(const u8*, Word*) {}  // f32 entries never come here
 };
 #else
-struct IndexMath {
-    using Word = float;
-    static constexpr int WORDS = INDEX_DIM, NV = LANES == 16 ? 4 : 2, ROWS = 6;
-    using Column = Vec;
-    static Column column(const Word* p) { return load(p); }
-    static Vec step(Vec sum, Word word, Column c) { return fma(all(word), c, sum); }
-    static void words(const u16* row, Word* out) {
-        for (int i = 0; i < INDEX_DIM; i++) out[i] = from_bf16(row[i]);
-    }
-};
+using IndexMath = FloatMath;
 #endif
 
 struct IndexCall {
@@ -83,35 +88,37 @@ struct Sums {
 };
 
 // Products of numbers: every layout, every level.
-struct Products {
-    using Word = IndexMath::Word;
+template <class Math> struct Products {
+    using Word = typename Math::Word;
 
     // A token's queries as columns, and its weights with the queries' factors.
     struct Query {
-        IndexMath::Word* panel;  // [head tiles][WORDS][<= NV * LANES]
+        Word* panel;  // [head tiles][WORDS][<= NV * LANES]
         float* weights;          // [padded]
-        static size_t words(i64 padded) { return size_t(padded * (IndexMath::WORDS + 1)); }
+        static size_t words(i64 padded) { return size_t(padded * (Math::WORDS + 1)); }
 
-        Query(IndexMath::Word* memory, i64 padded)
-            : panel(memory), weights(reinterpret_cast<float*>(memory + padded * IndexMath::WORDS)) {}
+        Query(Word* memory, i64 padded)
+            : panel(memory), weights(reinterpret_cast<float*>(memory + padded * Math::WORDS)) {}
 
         bool pack(const IndexCall& call, i64 t, i64 padded) {
-            constexpr i64 WIDTH = IndexMath::NV * LANES;
+            constexpr i64 WIDTH = Math::NV * LANES;
             bool good = true;
             u16 row[INDEX_DIM];
-            IndexMath::Word words[IndexMath::WORDS];
+            Word words[Math::WORDS];
             for (i64 h = 0; h < padded; h++) {
                 const i64 tile = h / WIDTH, wide = std::min(WIDTH, padded - tile * WIDTH);
                 float factor = 1.0f;
+                const u8* q = call.q + t * call.q0 + h * call.q1;
                 if (h >= call.heads)
                     std::memset(row, 0, sizeof row);
                 else if (call.scales)
-                    good &= mxfp4_row(call.q + t * call.q0 + h * call.q1, call.scales + t * call.c0 + h * call.c1, row, factor);
-                else
-                    e4m3_row(call.q + t * call.q0 + h * call.q1, row);
-                IndexMath::words(row, words);
-                IndexMath::Word* to = panel + tile * WIDTH * IndexMath::WORDS + h % WIDTH;
-                for (int k = 0; k < IndexMath::WORDS; k++) to[k * wide] = words[k];
+                    good &= mxfp4_row(q, call.scales + t * call.c0 + h * call.c1, row, factor);
+                else if (call.pages.layout != INDEX_F32)
+                    e4m3_row(q, row);
+                if (h < call.heads && call.pages.layout == INDEX_F32) Math::words(q, words);
+                else Math::words(row, words);
+                Word* to = panel + tile * WIDTH * Math::WORDS + h % WIDTH;
+                for (int k = 0; k < Math::WORDS; k++) to[k * wide] = words[k];
                 weights[h] = h < call.heads ? call.weights(t, h) * factor : 0.0f;
             }
             return good;
@@ -119,10 +126,10 @@ struct Products {
     };
 
     struct Block : Sums {
-        IndexMath::Word* keys;  // [ENTRIES][WORDS]
+        Word* keys;  // [ENTRIES][WORDS]
 
         void cut(Cutter& c) {
-            keys = c.take<IndexMath::Word>(ENTRIES * IndexMath::WORDS);
+            keys = c.take<Word>(ENTRIES * Math::WORDS);
             Sums::cut(c);
         }
 
@@ -131,43 +138,49 @@ struct Products {
             u16 row[INDEX_DIM];
             for (i64 i = 0; i < count; i++) {
                 const i64 slot = call.slot(r, first + i);
-                good &= index_row(call.pages.layout, call.pages.front(slot), call.pages.tail(slot), row, factor[i]);
-                IndexMath::words(row, keys + i * IndexMath::WORDS);
+                const u8* front = call.pages.front(slot);
+                factor[i] = 1.0f;
+                if (call.pages.layout == INDEX_F32) {
+                    Math::words(front, keys + i * Math::WORDS);
+                    continue;
+                }
+                good &= index_row(call.pages.layout, front, call.pages.tail(slot), row, factor[i]);
+                Math::words(row, keys + i * Math::WORDS);
             }
             for (i64 i = count; i < ENTRIES; i++) {  // what is left over is scored too, and dropped
-                std::memset(keys + i * IndexMath::WORDS, 0, IndexMath::WORDS * sizeof(IndexMath::Word));
+                std::memset(keys + i * Math::WORDS, 0, Math::WORDS * sizeof(Word));
                 factor[i] = 0;
             }
             return good;
         }
 
-        template <int NV> void dots(const IndexMath::Word* panel, const float* weights, i64 first, bool fresh) {
-            constexpr int R = IndexMath::ROWS;
-            const IndexMath::Word* rows = keys + first * IndexMath::WORDS;
+        template <int NV> void dots(const Word* panel, const float* weights, i64 first, bool fresh) {
+            constexpr int R = Math::ROWS;
+            const Word* rows = keys + first * Math::WORDS;
             Vec sum[R][NV];
             for (int r = 0; r < R; r++)
                 for (int v = 0; v < NV; v++) sum[r][v] = zero();
-            for (int k = 0; k < IndexMath::WORDS; k++) {
-                IndexMath::Column column[NV];
-                for (int v = 0; v < NV; v++) column[v] = IndexMath::column(panel + (k * NV + v) * LANES);
+            for (int k = 0; k < Math::WORDS; k++) {
+                typename Math::Column column[NV];
+                for (int v = 0; v < NV; v++) column[v] = Math::column(panel + (k * NV + v) * LANES);
                 for (int r = 0; r < R; r++)
                     for (int v = 0; v < NV; v++)
-                        sum[r][v] = IndexMath::step(sum[r][v], rows[r * IndexMath::WORDS + k], column[v]);
+                        sum[r][v] = Math::step(sum[r][v], rows[r * Math::WORDS + k], column[v]);
             }
             for (int r = 0; r < R; r++) add<NV>(first + r, sum[r], weights, fresh);
         }
 
         // Scores of entries [0, count) for one token; `scores` has room for ENTRIES.
         void score(const Query& q, i64 padded, i64 count, float* scores) {
-            constexpr i64 WIDTH = IndexMath::NV * LANES;
+            constexpr i64 WIDTH = Math::NV * LANES;
             for (i64 h = 0; h < padded; h += WIDTH) {
-                const IndexMath::Word* panel = q.panel + h * IndexMath::WORDS;
+                const Word* panel = q.panel + h * Math::WORDS;
                 const float* w = q.weights + h;
-                for (i64 e = 0; e < count; e += IndexMath::ROWS) switch (std::min(WIDTH, padded - h) / LANES) {
+                for (i64 e = 0; e < count; e += Math::ROWS) switch (std::min(WIDTH, padded - h) / LANES) {
                     case 1: dots<1>(panel, w, e, h == 0); break;
                     case 2: dots<2>(panel, w, e, h == 0); break;
-                    case 3: dots<(IndexMath::NV > 2 ? 3 : 2)>(panel, w, e, h == 0); break;
-                    default: dots<IndexMath::NV>(panel, w, e, h == 0);
+                    case 3: dots<(Math::NV > 2 ? 3 : 2)>(panel, w, e, h == 0); break;
+                    default: dots<Math::NV>(panel, w, e, h == 0);
                 }
             }
             finish(count, scores);

@@ -24,6 +24,7 @@ LAYOUTS = {
     "index_mxfp4_hadamard": 8,
     "index_f32": 9,
 }
+MAIN = tuple(name for name in LAYOUTS if name.endswith("_row") or name.startswith("fp8_"))
 BF16_ROWS = ("fp8_ds_mla", "fp8_ds_mla_fnuz", "bf16_row", "fp8_row")  # layouts that decode to bf16
 NO_PAGES = (None, 0, 0, 1, 0)
 

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from dsv4core.ops import OPS
-from dsv4core_cpu.ops._call import BF16_ROWS, LAYOUTS, NO_PAGES, function, pages, threads
+from dsv4core_cpu.ops._call import LAYOUTS, MAIN, NO_PAGES, function, pages, threads
 
 SOURCE = "pllli plll pl"
-BF16 = torch.bfloat16
 NO_LIST = (None, 0, 0, 0, None, 0)
 
 
@@ -24,15 +23,15 @@ def _listed(slots: Tensor, lens: Tensor) -> tuple[int, int, int, int, int, int]:
 
 def ops(library: CDLL) -> dict[str, Any]:
     """Both ops on one library."""
-    attend = function(library, "dsv4_attend", "pll pll p pl ll f i" + SOURCE + SOURCE)
+    attend = function(library, "dsv4_attend", "pll pll p pl ll f ii" + SOURCE + SOURCE)
     decode_body, prefill_body = OPS["sparse_decode"].body, OPS["sparse_prefill"].body
 
     def run(q: Tensor, sink: Tensor, out: Tensor, scale: float, first: Any, second: Any) -> Tensor:
         lse = sink.new_empty(q.shape[0], q.shape[1])
         attend(
             q.data_ptr(), q.stride(0), q.stride(1), out.data_ptr(), out.stride(0), out.stride(1),
-            lse.data_ptr(), sink.data_ptr(), sink.stride(0), q.shape[0], q.shape[1], scale, threads(),
-            *first, *second,
+            lse.data_ptr(), sink.data_ptr(), sink.stride(0), q.shape[0], q.shape[1], scale,
+            int(q.dtype == torch.float32), threads(), *first, *second,
         )  # fmt: skip
         return lse
 
@@ -42,10 +41,10 @@ def ops(library: CDLL) -> dict[str, Any]:
         scale: float, swa_rows: int, extra_rows: int, layout: str, extra_layout: str,
     ) -> Tensor:  # fmt: skip
         """`dsv4core.ops.sparse_decode`."""
-        covered = q.dtype == BF16 and out.dtype == BF16 and layout in BF16_ROWS
+        covered = q.dtype == out.dtype and layout in MAIN
         second = (*NO_PAGES, *NO_LIST)
         if extra_cache is not None:
-            covered = covered and extra_layout in BF16_ROWS
+            covered = covered and extra_layout in MAIN
             if extra_slots is None or extra_lens is None or not covered:
                 covered = False
             else:
@@ -63,9 +62,10 @@ def ops(library: CDLL) -> dict[str, Any]:
         q: Tensor, kv: Tensor, indices: Tensor, lens: Tensor, attn_sink: Tensor, out: Tensor, *, scale: float
     ) -> Tensor:
         """`dsv4core.ops.sparse_prefill`."""
-        if not q.dtype == kv.dtype == out.dtype == BF16:
+        if q.dtype != out.dtype:
             return prefill_body(q, kv, indices, lens, attn_sink, out, scale=scale)
-        rows = (kv.data_ptr(), 2 * kv.stride(0), kv.shape[0], 1, LAYOUTS["bf16_row"])
+        layout = LAYOUTS["f32_row" if kv.dtype == torch.float32 else "bf16_row"]
+        rows = (kv.data_ptr(), kv.element_size() * kv.stride(0), kv.shape[0], 1, layout)
         return run(q, attn_sink, out, scale, (*rows, *_listed(indices, lens)), (*NO_PAGES, *NO_LIST))
 
     return {"sparse_decode": sparse_decode, "sparse_prefill": sparse_prefill}

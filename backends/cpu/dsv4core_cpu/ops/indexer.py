@@ -13,7 +13,7 @@ from dsv4core.ops import OPS, _scores
 from dsv4core_cpu.ops._call import LAYOUTS, Fresh, function, pages, threads
 
 ARGUMENTS = "pll pll pll ll pllli pl pl pllll i"
-INDEX = tuple(name for name in LAYOUTS if name.startswith("index_") and name != "index_f32")
+INDEX = tuple(name for name in LAYOUTS if name.startswith("index_"))
 
 
 def _arguments(
@@ -23,8 +23,9 @@ def _arguments(
     scales = (None, 0, 0)
     if q_scales is not None:
         scales = (q_scales.data_ptr(), q_scales.stride(0), q_scales.stride(1))
+    size = q.element_size()
     return (
-        q.data_ptr(), q.stride(0), q.stride(1), *scales, weights.data_ptr(), weights.stride(0),
+        q.data_ptr(), size * q.stride(0), size * q.stride(1), *scales, weights.data_ptr(), weights.stride(0),
         weights.stride(1), q.shape[0], q.shape[1], *pages(k_cache, rows, layout), context_lens.data_ptr(),
         context_lens.stride(0), token_to_req.data_ptr(), token_to_req.stride(0), block_table.data_ptr(),
         block_table.stride(0), block_table.stride(1), block_table.shape[0], block_table.shape[1], threads(),
