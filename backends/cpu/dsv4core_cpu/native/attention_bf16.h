@@ -57,6 +57,16 @@ template <int R> void dots_rows(int nv, const u32* rows, const u32* panel, float
     }
 }
 
+// Undoes the interleaving of `Work::load`: word 4L + i of the first vector is channel 8L + i, of the second
+// 8L + 4 + i.
+struct alignas(64) ChannelOrder { u16 at[32]; };
+constexpr ChannelOrder channel_order() {
+    ChannelOrder order{};
+    for (int d = 0; d < 32; d++) order.at[d] = u16((d / 4 % 2) * 16 + d / 8 * 4 + d % 4);
+    return order;
+}
+inline constexpr ChannelOrder CHANNELS = channel_order();
+
 struct Bf16 {
     static constexpr i64 KEYS = 24, HEADS = 64, ROWS = 6, PANELS = 8, PANEL = 64;
 
@@ -167,14 +177,12 @@ struct Bf16 {
                 }
         }
 
-        // 32 channels of a result. Undoes the interleaving of `load`: word 4L + i of the first vector is channel
-        // 8L + i, of the second 8L + 4 + i.
+        // 32 channels of a result.
         static void finish(const Call& call, i64 t, i64 head, i64 channel, Vec first, Vec second, const float* share) {
-            alignas(64) u16 order[32];
-            for (int d = 0; d < 32; d++) order[d] = u16((d / 4 % 2) * 16 + d / 8 * 4 + d % 4);
+            const __m512i order = _mm512_load_si512(CHANNELS.at);
             const Vec f = all(share[head]);
             const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(mul(second, f), mul(first, f));
-            _mm512_storeu_si512(&call.out(t, head) + channel, _mm512_permutexvar_epi16(_mm512_load_si512(order), both));
+            _mm512_storeu_si512(&call.out(t, head) + channel, _mm512_permutexvar_epi16(order, both));
         }
         static Vec load_f32(const float* p) { return dsv4::load(p); }
 

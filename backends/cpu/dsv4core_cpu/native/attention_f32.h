@@ -39,7 +39,8 @@ struct F32 {
 
         void load(Own& own, const Key* from, i64 count, i64 place, bool) {
             for (i64 j = 0; j < count; j++) {
-                row_to_f32(from[j].layout, from[j], own.row);
+                if (from[j].layout == F32_ROW) std::memcpy(own.row, from[j].front, DIM * sizeof(float));
+                else row_to_f32(from[j].layout, from[j], own.row);
                 for (int p = 0; p < PANELS; p++)
                     std::memcpy(values + (p * keys + place + j) * PANEL, own.row + p * PANEL, PANEL * sizeof(float));
             }

@@ -45,12 +45,8 @@ template <bool FNUZ> inline void codes_to_f32(const u8* codes, float scale, floa
     }
 }
 
-// A row as f32 values, which fit bf16 unless the row itself is f32.
+// A row as f32 values that fit bf16.
 inline void row_to_f32(int layout, Row row, float* out) {
-    if (layout == F32_ROW) {
-        std::memcpy(out, row.front, DIM * sizeof(float));
-        return;
-    }
     const int blocks = layout == BF16_ROW ? 0 : layout == FP8_ROW ? DIM / BLOCK : NOPE / BLOCK;
     for (int b = 0; b < blocks; b++) {
         const int exponent = layout == FP8_ROW ? 0 : byte_exponent(row.tail[b]);
