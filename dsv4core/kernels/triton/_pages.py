@@ -22,7 +22,9 @@ from dsv4core.kernels.triton.numerics import (
     float_of,
     power_of_two,
     scale_byte,
+    settle,
     to_bf16,
+    widen,
 )
 
 MAIN = ("fp8_ds_mla", "fp8_ds_mla_fnuz", "bf16_row", "fp8_row")
@@ -94,8 +96,8 @@ def store_main_rows(
 ):  # fmt: skip
     """Write rows of a main cache: exactly their bytes.
 
-    Shapes: slots i64 [R] (>= 0 where live), nope f32 [R, 512] (channels from 448 on are ignored), tail f32
-    [R, 64] already rotated. Values are rounded here, as the layout says.
+    Shapes: slots i64 [R] (>= 0 where live), nope f32, or bf16 as it was loaded, [R, 512] (channels from 448 on
+    are ignored), tail f32 [R, 64] already rotated. Values are rounded here, as the layout says.
     """
     R: tl.constexpr = nope.shape[0]
     d = tl.arange(0, 512)[None, :]
@@ -106,16 +108,17 @@ def store_main_rows(
     row = slots % rows
     if LAYOUT == "bf16_row":
         start = (page + row * 1024)[:, None]
-        store_u16(start, d, bits_of(finite_bf16(nope)) >> 16, head, ALIGN)
+        values, _ = settle(tl.reshape(nope, (R, 8, 64)))
+        store_u16(start, d, tl.reshape(bits_of(values), (R, 512)) >> 16, head, ALIGN)
         store_u16(start + 896, j, bits_of(finite_bf16(tail)) >> 16, all_live, ALIGN)
     elif LAYOUT == "fp8_row":
         start = (page + row * 512)[:, None]
-        tl.store(start + d, encode_e4m3(finite(nope), HARDWARE), head)
+        tl.store(start + d, encode_e4m3(finite(widen(nope)), HARDWARE), head)
         tl.store(start + 448 + j, encode_e4m3(finite(tail), HARDWARE), all_live)
     else:
         start = (page + row * 576)[:, None]
-        grouped = tl.reshape(tl.where(d < 448, finite_bf16(nope), 0.0), (R, 8, 64))
-        exponent = exponent_e4m3(tl.maximum(tl.max(tl.abs(grouped), 2), 1e-4))
+        grouped, amax = settle(tl.reshape(nope, (R, 8, 64)))
+        exponent = exponent_e4m3(tl.maximum(amax, 1e-4))
         if LAYOUT == "fp8_ds_mla_fnuz":
             exponent += 1
             codes = encode_e4m3_fnuz(grouped * power_of_two(-exponent)[:, :, None])
@@ -130,20 +133,19 @@ def store_main_rows(
 
 @triton.jit
 def load_main_rows(
-    cache, stride, slots, live,
+    cache, stride, page, row, live,
     rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr,
 ):  # fmt: skip
     """Values of rows of a main cache, exact in bf16; zeros where not live.
 
-    Shapes: slots i64 [R] (>= 0 where live) -> nope f32 [R, 512] (448.. are zero), tail f32 [R, 64].
+    Shapes: page and row i32 [R] (>= 0) -> nope f32 [R, 512] (448.. are zero), tail f32 [R, 64].
     """
-    R: tl.constexpr = slots.shape[0]
+    R: tl.constexpr = page.shape[0]
     d = tl.arange(0, 512)[None, :]
     j = tl.arange(0, 64)[None, :]
     head = live[:, None] & (d < 448)
     all_live = live[:, None] & (j < 64)
-    page = cache + (slots // rows) * stride
-    row = slots % rows
+    page = cache + page.to(tl.int64) * stride
     if LAYOUT == "bf16_row":
         start = (page + row * 1024)[:, None]
         nope = load_bf16(start, d, head, ALIGN)

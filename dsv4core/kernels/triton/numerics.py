@@ -31,13 +31,14 @@ def power_of_two(k):
 
 @triton.jit
 def round_bf16(x):
-    """The nearest bf16, ties to even, kept in f32; NaN in gives something else out.
+    """The nearest bf16, ties to even, kept in f32; NaN stays NaN.
 
     The interpreter truncates when it casts, so there the rounding is done on the bits.
     """
     if INTERPRETED:
         bits = bits_of(x)
-        return float_of(((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) << 16)
+        rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) << 16
+        return float_of(tl.where((bits & 0x7FFFFFFF) > 0x7F800000, bits | 0x400000, rounded))
     else:
         return x.to(tl.bfloat16).to(tl.float32)
 
@@ -77,6 +78,38 @@ def finite_bf16(x):
 
 
 @triton.jit
+def _larger(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def largest(x, axis: tl.constexpr):
+    """Largest magnitudes along an axis; NaN wins. Shapes: f32 -> f32 without that axis."""
+    if INTERPRETED:
+        return float_of(tl.max(bits_of(x) & 0x7FFFFFFF, axis))
+    else:
+        return tl.reduce(tl.abs(x), axis, _larger)
+
+
+@triton.jit
+def settle(x):
+    """What a cache row holds of x (f32, or bf16 as it was loaded), and the largest magnitude of each group.
+
+    Shapes: [R, G, N] -> f32 [R, G, N] on the bf16 grid and finite, f32 [R, G]. Nearly every row is finite, so
+    a program looks at its maxima and replaces single values only where one of them is not.
+    """
+    if x.dtype == tl.bfloat16:
+        y = widen(x)
+    else:
+        y = round_bf16(x)
+    amax = largest(y, 2)
+    if tl.max(tl.max(bits_of(amax), 1), 0) >= 0x7F800000:
+        y = finite(y)
+        amax = largest(y, 2)
+    return y, amax
+
+
+@triton.jit
 def _small_float(x, MANTISSA: tl.constexpr, LOWEST: tl.constexpr, LIMIT: tl.constexpr, SIGN: tl.constexpr):
     """Codes of the nearest small floats: ties to even, subnormals, saturating at LIMIT (f32 bits).
 
@@ -94,12 +127,12 @@ def _small_float(x, MANTISSA: tl.constexpr, LOWEST: tl.constexpr, LIMIT: tl.cons
 
 @triton.jit
 def encode_e4m3(x, HARDWARE: tl.constexpr = False):
-    """OCP e4m3fn codes of x clamped to +-448, the sign of zero kept. Shapes: any f32 -> u8.
+    """OCP e4m3fn codes of finite x clamped to +-448, the sign of zero kept. Shapes: any f32 -> u8.
 
-    HARDWARE: the device converts f32 in one rounding and saturates (SM90 and later).
+    HARDWARE: the device converts f32 in one rounding and saturates by itself (SM90 and later).
     """
     if HARDWARE:
-        return tl.clamp(x, -448.0, 448.0).to(tl.float8e4nv).to(tl.uint8, bitcast=True)
+        return x.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
     else:
         return _small_float(x, 3, 121, 0x43E00000, 0x80).to(tl.uint8)
 
@@ -201,7 +234,7 @@ def exp_nonpositive(x):
 
 
 @triton.jit
-def inverse_rms(y, n, eps):
+def inverse_rms(y, n: tl.constexpr, eps):
     """1 / sqrt(mean(y^2) + eps) of every row (CA1 rule 3), the same for every order of summation.
 
     Shapes: y f32 [R, BLOCK] with zeros behind n values -> f32 [R].
@@ -213,7 +246,11 @@ def inverse_rms(y, n, eps):
     grid = (bits_of(z + 12582912.0) - 0x4B400000).to(tl.int64)
     total = tl.sum(grid * grid, 1).to(tl.float32)
     back = power_of_two(field - 147)
-    mean = tl.div_rn((total * back) * back, n * 1.0 + tl.zeros_like(total))
+    square = (total * back) * back
+    if n & (n - 1) == 0:
+        mean = square * (1.0 / n)  # exact, as the division is
+    else:
+        mean = tl.div_rn(square, n * 1.0 + tl.zeros_like(total))
     return tl.div_rn(tl.full(mean.shape, 1.0, tl.float32), tl.sqrt_rn(mean + eps))
 
 
