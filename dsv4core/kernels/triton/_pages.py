@@ -74,13 +74,13 @@ def load_u16(start, i, mask, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def load_u32(pointer, mask, ALIGN: tl.constexpr):
-    """32 bits at byte pointers; 0 where masked."""
+def load_u32(start, i, mask, ALIGN: tl.constexpr):
+    """Item i of 32 bits behind byte pointers; 0 where masked."""
     if ALIGN >= 4:
-        return tl.load(pointer.to(tl.pointer_type(tl.int32)), mask, other=0)
+        return tl.load(start.to(tl.pointer_type(tl.int32)) + i, mask, other=0)
     else:
-        low = load_u16(pointer, 0, mask, 1)
-        return low | (load_u16(pointer, 1, mask, 1) << 16)
+        low = load_u16(start, 2 * i, mask, ALIGN)
+        return low | (load_u16(start, 2 * i + 1, mask, ALIGN) << 16)
 
 
 @triton.jit

@@ -82,7 +82,7 @@ def _pool(scores, values, ENTRIES: tl.constexpr, SEGMENTS: tl.constexpr):
 def _windows(
     state, table, request, last, live, width, page_stride, row_stride, table_stride, column_stride,
     STATE_ROWS: tl.constexpr, RATIO: tl.constexpr, WINDOW: tl.constexpr, DIM: tl.constexpr,
-    SEGMENTS: tl.constexpr, CHANNELS: tl.constexpr, STAGES: tl.constexpr,
+    SEGMENTS: tl.constexpr, CHANNELS: tl.constexpr, VECTOR: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Pooled windows that end at `last`. Shapes: request i64, last i32, live bool [E] -> f32 [E, DIM].
 
@@ -111,7 +111,7 @@ def _windows(
     start = state + place[:, :, None]
     mask = valid[:, :, None]
     if BLOCKS == 1:
-        c = tl.arange(0, DIM)[None, None, :]
+        c = tl.max_contiguous(tl.arange(0, DIM)[None, None, :], (1, 1, VECTOR))
         scores = tl.load(start + SCORE + c, mask & (c >= 0), other=-float("inf"))
         values = tl.load(start + c, mask & (c >= 0), other=0.0)
         return _pool(scores, values, E, SEGMENTS)
@@ -119,7 +119,7 @@ def _windows(
         number = tl.arange(0, BLOCKS)[None, :, None]
         pooled = tl.zeros([E, BLOCKS, CHANNELS], tl.float32)
         for b in tl.range(0, BLOCKS, num_stages=STAGES):
-            c = b * CHANNELS + tl.arange(0, CHANNELS)[None, None, :]
+            c = tl.max_contiguous(b * CHANNELS + tl.arange(0, CHANNELS)[None, None, :], (1, 1, VECTOR))
             scores = tl.load(start + SCORE + c, mask & (c >= 0), other=-float("inf"))
             values = tl.load(start + c, mask & (c >= 0), other=0.0)
             pooled = tl.where(number == b, _pool(scores, values, E, SEGMENTS)[:, None, :], pooled)
@@ -137,7 +137,7 @@ def compress_norm_rope_store_kernel(
     STATE_ROWS: tl.constexpr, RATIO: tl.constexpr, WINDOW: tl.constexpr, DIM: tl.constexpr,
     rows: tl.constexpr, LAYOUT: tl.constexpr, HADAMARD: tl.constexpr, ALIGN: tl.constexpr,
     HARDWARE: tl.constexpr, GROUP: tl.constexpr, ENTRIES: tl.constexpr, SEGMENTS: tl.constexpr,
-    CHANNELS: tl.constexpr, STAGES: tl.constexpr,
+    CHANNELS: tl.constexpr, VECTOR: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One program looks at ENTRIES groups of `group` tokens, and closes one window of each at a time.
 
@@ -150,28 +150,28 @@ def compress_norm_rope_store_kernel(
     position = tl.load(positions + t * position_stride, inside, other=-1).to(tl.int32)
     given = tl.load(slots + t * slot_stride, inside, other=-1)
     target = tl.load(kv_slots + t * kv_slot_stride, inside, other=-1)
+    whose = tl.load(requests + t * request_stride, inside, other=0)
     closes = (given >= 0) & (target >= 0) & (position >= 0) & ((position + 1) % RATIO == 0)
-    turn = tl.cumsum(closes.to(tl.int32), 1) * closes.to(tl.int32)
-    turns = tl.max(tl.max(turn, 1), 0)
-    for now in range(turns):
-        chosen = turn == now + 1
-        live = tl.sum(chosen.to(tl.int32), 1) > 0
+    done = tl.full([ENTRIES], -1, tl.int32)
+    for _ in range(tl.max(tl.sum(closes.to(tl.int32), 1), 0)):
+        done = tl.min(tl.where(closes & (i > done[:, None]), i, GROUP), 1)
+        live = done < GROUP
+        chosen = i == done[:, None]
         last = tl.sum(tl.where(chosen, position, 0), 1)
         slot = tl.sum(tl.where(chosen, target, 0), 1)
-        token = (first + tl.sum(tl.where(chosen, i, 0), 1)).to(tl.int64)
-        request = tl.load(requests + token * request_stride, live, other=0).to(tl.int64)
-        y = _windows(
-            state, table, request, last, live, width, state_stride, state_row_stride, table_stride,
-            column_stride, STATE_ROWS, RATIO, WINDOW, DIM, SEGMENTS, CHANNELS, STAGES,
-        )  # fmt: skip
-        w = widen(tl.load(weight + tl.arange(0, DIM)))[None, :]
-        y = (y * inverse_rms(y, DIM, eps)[:, None]) * w
-
+        request = tl.sum(tl.where(chosen, whose, 0), 1).to(tl.int64)
+        # Asked for before the states, so that nothing waits for them behind the pooling.
         half = tl.arange(0, 32)[None, :]
         start = last - (RATIO - 1)  # the window's first position
         angle = cos_sin + (start.to(tl.int64) * angle_stride)[:, None] + half
         shown = live[:, None] & (half < 32)
         cos, sin = tl.load(angle, shown, other=0.0), tl.load(angle + 32, shown, other=0.0)
+        w = widen(tl.load(weight + tl.arange(0, DIM)))[None, :]
+        y = _windows(
+            state, table, request, last, live, width, state_stride, state_row_stride, table_stride,
+            column_stride, STATE_ROWS, RATIO, WINDOW, DIM, SEGMENTS, CHANNELS, VECTOR, STAGES,
+        )  # fmt: skip
+        y = (y * inverse_rms(y, DIM, eps)[:, None]) * w
         tail = rotate(_sixty_four(y, DIM // 64 - 1, DIM // 64), cos, sin, False, 64)
         if DIM == 512:
             # Rounded before the layout sees it: a row of plain e4m3 takes window rows from f32, entries not.

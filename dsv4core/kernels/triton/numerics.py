@@ -291,3 +291,12 @@ def matrix(x):
         return x
     else:
         return x.to(tl.bfloat16)
+
+
+@triton.jit
+def matrix_e4m3(code, HARDWARE: tl.constexpr):
+    """An operand of `tl.dot` from e4m3 codes: f16 holds each of them and is one conversion away."""
+    if HARDWARE:
+        return code.to(tl.float8e4nv, bitcast=True).to(tl.float16)
+    else:
+        return matrix(decode_e4m3(code, HARDWARE))
