@@ -170,66 +170,55 @@ def load_main_rows(
 
 
 @triton.jit
-def quantise_fp8(low, high, PLAIN: tl.constexpr, HARDWARE: tl.constexpr):
-    """e4m3 codes of rows of 128 given in halves, and one scale a row: 2^E, or amax / 448 when PLAIN.
+def quantise_fp8(grouped, amax, PLAIN: tl.constexpr, HARDWARE: tl.constexpr):
+    """e4m3 codes of rows of 128 and one scale a row: 2^E, or amax / 448 when PLAIN.
 
-    Shapes: f32 [R, 64] twice, on the bf16 grid -> u8 [R, 64] twice, f32 [R].
+    Shapes: f32 [R, 4, 32] on the bf16 grid with the largest magnitudes [R, 4] -> u8 [R, 128], f32 [R].
     """
-    amax = tl.maximum(tl.max(tl.abs(low), 1), tl.max(tl.abs(high), 1))
-    amax = tl.maximum(amax, 1e-4)
+    R: tl.constexpr = grouped.shape[0]
+    amax = tl.maximum(tl.max(amax, 1), 1e-4)
     if PLAIN:
         scale = tl.div_rn(amax, tl.full(amax.shape, 448.0, tl.float32))
-        wide = scale[:, None] + tl.zeros_like(low)
-        a, b = tl.div_rn(low, wide), tl.div_rn(high, wide)
+        scaled = tl.div_rn(grouped, scale[:, None, None] + tl.zeros_like(grouped))
     else:
         exponent = exponent_e4m3(amax)
         scale = power_of_two(exponent)
-        inverse = power_of_two(-exponent)[:, None]
-        a, b = low * inverse, high * inverse
-    return encode_e4m3(a, HARDWARE), encode_e4m3(b, HARDWARE), scale
+        scaled = grouped * power_of_two(-exponent)[:, None, None]
+    return tl.reshape(encode_e4m3(scaled, HARDWARE), (R, 128)), scale
 
 
 @triton.jit
-def quantise_mxfp4(half):
-    """Packed e2m1 pairs of half a row, even element in the low nibble, and a byte of scale per 32.
+def quantise_mxfp4(grouped, amax):
+    """Packed e2m1 pairs, even element in the low nibble, and a byte of scale per 32.
 
-    Shapes: f32 [R, 64] on the bf16 grid -> u8 [R, 32], i32 [R, 2].
+    Shapes: f32 [R, 4, 32] on the bf16 grid with the largest magnitudes [R, 4] -> u8 [R, 64], u8 [R, 4].
     """
-    R: tl.constexpr = half.shape[0]
-    grouped = tl.reshape(half, (R, 2, 32))
-    amax = tl.maximum(tl.max(tl.abs(grouped), 2), 7.052966104933725e-38)  # 6 * 2^-126
-    byte = scale_byte(exponent_e2m1(amax))
+    R: tl.constexpr = grouped.shape[0]
+    byte = scale_byte(exponent_e2m1(tl.maximum(amax, 7.052966104933725e-38)))  # 6 * 2^-126
     codes = encode_e2m1(grouped * power_of_two(127 - byte)[:, :, None])
-    even, odd = tl.split(tl.reshape(codes, (R, 32, 2)))
-    return (even | (odd << 4)).to(tl.uint8), byte
+    even, odd = tl.split(tl.reshape(codes, (R, 64, 2)))
+    return (even | (odd << 4)).to(tl.uint8), byte.to(tl.uint8)
 
 
 @triton.jit
 def store_index_rows(
-    cache, stride, slots, live, low, high,
+    cache, stride, slots, live, values,
     rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr,
 ):  # fmt: skip
-    """Write rows of an index cache: exactly their bytes. Shapes: slots i64 [R], low, high f32 [R, 64]."""
-    low, high = finite_bf16(low), finite_bf16(high)
+    """Write rows of an index cache: exactly their bytes. Shapes: slots i64 [R], values f32 [R, 128]."""
+    grouped, amax = settle(tl.reshape(values, (values.shape[0], 4, 32)))
     page = cache + (slots // rows) * stride
     row = slots % rows
     if LAYOUT == "index_mxfp4" or LAYOUT == "index_mxfp4_hadamard":
-        j = tl.arange(0, 32)[None, :]
-        g = tl.arange(0, 2)[None, :]
-        start = (page + row * 64)[:, None]
-        behind = (page + rows * 64 + row * 4)[:, None]
-        a, a_byte = quantise_mxfp4(low)
-        b, b_byte = quantise_mxfp4(high)
-        tl.store(start + j, a, live[:, None] & (j < 32))
-        tl.store(start + 32 + j, b, live[:, None] & (j < 32))
-        tl.store(behind + g, a_byte.to(tl.uint8), live[:, None] & (g < 2))
-        tl.store(behind + 2 + g, b_byte.to(tl.uint8), live[:, None] & (g < 2))
-    else:
         j = tl.arange(0, 64)[None, :]
-        start = (page + row * 128)[:, None]
-        a, b, scale = quantise_fp8(low, high, LAYOUT == "index_fp8_hadamard_f32", HARDWARE)
-        tl.store(start + j, a, live[:, None] & (j < 64))
-        tl.store(start + 64 + j, b, live[:, None] & (j < 64))
+        g = tl.arange(0, 4)[None, :]
+        packed, byte = quantise_mxfp4(grouped, amax)
+        tl.store((page + row * 64)[:, None] + j, packed, live[:, None] & (j < 64))
+        tl.store((page + rows * 64 + row * 4)[:, None] + g, byte, live[:, None] & (g < 4))
+    else:
+        j = tl.arange(0, 128)[None, :]
+        codes, scale = quantise_fp8(grouped, amax, LAYOUT == "index_fp8_hadamard_f32", HARDWARE)
+        tl.store((page + row * 128)[:, None] + j, codes, live[:, None] & (j < 128))
         word = bits_of(scale)
         if LAYOUT == "index_fp8_ue8m0x4":
             byte = word >> 23

@@ -24,6 +24,7 @@ from dsv4core.kernels.triton.numerics import (
     inverse_rms,
     rotate,
     round_bf16,
+    side_by_side,
     widen,
 )
 from dsv4core.layout import get_layout
@@ -178,10 +179,10 @@ def compress_norm_rope_store_kernel(
             nope, tail = round_bf16(y), round_bf16(tail)
             store_main_rows(cache, page_stride, slot, live, nope, tail, rows, LAYOUT, ALIGN, HARDWARE)
         else:
-            low = _sixty_four(y, 0, 2)
+            values = side_by_side(_sixty_four(y, 0, 2), tail)
             if HADAMARD:
-                low, tail = hadamard128(round_bf16(low), round_bf16(tail))
-            store_index_rows(cache, page_stride, slot, live, low, tail, rows, LAYOUT, ALIGN, HARDWARE)
+                values = hadamard128(round_bf16(values))
+            store_index_rows(cache, page_stride, slot, live, values, rows, LAYOUT, ALIGN, HARDWARE)
 
 
 def compress_norm_rope_store(

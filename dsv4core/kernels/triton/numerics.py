@@ -268,20 +268,31 @@ def rotate(x, cos, sin, INVERSE: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def hadamard128(low, high):
-    """Hadamard-128 of rows given as two halves (CA1 rule 10), rounded to bf16, in f32.
+def side_by_side(low, high):
+    """Rows from their two halves. Shapes: [R, N] twice -> [R, 2 N]."""
+    return tl.reshape(tl.permute(tl.join(low, high), (0, 2, 1)), (low.shape[0], 2 * low.shape[1]))
 
-    Shapes: f32 [R, 64] twice -> the same. Strides 1 to 32 stay inside a half, 64 joins them.
+
+@triton.jit
+def hadamard128(x):
+    """Hadamard-128 of rows (CA1 rule 10), rounded to bf16. Shapes: f32 [R, 128] -> f32 [R, 128].
+
+    Rows are taken as [2, 8, 8]: a thread that loaded two runs of 8 channels, with 7 others beside it, does
+    the strides 1, 2, 4 and 64 alone and exchanges for 8, 16 and 32.
     """
-    index = tl.arange(0, 64)[None, :] + tl.zeros([low.shape[0], 1], tl.int32)
-    for step in tl.static_range(6):
-        upper = (index & (1 << step)) != 0
-        other = index ^ (1 << step)
-        a, b = tl.gather(low, other, 1), tl.gather(high, other, 1)
-        low = tl.where(upper, a - low, low + a)
-        high = tl.where(upper, b - high, high + b)
-    scale = 0.08838834764831845
-    return round_bf16((low + high) * scale), round_bf16((low - high) * scale)
+    R: tl.constexpr = x.shape[0]
+    y = tl.reshape(x, (R, 16, 2, 2, 2))
+    for _ in tl.static_range(3):
+        a, b = tl.split(y)
+        y = tl.permute(tl.join(a + b, a - b), (0, 1, 4, 2, 3))
+    y = tl.reshape(y, (R, 2, 8, 8))
+    index = tl.arange(0, 8)[None, None, :, None] + tl.zeros([R, 2, 8, 8], tl.int32)
+    for step in tl.static_range(3):
+        sign = 1.0 - ((index >> step) & 1).to(tl.float32) * 2.0
+        y = tl.fma(y, sign, tl.gather(y, index ^ (1 << step), 2))  # a product with +-1 is exact
+    a, b = tl.split(tl.permute(y, (0, 2, 3, 1)))
+    a, b = tl.reshape(a + b, (R, 64)), tl.reshape(a - b, (R, 64))
+    return round_bf16(side_by_side(a, b) * 0.08838834764831845)
 
 
 @triton.jit
