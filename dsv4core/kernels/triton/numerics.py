@@ -146,8 +146,17 @@ def encode_e4m3_fnuz(x):
 
 @triton.jit
 def encode_e2m1(x):
-    """e2m1 codes 0..15 of x clamped to +-6, bit 3 the sign also of zero. Shapes: any f32 -> i32."""
-    return _small_float(x, 1, 127, 0x40C00000, 8)
+    """e2m1 codes 0..15 of x clamped to +-6, bit 3 the sign also of zero. Shapes: any f32 -> i32.
+
+    The spacing is 1/2 below 2, 1 below 4, then 2. Adding 1.5 * 2^22 rounds to halves, in the low bits of the
+    sum, and so on: of the three codes that this gives, the right one is the smallest.
+    """
+    magnitude = tl.abs(x)
+    halves = bits_of(magnitude + 6291456.0)  # 0x4AC00000 + code, and the others with what brings them there
+    ones = bits_of(magnitude + 12582912.0) + (0x4AC00000 - 0x4B400000 + 2)
+    twos = bits_of(magnitude + 25165824.0) + (0x4AC00000 - 0x4BC00000 + 4)
+    code = tl.minimum(tl.minimum(halves, ones), tl.minimum(twos, 0x4AC00007)) & 7
+    return code | ((bits_of(x) >> 28) & 8)
 
 
 @triton.jit
