@@ -106,83 +106,91 @@ def _windows(
         table, whose, index, some & (index >= 0), width, table_stride, column_stride, STATE_ROWS
     )  # fmt: skip
     valid = page >= 0
-    place = tl.where(valid, page, 0).to(tl.int64) * page_stride + row * row_stride
+    place = tl.where(valid, page, 0).to(tl.int64) * page_stride + row.to(tl.int64) * row_stride
     if WINDOW != RATIO:
         place += tl.where(j >= RATIO, DIM, 0)
-    start = state + place[:, :, None]
+    row = state + place[:, :, None]
     mask = valid[:, :, None]
     if BLOCKS == 1:
         c = tl.max_contiguous(tl.arange(0, DIM)[None, None, :], (1, 1, VECTOR))
-        scores = tl.load(start + SCORE + c, mask & (c >= 0), other=-float("inf"))
-        values = tl.load(start + c, mask & (c >= 0), other=0.0)
+        scores = tl.load(row + c + SCORE, mask & (c >= 0), other=-float("inf"))
+        values = tl.load(row + c, mask & (c >= 0), other=0.0)
         return _pool(scores, values, E, SEGMENTS)
     else:
         number = tl.arange(0, BLOCKS)[None, :, None]
         pooled = tl.zeros([E, BLOCKS, CHANNELS], tl.float32)
         for b in tl.range(0, BLOCKS, num_stages=STAGES):
             c = tl.max_contiguous(b * CHANNELS + tl.arange(0, CHANNELS)[None, None, :], (1, 1, VECTOR))
-            scores = tl.load(start + SCORE + c, mask & (c >= 0), other=-float("inf"))
-            values = tl.load(start + c, mask & (c >= 0), other=0.0)
+            scores = tl.load(row + c + SCORE, mask & (c >= 0), other=-float("inf"))
+            values = tl.load(row + c, mask & (c >= 0), other=0.0)
             pooled = tl.where(number == b, _pool(scores, values, E, SEGMENTS)[:, None, :], pooled)
         return tl.reshape(pooled, (E, DIM))
 
 
+@triton.jit
+def _entries(
+    state, table, cos_sin, weight, cache, request, last, slot, live, width, state_stride, state_row_stride,
+    table_stride, column_stride, angle_stride, page_stride, eps,
+    STATE_ROWS: tl.constexpr, RATIO: tl.constexpr, WINDOW: tl.constexpr, DIM: tl.constexpr,
+    rows: tl.constexpr, LAYOUT: tl.constexpr, HADAMARD: tl.constexpr, ALIGN: tl.constexpr,
+    HARDWARE: tl.constexpr, SEGMENTS: tl.constexpr, CHANNELS: tl.constexpr, VECTOR: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """Make and store the entries of windows that end at `last`. Shapes: request, slot i64, last i32 [E]."""
+    slot = tl.where(live, slot, 0)
+    # Asked for before the states, so that nothing waits for them behind the pooling.
+    half = tl.arange(0, 32)[None, :]
+    start = last - (RATIO - 1)  # the window's first position
+    angle = cos_sin + (start.to(tl.int64) * angle_stride)[:, None] + half
+    shown = live[:, None] & (half < 32)
+    cos, sin = tl.load(angle, shown, other=0.0), tl.load(angle + 32, shown, other=0.0)
+    w = widen(tl.load(weight + tl.arange(0, DIM)))[None, :]
+    y = _windows(
+        state, table, request, last, live, width, state_stride, state_row_stride, table_stride,
+        column_stride, STATE_ROWS, RATIO, WINDOW, DIM, SEGMENTS, CHANNELS, VECTOR, STAGES,
+    )  # fmt: skip
+    y = (y * inverse_rms(y, DIM, eps)[:, None]) * w
+    tail = rotate(_sixty_four(y, DIM // 64 - 1, DIM // 64), cos, sin, False, 64)
+    if DIM == 512:
+        # Rounded before the layout sees it: a row of plain e4m3 takes window rows from f32, entries not.
+        nope, tail = round_bf16(y), round_bf16(tail)
+        store_main_rows(cache, page_stride, slot, live, nope, tail, rows, LAYOUT, ALIGN, HARDWARE)
+    else:
+        values = side_by_side(_sixty_four(y, 0, 2), tail)
+        if HADAMARD:
+            values = hadamard128(round_bf16(values))
+        store_index_rows(cache, page_stride, slot, live, values, rows, LAYOUT, ALIGN, HARDWARE)
+
+
 @triton.jit(
-    do_not_specialize=["tokens", "group", "width", "table_stride", "positions", "requests", "slots", "table",
+    do_not_specialize=["tokens", "run", "width", "table_stride", "positions", "requests", "slots", "table",
                        "kv_slots"]
 )  # fmt: skip
 def compress_norm_rope_store_kernel(
     state, positions, requests, slots, table, cos_sin, weight, cache, kv_slots,
-    tokens, group, width, position_stride, request_stride, slot_stride, kv_slot_stride, state_stride,
+    tokens, run, width, position_stride, request_stride, slot_stride, kv_slot_stride, state_stride,
     state_row_stride, table_stride, column_stride, angle_stride, page_stride, eps,
     STATE_ROWS: tl.constexpr, RATIO: tl.constexpr, WINDOW: tl.constexpr, DIM: tl.constexpr,
     rows: tl.constexpr, LAYOUT: tl.constexpr, HADAMARD: tl.constexpr, ALIGN: tl.constexpr,
-    HARDWARE: tl.constexpr, GROUP: tl.constexpr, ENTRIES: tl.constexpr, SEGMENTS: tl.constexpr,
+    HARDWARE: tl.constexpr, ENTRIES: tl.constexpr, SEGMENTS: tl.constexpr,
     CHANNELS: tl.constexpr, VECTOR: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """One program looks at ENTRIES groups of `group` tokens, and closes one window of each at a time.
-
-    In a prefill a group of RATIO neighbours closes one, so most programs take one turn.
-    """
-    i = tl.arange(0, GROUP)[None, :]
-    first = (tl.program_id(0) * ENTRIES + tl.arange(0, ENTRIES)) * group
-    t = (first[:, None] + i).to(tl.int64)
-    inside = (i < group) & (t < tokens)
-    position = tl.load(positions + t * position_stride, inside, other=-1).to(tl.int32)
-    given = tl.load(slots + t * slot_stride, inside, other=-1)
-    target = tl.load(kv_slots + t * kv_slot_stride, inside, other=-1)
-    whose = tl.load(requests + t * request_stride, inside, other=0)
-    closes = (given >= 0) & (target >= 0) & (position >= 0) & ((position + 1) % RATIO == 0)
-    done = tl.full([ENTRIES], -1, tl.int32)
-    for _ in range(tl.max(tl.sum(closes.to(tl.int32), 1), 0)):
-        done = tl.min(tl.where(closes & (i > done[:, None]), i, GROUP), 1)
-        live = done < GROUP
-        chosen = i == done[:, None]
-        last = tl.sum(tl.where(chosen, position, 0), 1)
-        slot = tl.sum(tl.where(chosen, target, 0), 1)
-        request = tl.sum(tl.where(chosen, whose, 0), 1).to(tl.int64)
-        # Asked for before the states, so that nothing waits for them behind the pooling.
-        half = tl.arange(0, 32)[None, :]
-        start = last - (RATIO - 1)  # the window's first position
-        angle = cos_sin + (start.to(tl.int64) * angle_stride)[:, None] + half
-        shown = live[:, None] & (half < 32)
-        cos, sin = tl.load(angle, shown, other=0.0), tl.load(angle + 32, shown, other=0.0)
-        w = widen(tl.load(weight + tl.arange(0, DIM)))[None, :]
-        y = _windows(
-            state, table, request, last, live, width, state_stride, state_row_stride, table_stride,
-            column_stride, STATE_ROWS, RATIO, WINDOW, DIM, SEGMENTS, CHANNELS, VECTOR, STAGES,
-        )  # fmt: skip
-        y = (y * inverse_rms(y, DIM, eps)[:, None]) * w
-        tail = rotate(_sixty_four(y, DIM // 64 - 1, DIM // 64), cos, sin, False, 64)
-        if DIM == 512:
-            # Rounded before the layout sees it: a row of plain e4m3 takes window rows from f32, entries not.
-            nope, tail = round_bf16(y), round_bf16(tail)
-            store_main_rows(cache, page_stride, slot, live, nope, tail, rows, LAYOUT, ALIGN, HARDWARE)
-        else:
-            values = side_by_side(_sixty_four(y, 0, 2), tail)
-            if HADAMARD:
-                values = hadamard128(round_bf16(values))
-            store_index_rows(cache, page_stride, slot, live, values, rows, LAYOUT, ALIGN, HARDWARE)
+    """One program goes through ENTRIES runs of `run` tokens side by side and makes what they close."""
+    for i in range(run):
+        t = ((tl.program_id(0) * ENTRIES + tl.arange(0, ENTRIES)) * run + i).to(tl.int64)
+        inside = t < tokens
+        last = tl.load(positions + t * position_stride, inside, other=-1).to(tl.int32)
+        given = tl.load(slots + t * slot_stride, inside, other=-1)
+        slot = tl.load(kv_slots + t * kv_slot_stride, inside, other=-1)
+        request = tl.load(requests + t * request_stride, inside, other=0).to(tl.int64)
+        live = (given >= 0) & (slot >= 0) & (last >= 0) & ((last + 1) % RATIO == 0)
+        if tl.max(live.to(tl.int32), 0) != 0:
+            _entries(
+                state, table, cos_sin, weight, cache, request, last, slot, live, width, state_stride,
+                state_row_stride, table_stride, column_stride, angle_stride, page_stride, eps,
+                STATE_ROWS, RATIO, WINDOW, DIM, rows, LAYOUT, HADAMARD, ALIGN, HARDWARE, SEGMENTS, CHANNELS,
+                VECTOR, STAGES,
+            )  # fmt: skip
 
 
 def compress_norm_rope_store(
@@ -212,13 +220,13 @@ def compress_norm_rope_store(
         )  # fmt: skip
     width = block_table.shape[1] if block_table.shape[0] else 0
     meta = tuned(NAME, state_cache, dim=head_dim, window=window)
-    # Groups of neighbours in a prefill; fewer tokens each where that would leave the device idle.
-    group = max(1, min(meta["GROUP"], tokens // (meta["ENTRIES"] * meta.pop("programs"))))
+    # Neighbours in a prefill close a window together; shorter runs where that would leave the device idle.
+    run = max(1, min(meta.pop("run"), tokens // (meta["ENTRIES"] * meta.pop("programs"))))
     launch(
-        compress_norm_rope_store_kernel, pieces(tokens, group * meta["ENTRIES"]), state_cache, state_cache,
+        compress_norm_rope_store_kernel, pieces(tokens, run * meta["ENTRIES"]), state_cache, state_cache,
         positions,
         token_to_req, slot_mapping, block_table, cos_sin, norm_weight, k_cache, kv_slot_mapping,
-        tokens, group, width, positions.stride(0), token_to_req.stride(0), slot_mapping.stride(0),
+        tokens, run, width, positions.stride(0), token_to_req.stride(0), slot_mapping.stride(0),
         kv_slot_mapping.stride(0), state_cache.stride(0), state_cache.stride(1), block_table.stride(0),
         block_table.stride(1), cos_sin.stride(0), k_cache.stride(0), eps,
         STATE_ROWS=state_cache.shape[1], RATIO=ratio, WINDOW=window, DIM=head_dim, rows=rows, LAYOUT=layout,

@@ -228,7 +228,7 @@ def exp_nonpositive(x):
     """exp(x) for x <= 0 (CA1 rule 2): Cephes' polynomial, one rounding a step; below -87 exactly 0."""
     z = tl.maximum(x, -87.0)
     k = tl.floor(z * 1.44269504 + 0.5)
-    t = z - k * 0.693359375
+    t = tl.fma(k, -0.693359375, z)  # k has 7 bits and the constant 9: their product is exact
     t = t - k * -2.12194440e-4
     p = t * 1.9875691500e-4 + 1.3981999507e-3
     p = p * t + 8.3334519073e-3
