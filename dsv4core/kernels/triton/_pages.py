@@ -156,7 +156,8 @@ def load_main_rows(
         tail = decode_e4m3(tl.load(start + 448 + j, all_live, other=0), HARDWARE)
     else:
         start = (page + row * 576)[:, None]
-        codes = tl.load(start + d, head, other=0)
+        # Eight at a time, as many as a store of bf16 takes: nothing moves between threads.
+        codes = tl.load(start + tl.max_contiguous(d, (1, 8)), head, other=0)
         group = tl.arange(0, 8)[None, :]
         byte = tl.load((page + rows * 576 + row * 8)[:, None] + group, live[:, None] & (group < 7), other=127)
         if LAYOUT == "fp8_ds_mla_fnuz":
