@@ -29,7 +29,7 @@ class DeepseekV4Attention(ABC):
 
     Call it with hidden [T, hidden], a `PagedCache` and the step's `BatchPlan`; rows follow the order of the
     mapping given to `cache.plan`. A backend overrides ops, or the steps of `forward` here, never `forward`
-    itself. `parallel` is set by `Backend.attention` on a rank that has only some of the heads. Inference only.
+    itself. `Backend.attention` sets `parallel` on a rank that has only some of the heads. Inference only.
     """
 
     parallel: TensorParallel | None = None

@@ -63,7 +63,7 @@ def dsv4core_probe(spec: BackendSpec, depth: Depth) -> Availability | None:
 
 @hookimpl
 def dsv4core_info(spec: BackendSpec) -> list[str] | None:
-    """Say what other Intel packages that are installed would add; their metadata is read, nothing imported."""
+    """Say what other Intel packages that are installed would add; only their metadata is read."""
     if spec.name != SPEC.name:
         return None
     torch = installed_version("torch") or "none"

@@ -171,10 +171,8 @@ def test_rotate(inverse: bool) -> None:
 
 @triton.jit
 def _butterflies(x, out):
-    r, j = tl.arange(0, 16)[:, None], tl.arange(0, 64)[None, :]
-    low, high = device.hadamard128(tl.load(x + r * 128 + j), tl.load(x + r * 128 + 64 + j))
-    tl.store(out + r * 128 + j, low)
-    tl.store(out + r * 128 + 64 + j, high)
+    place = tl.arange(0, 16)[:, None] * 128 + tl.arange(0, 128)[None, :]
+    tl.store(out + place, device.hadamard128(tl.load(x + place)))
 
 
 def test_hadamard() -> None:

@@ -22,7 +22,9 @@ from dsv4core.kernels.triton.numerics import (
     float_of,
     power_of_two,
     scale_byte,
+    settle,
     to_bf16,
+    widen,
 )
 
 MAIN = ("fp8_ds_mla", "fp8_ds_mla_fnuz", "bf16_row", "fp8_row")
@@ -72,13 +74,13 @@ def load_u16(start, i, mask, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def load_u32(pointer, mask, ALIGN: tl.constexpr):
-    """32 bits at byte pointers; 0 where masked."""
+def load_u32(start, i, mask, ALIGN: tl.constexpr):
+    """Item i of 32 bits behind byte pointers; 0 where masked."""
     if ALIGN >= 4:
-        return tl.load(pointer.to(tl.pointer_type(tl.int32)), mask, other=0)
+        return tl.load(start.to(tl.pointer_type(tl.int32)) + i, mask, other=0)
     else:
-        low = load_u16(pointer, 0, mask, 1)
-        return low | (load_u16(pointer, 1, mask, 1) << 16)
+        low = load_u16(start, 2 * i, mask, ALIGN)
+        return low | (load_u16(start, 2 * i + 1, mask, ALIGN) << 16)
 
 
 @triton.jit
@@ -94,8 +96,8 @@ def store_main_rows(
 ):  # fmt: skip
     """Write rows of a main cache: exactly their bytes.
 
-    Shapes: slots i64 [R] (>= 0 where live), nope f32 [R, 512] (channels from 448 on are ignored), tail f32
-    [R, 64] already rotated. Values are rounded here, as the layout says.
+    Shapes: slots i64 [R] (>= 0 where live), nope f32, or bf16 as it was loaded, [R, 512] (channels from 448 on
+    are ignored), tail f32 [R, 64] already rotated. Values are rounded here, as the layout says.
     """
     R: tl.constexpr = nope.shape[0]
     d = tl.arange(0, 512)[None, :]
@@ -106,16 +108,17 @@ def store_main_rows(
     row = slots % rows
     if LAYOUT == "bf16_row":
         start = (page + row * 1024)[:, None]
-        store_u16(start, d, bits_of(finite_bf16(nope)) >> 16, head, ALIGN)
+        values, _ = settle(tl.reshape(nope, (R, 8, 64)))
+        store_u16(start, d, tl.reshape(bits_of(values), (R, 512)) >> 16, head, ALIGN)
         store_u16(start + 896, j, bits_of(finite_bf16(tail)) >> 16, all_live, ALIGN)
     elif LAYOUT == "fp8_row":
         start = (page + row * 512)[:, None]
-        tl.store(start + d, encode_e4m3(finite(nope), HARDWARE), head)
+        tl.store(start + d, encode_e4m3(finite(widen(nope)), HARDWARE), head)
         tl.store(start + 448 + j, encode_e4m3(finite(tail), HARDWARE), all_live)
     else:
         start = (page + row * 576)[:, None]
-        grouped = tl.reshape(tl.where(d < 448, finite_bf16(nope), 0.0), (R, 8, 64))
-        exponent = exponent_e4m3(tl.maximum(tl.max(tl.abs(grouped), 2), 1e-4))
+        grouped, amax = settle(tl.reshape(nope, (R, 8, 64)))
+        exponent = exponent_e4m3(tl.maximum(amax, 1e-4))
         if LAYOUT == "fp8_ds_mla_fnuz":
             exponent += 1
             codes = encode_e4m3_fnuz(grouped * power_of_two(-exponent)[:, :, None])
@@ -130,20 +133,19 @@ def store_main_rows(
 
 @triton.jit
 def load_main_rows(
-    cache, stride, slots, live,
+    cache, stride, page, row, live,
     rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr,
 ):  # fmt: skip
     """Values of rows of a main cache, exact in bf16; zeros where not live.
 
-    Shapes: slots i64 [R] (>= 0 where live) -> nope f32 [R, 512] (448.. are zero), tail f32 [R, 64].
+    Shapes: page and row i32 [R] (>= 0) -> nope f32 [R, 512] (448.. are zero), tail f32 [R, 64].
     """
-    R: tl.constexpr = slots.shape[0]
+    R: tl.constexpr = page.shape[0]
     d = tl.arange(0, 512)[None, :]
     j = tl.arange(0, 64)[None, :]
     head = live[:, None] & (d < 448)
     all_live = live[:, None] & (j < 64)
-    page = cache + (slots // rows) * stride
-    row = slots % rows
+    page = cache + page.to(tl.int64) * stride
     if LAYOUT == "bf16_row":
         start = (page + row * 1024)[:, None]
         nope = load_bf16(start, d, head, ALIGN)
@@ -154,7 +156,8 @@ def load_main_rows(
         tail = decode_e4m3(tl.load(start + 448 + j, all_live, other=0), HARDWARE)
     else:
         start = (page + row * 576)[:, None]
-        codes = tl.load(start + d, head, other=0)
+        # Eight at a time, as many as a store of bf16 takes: nothing moves between threads.
+        codes = tl.load(start + tl.max_contiguous(d, (1, 8)), head, other=0)
         group = tl.arange(0, 8)[None, :]
         byte = tl.load((page + rows * 576 + row * 8)[:, None] + group, live[:, None] & (group < 7), other=127)
         if LAYOUT == "fp8_ds_mla_fnuz":
@@ -168,66 +171,55 @@ def load_main_rows(
 
 
 @triton.jit
-def quantise_fp8(low, high, PLAIN: tl.constexpr, HARDWARE: tl.constexpr):
-    """e4m3 codes of rows of 128 given in halves, and one scale a row: 2^E, or amax / 448 when PLAIN.
+def quantise_fp8(grouped, amax, PLAIN: tl.constexpr, HARDWARE: tl.constexpr):
+    """e4m3 codes of rows of 128 and one scale a row: 2^E, or amax / 448 when PLAIN.
 
-    Shapes: f32 [R, 64] twice, on the bf16 grid -> u8 [R, 64] twice, f32 [R].
+    Shapes: f32 [R, 4, 32] on the bf16 grid with the largest magnitudes [R, 4] -> u8 [R, 128], f32 [R].
     """
-    amax = tl.maximum(tl.max(tl.abs(low), 1), tl.max(tl.abs(high), 1))
-    amax = tl.maximum(amax, 1e-4)
+    R: tl.constexpr = grouped.shape[0]
+    amax = tl.maximum(tl.max(amax, 1), 1e-4)
     if PLAIN:
         scale = tl.div_rn(amax, tl.full(amax.shape, 448.0, tl.float32))
-        wide = scale[:, None] + tl.zeros_like(low)
-        a, b = tl.div_rn(low, wide), tl.div_rn(high, wide)
+        scaled = tl.div_rn(grouped, scale[:, None, None] + tl.zeros_like(grouped))
     else:
         exponent = exponent_e4m3(amax)
         scale = power_of_two(exponent)
-        inverse = power_of_two(-exponent)[:, None]
-        a, b = low * inverse, high * inverse
-    return encode_e4m3(a, HARDWARE), encode_e4m3(b, HARDWARE), scale
+        scaled = grouped * power_of_two(-exponent)[:, None, None]
+    return tl.reshape(encode_e4m3(scaled, HARDWARE), (R, 128)), scale
 
 
 @triton.jit
-def quantise_mxfp4(half):
-    """Packed e2m1 pairs of half a row, even element in the low nibble, and a byte of scale per 32.
+def quantise_mxfp4(grouped, amax):
+    """Packed e2m1 pairs, even element in the low nibble, and a byte of scale per 32.
 
-    Shapes: f32 [R, 64] on the bf16 grid -> u8 [R, 32], i32 [R, 2].
+    Shapes: f32 [R, 4, 32] on the bf16 grid with the largest magnitudes [R, 4] -> u8 [R, 64], u8 [R, 4].
     """
-    R: tl.constexpr = half.shape[0]
-    grouped = tl.reshape(half, (R, 2, 32))
-    amax = tl.maximum(tl.max(tl.abs(grouped), 2), 7.052966104933725e-38)  # 6 * 2^-126
-    byte = scale_byte(exponent_e2m1(amax))
+    R: tl.constexpr = grouped.shape[0]
+    byte = scale_byte(exponent_e2m1(tl.maximum(amax, 7.052966104933725e-38)))  # 6 * 2^-126
     codes = encode_e2m1(grouped * power_of_two(127 - byte)[:, :, None])
-    even, odd = tl.split(tl.reshape(codes, (R, 32, 2)))
-    return (even | (odd << 4)).to(tl.uint8), byte
+    even, odd = tl.split(tl.reshape(codes, (R, 64, 2)))
+    return (even | (odd << 4)).to(tl.uint8), byte.to(tl.uint8)
 
 
 @triton.jit
 def store_index_rows(
-    cache, stride, slots, live, low, high,
+    cache, stride, slots, live, values,
     rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr,
 ):  # fmt: skip
-    """Write rows of an index cache: exactly their bytes. Shapes: slots i64 [R], low, high f32 [R, 64]."""
-    low, high = finite_bf16(low), finite_bf16(high)
+    """Write rows of an index cache: exactly their bytes. Shapes: slots i64 [R], values f32 [R, 128]."""
+    grouped, amax = settle(tl.reshape(values, (values.shape[0], 4, 32)))
     page = cache + (slots // rows) * stride
     row = slots % rows
     if LAYOUT == "index_mxfp4" or LAYOUT == "index_mxfp4_hadamard":
-        j = tl.arange(0, 32)[None, :]
-        g = tl.arange(0, 2)[None, :]
-        start = (page + row * 64)[:, None]
-        behind = (page + rows * 64 + row * 4)[:, None]
-        a, a_byte = quantise_mxfp4(low)
-        b, b_byte = quantise_mxfp4(high)
-        tl.store(start + j, a, live[:, None] & (j < 32))
-        tl.store(start + 32 + j, b, live[:, None] & (j < 32))
-        tl.store(behind + g, a_byte.to(tl.uint8), live[:, None] & (g < 2))
-        tl.store(behind + 2 + g, b_byte.to(tl.uint8), live[:, None] & (g < 2))
-    else:
         j = tl.arange(0, 64)[None, :]
-        start = (page + row * 128)[:, None]
-        a, b, scale = quantise_fp8(low, high, LAYOUT == "index_fp8_hadamard_f32", HARDWARE)
-        tl.store(start + j, a, live[:, None] & (j < 64))
-        tl.store(start + 64 + j, b, live[:, None] & (j < 64))
+        g = tl.arange(0, 4)[None, :]
+        packed, byte = quantise_mxfp4(grouped, amax)
+        tl.store((page + row * 64)[:, None] + j, packed, live[:, None] & (j < 64))
+        tl.store((page + rows * 64 + row * 4)[:, None] + g, byte, live[:, None] & (g < 4))
+    else:
+        j = tl.arange(0, 128)[None, :]
+        codes, scale = quantise_fp8(grouped, amax, LAYOUT == "index_fp8_hadamard_f32", HARDWARE)
+        tl.store((page + row * 128)[:, None] + j, codes, live[:, None] & (j < 128))
         word = bits_of(scale)
         if LAYOUT == "index_fp8_ue8m0x4":
             byte = word >> 23

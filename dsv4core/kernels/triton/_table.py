@@ -21,6 +21,19 @@ def table_slots(table, request, index, live, width, row_stride, column_stride, r
     return tl.where(inside & (page >= 0), page * rows + index % rows, -1)
 
 
+@triton.jit
+def table_rows(table, request, index, live, width, row_stride, column_stride, rows: tl.constexpr):
+    """Page and row in it of row `index` of `request`; page -1 where not live or without one.
+
+    Shapes: index i32, request i64 that broadcasts with it -> i32 twice. Half the width of `table_slots`, where
+    a slot would be taken apart again.
+    """
+    column = index // rows
+    inside = live & (index >= 0) & (column < width)
+    place = table + request * row_stride + column.to(tl.int64) * column_stride
+    return tl.load(place, inside, other=-1), index % rows
+
+
 def refuse_holes(
     op: str, table: Tensor, request: Tensor, index: Tensor, wanted: Tensor, rows: int, pages: int, what: str
 ) -> None:

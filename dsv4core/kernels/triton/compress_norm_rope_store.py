@@ -8,14 +8,14 @@ from torch import Tensor
 from dsv4core.errors import OpArgumentError
 from dsv4core.kernels.triton._launch import (
     alignment,
-    block,
     launch,
+    pieces,
     supported,
     value_checks,
 )
 from dsv4core.kernels.triton._pages import INDEX, MAIN, store_index_rows, store_main_rows
-from dsv4core.kernels.triton._table import refuse_holes, table_slots
-from dsv4core.kernels.triton._tuning import native_e4m3
+from dsv4core.kernels.triton._table import refuse_holes, table_rows
+from dsv4core.kernels.triton._tuning import native_e4m3, tuned
 from dsv4core.kernels.triton.numerics import (
     bits_of,
     exp_nonpositive,
@@ -24,6 +24,7 @@ from dsv4core.kernels.triton.numerics import (
     inverse_rms,
     rotate,
     round_bf16,
+    side_by_side,
     widen,
 )
 from dsv4core.layout import get_layout
@@ -32,149 +33,164 @@ NAME = "compress_norm_rope_store"
 
 
 @triton.jit
-def _row(tensor, k: tl.constexpr):
-    """Row k of f32 [8, C] as [C]: a masked sum of bits, which keeps the sign of zero."""
-    chosen = tl.arange(0, tensor.shape[0])[:, None] == k
-    return float_of(tl.sum(tl.where(chosen, bits_of(tensor), 0), 0))
+def _halves(x, N: tl.constexpr):
+    """Rows 0 .. N/2 - 1 and the others of the second axis. Shapes: [M, N, C] -> [M, N / 2, C] twice."""
+    return tl.split(tl.permute(tl.reshape(x, (x.shape[0], 2, N // 2, x.shape[2])), (0, 2, 3, 1)))
+
+
+@triton.jit
+def _in_order(total, x, N: tl.constexpr):
+    """total + x[:, 0] + x[:, 1] + ..., one rounding a step. Shapes: total [M, C], x [M, N, C] -> [M, C]."""
+    if N == 1:
+        return total + tl.reshape(x, (x.shape[0], x.shape[2]))
+    else:
+        first, second = _halves(x, N)
+        return _in_order(_in_order(total, first, N // 2), second, N // 2)
 
 
 @triton.jit
 def _sixty_four(y, k: tl.constexpr, GROUPS: tl.constexpr):
-    """Channels 64k .. 64k + 63 of f32 [1, 64 * GROUPS], as [1, 64]."""
-    grouped = tl.reshape(bits_of(y), (GROUPS, 64))
-    chosen = tl.arange(0, GROUPS)[:, None] == k
-    return float_of(tl.sum(tl.where(chosen, grouped, 0), 0))[None, :]
+    """Channels 64k .. 64k + 63 of f32 [E, 64 * GROUPS], as [E, 64]: a masked sum of bits."""
+    grouped = tl.reshape(bits_of(y), (y.shape[0], GROUPS, 64))
+    chosen = tl.arange(0, GROUPS)[None, :, None] == k
+    return float_of(tl.sum(tl.where(chosen, grouped, 0), 1))
 
 
 @triton.jit
-def _places(
-    table, request, last, j, width, page_stride, row_stride, table_stride, column_stride,
-    STATE_ROWS: tl.constexpr, RATIO: tl.constexpr, WINDOW: tl.constexpr, DIM: tl.constexpr,
-):  # fmt: skip
-    """Where rows j of the window that ends at `last` start, and whether there are such rows.
+def _pool(scores, values, ENTRIES: tl.constexpr, SEGMENTS: tl.constexpr):
+    """Softmax-weighted sums over windows (CA1 rule 4): each segment in order, then the segments in order.
 
-    The older half of an overlapping window reads the first half of the projection, the newer one the second.
+    Shapes: f32 [ENTRIES * SEGMENTS, K, C] twice, K rows a segment -> f32 [ENTRIES, C].
     """
-    index = last - (WINDOW - 1) + j
-    slot = table_slots(
-        table,
-        request + tl.zeros_like(index),
-        index,
-        index >= 0,
-        width,
-        table_stride,
-        column_stride,
-        STATE_ROWS,
-    )
-    valid = slot >= 0
-    slot = tl.where(valid, slot, 0)
-    place = (slot // STATE_ROWS) * page_stride + (slot % STATE_ROWS) * row_stride
-    if WINDOW != RATIO:
-        place += tl.where(j >= RATIO, DIM, 0)
-    return place, valid
-
-
-@triton.jit
-def _pool(
-    state, table, request, last, c, width, page_stride, row_stride, table_stride, column_stride,
-    STATE_ROWS: tl.constexpr, RATIO: tl.constexpr, WINDOW: tl.constexpr, DIM: tl.constexpr,
-):  # fmt: skip
-    """Softmax-weighted sum over a window for channels c, in eight segments (CA1 rule 4): f32 [C]."""
-    SCORE: tl.constexpr = DIM * (WINDOW // RATIO)  # scores lie behind all values of kv
-    SEGMENT: tl.constexpr = WINDOW // 8
-    infinity = float("inf")
-    j = tl.arange(0, WINDOW)
-    place, valid = _places(
-        table, request, last, j, width, page_stride, row_stride, table_stride, column_stride,
-        STATE_ROWS, RATIO, WINDOW, DIM,
-    )  # fmt: skip
-    every = state + place[:, None] + c[None, :]
-    peak = tl.max(tl.load(every + SCORE, valid[:, None] & (c >= 0)[None, :], other=-infinity), 0)
-    if SEGMENT == 1:  # a segment is one row: plain order
-        total = tl.zeros_like(peak)
-        mass = tl.zeros_like(peak)
-        for k in tl.static_range(8):
-            place, valid = _places(
-                table, request, last, tl.full([1], k, tl.int64), width, page_stride, row_stride, table_stride,
-                column_stride, STATE_ROWS, RATIO, WINDOW, DIM,
-            )  # fmt: skip
-            row = state + place + c
-            e = exp_nonpositive(tl.load(row + SCORE, valid & (c >= 0), other=-infinity) - peak)
-            total = total + e * tl.load(row, valid & (c >= 0), other=0.0)
-            mass = mass + e
-    else:
-        first = tl.arange(0, 8) * SEGMENT
-        part = tl.zeros([8, c.shape[0]], tl.float32)
-        weight = tl.zeros([8, c.shape[0]], tl.float32)
-        for k in tl.static_range(SEGMENT):
-            place, valid = _places(
-                table, request, last, first + k, width, page_stride, row_stride, table_stride, column_stride,
-                STATE_ROWS, RATIO, WINDOW, DIM,
-            )  # fmt: skip
-            rows = state + place[:, None] + c[None, :]
-            mask = valid[:, None] & (c >= 0)[None, :]
-            e = exp_nonpositive(tl.load(rows + SCORE, mask, other=-infinity) - peak[None, :])
-            part = part + e * tl.load(rows, mask, other=0.0)
-            weight = weight + e
-        total, mass = _row(part, 0), _row(weight, 0)
-        for k in tl.static_range(1, 8):
-            total, mass = total + _row(part, k), mass + _row(weight, k)
+    M: tl.constexpr = scores.shape[0]
+    K: tl.constexpr = scores.shape[1]
+    C: tl.constexpr = scores.shape[2]
+    peak = tl.max(scores, 1)
+    if SEGMENTS > 1:
+        peak = tl.max(tl.reshape(peak, (ENTRIES, SEGMENTS, C)), 1)[:, None, :]
+        peak = tl.reshape(tl.broadcast_to(peak, (ENTRIES, SEGMENTS, C)), (M, C))
+    e = exp_nonpositive(scores - peak[:, None, :])
+    zero = tl.zeros([M, C], tl.float32)
+    mass, total = _in_order(zero, e, K), _in_order(zero, e * values, K)
+    if SEGMENTS > 1:
+        zero = tl.zeros([ENTRIES, C], tl.float32)
+        mass = _in_order(zero, tl.reshape(mass, (ENTRIES, SEGMENTS, C)), SEGMENTS)
+        total = _in_order(zero, tl.reshape(total, (ENTRIES, SEGMENTS, C)), SEGMENTS)
     return tl.div_rn(total, mass)
 
 
-@triton.jit(
-    do_not_specialize=["width", "table_stride", "positions", "requests", "slots", "table", "kv_slots"]
-)
-def compress_norm_rope_store_kernel(
-    state, positions, requests, slots, table, cos_sin, weight, cache, kv_slots,
-    width, position_stride, request_stride, slot_stride, kv_slot_stride, state_stride, state_row_stride,
+@triton.jit
+def _windows(
+    state, table, request, last, live, width, page_stride, row_stride, table_stride, column_stride,
+    STATE_ROWS: tl.constexpr, RATIO: tl.constexpr, WINDOW: tl.constexpr, DIM: tl.constexpr,
+    SEGMENTS: tl.constexpr, CHANNELS: tl.constexpr, VECTOR: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Pooled windows that end at `last`. Shapes: request i64, last i32, live bool [E] -> f32 [E, DIM].
+
+    The older half of an overlapping window reads the first half of the projection, the newer one the second.
+    All scores lie behind all values.
+    """
+    E: tl.constexpr = last.shape[0]
+    K: tl.constexpr = WINDOW // SEGMENTS
+    M: tl.constexpr = E * SEGMENTS
+    BLOCKS: tl.constexpr = (DIM + CHANNELS - 1) // CHANNELS
+    SCORE: tl.constexpr = DIM * (WINDOW // RATIO)
+    every = tl.zeros([E, SEGMENTS], tl.int32)
+    segment = tl.reshape(tl.arange(0, SEGMENTS)[None, :] + every, (M, 1))
+    end = tl.reshape(last[:, None] + every, (M, 1))
+    whose = tl.reshape(request[:, None] + every, (M, 1)) + tl.zeros([1, K], tl.int64)
+    some = tl.reshape(live[:, None] & (every == 0), (M, 1))
+    j = segment * K + tl.arange(0, K)[None, :]
+    index = end - (WINDOW - 1) + j
+    page, row = table_rows(
+        table, whose, index, some & (index >= 0), width, table_stride, column_stride, STATE_ROWS
+    )  # fmt: skip
+    valid = page >= 0
+    place = tl.where(valid, page, 0).to(tl.int64) * page_stride + row.to(tl.int64) * row_stride
+    if WINDOW != RATIO:
+        place += tl.where(j >= RATIO, DIM, 0)
+    row = state + place[:, :, None]
+    mask = valid[:, :, None]
+    if BLOCKS == 1:
+        c = tl.max_contiguous(tl.arange(0, DIM)[None, None, :], (1, 1, VECTOR))
+        scores = tl.load(row + c + SCORE, mask & (c >= 0), other=-float("inf"))
+        values = tl.load(row + c, mask & (c >= 0), other=0.0)
+        return _pool(scores, values, E, SEGMENTS)
+    else:
+        number = tl.arange(0, BLOCKS)[None, :, None]
+        pooled = tl.zeros([E, BLOCKS, CHANNELS], tl.float32)
+        for b in tl.range(0, BLOCKS, num_stages=STAGES):
+            c = tl.max_contiguous(b * CHANNELS + tl.arange(0, CHANNELS)[None, None, :], (1, 1, VECTOR))
+            scores = tl.load(row + c + SCORE, mask & (c >= 0), other=-float("inf"))
+            values = tl.load(row + c, mask & (c >= 0), other=0.0)
+            pooled = tl.where(number == b, _pool(scores, values, E, SEGMENTS)[:, None, :], pooled)
+        return tl.reshape(pooled, (E, DIM))
+
+
+@triton.jit
+def _entries(
+    state, table, cos_sin, weight, cache, request, last, slot, live, width, state_stride, state_row_stride,
     table_stride, column_stride, angle_stride, page_stride, eps,
     STATE_ROWS: tl.constexpr, RATIO: tl.constexpr, WINDOW: tl.constexpr, DIM: tl.constexpr,
-    CHANNELS: tl.constexpr, rows: tl.constexpr, LAYOUT: tl.constexpr, HADAMARD: tl.constexpr,
-    ALIGN: tl.constexpr, HARDWARE: tl.constexpr,
+    rows: tl.constexpr, LAYOUT: tl.constexpr, HADAMARD: tl.constexpr, ALIGN: tl.constexpr,
+    HARDWARE: tl.constexpr, SEGMENTS: tl.constexpr, CHANNELS: tl.constexpr, VECTOR: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
-    """One program a token; it ends at once unless its token closes a window.
+    """Make and store the entries of windows that end at `last`. Shapes: request, slot i64, last i32 [E]."""
+    slot = tl.where(live, slot, 0)
+    # Asked for before the states, so that nothing waits for them behind the pooling.
+    half = tl.arange(0, 32)[None, :]
+    start = last - (RATIO - 1)  # the window's first position
+    angle = cos_sin + (start.to(tl.int64) * angle_stride)[:, None] + half
+    shown = live[:, None] & (half < 32)
+    cos, sin = tl.load(angle, shown, other=0.0), tl.load(angle + 32, shown, other=0.0)
+    w = widen(tl.load(weight + tl.arange(0, DIM)))[None, :]
+    y = _windows(
+        state, table, request, last, live, width, state_stride, state_row_stride, table_stride,
+        column_stride, STATE_ROWS, RATIO, WINDOW, DIM, SEGMENTS, CHANNELS, VECTOR, STAGES,
+    )  # fmt: skip
+    y = (y * inverse_rms(y, DIM, eps)[:, None]) * w
+    tail = rotate(_sixty_four(y, DIM // 64 - 1, DIM // 64), cos, sin, False, 64)
+    if DIM == 512:
+        # Rounded before the layout sees it: a row of plain e4m3 takes window rows from f32, entries not.
+        nope, tail = round_bf16(y), round_bf16(tail)
+        store_main_rows(cache, page_stride, slot, live, nope, tail, rows, LAYOUT, ALIGN, HARDWARE)
+    else:
+        values = side_by_side(_sixty_four(y, 0, 2), tail)
+        if HADAMARD:
+            values = hadamard128(round_bf16(values))
+        store_index_rows(cache, page_stride, slot, live, values, rows, LAYOUT, ALIGN, HARDWARE)
 
-    Channels are pooled CHANNELS at a time, so that the scores read for the maximum are still in a cache when
-    they are read for the weights.
-    """
-    t = tl.program_id(0).to(tl.int64)
-    last = tl.load(positions + t * position_stride)
-    kv_slot = tl.load(kv_slots + t * kv_slot_stride)
-    open_window = (
-        (tl.load(slots + t * slot_stride) < 0) | (kv_slot < 0) | (last < 0) | ((last + 1) % RATIO != 0)
-    )
-    if not open_window:
-        request = tl.load(requests + t * request_stride).to(tl.int64)
-        BLOCKS: tl.constexpr = DIM // CHANNELS
-        block_index = tl.arange(0, BLOCKS)[:, None]
-        pooled = tl.zeros([BLOCKS, CHANNELS], tl.float32)
-        for b in range(BLOCKS):
-            c = b * CHANNELS + tl.arange(0, CHANNELS)
-            entry = _pool(
-                state, table, request, last, c, width, state_stride, state_row_stride, table_stride,
-                column_stride, STATE_ROWS, RATIO, WINDOW, DIM,
+
+@triton.jit(
+    do_not_specialize=["tokens", "run", "width", "table_stride", "positions", "requests", "slots", "table",
+                       "kv_slots"]
+)  # fmt: skip
+def compress_norm_rope_store_kernel(
+    state, positions, requests, slots, table, cos_sin, weight, cache, kv_slots,
+    tokens, run, width, position_stride, request_stride, slot_stride, kv_slot_stride, state_stride,
+    state_row_stride, table_stride, column_stride, angle_stride, page_stride, eps,
+    STATE_ROWS: tl.constexpr, RATIO: tl.constexpr, WINDOW: tl.constexpr, DIM: tl.constexpr,
+    rows: tl.constexpr, LAYOUT: tl.constexpr, HADAMARD: tl.constexpr, ALIGN: tl.constexpr,
+    HARDWARE: tl.constexpr, ENTRIES: tl.constexpr, SEGMENTS: tl.constexpr,
+    CHANNELS: tl.constexpr, VECTOR: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """One program goes through ENTRIES runs of `run` tokens side by side and makes what they close."""
+    for i in range(run):
+        t = ((tl.program_id(0) * ENTRIES + tl.arange(0, ENTRIES)) * run + i).to(tl.int64)
+        inside = t < tokens
+        last = tl.load(positions + t * position_stride, inside, other=-1).to(tl.int32)
+        given = tl.load(slots + t * slot_stride, inside, other=-1)
+        slot = tl.load(kv_slots + t * kv_slot_stride, inside, other=-1)
+        request = tl.load(requests + t * request_stride, inside, other=0).to(tl.int64)
+        live = (given >= 0) & (slot >= 0) & (last >= 0) & ((last + 1) % RATIO == 0)
+        if tl.max(live.to(tl.int32), 0) != 0:
+            _entries(
+                state, table, cos_sin, weight, cache, request, last, slot, live, width, state_stride,
+                state_row_stride, table_stride, column_stride, angle_stride, page_stride, eps,
+                STATE_ROWS, RATIO, WINDOW, DIM, rows, LAYOUT, HADAMARD, ALIGN, HARDWARE, SEGMENTS, CHANNELS,
+                VECTOR, STAGES,
             )  # fmt: skip
-            pooled = tl.where(block_index == b, entry[None, :], pooled)
-        y = tl.reshape(pooled, (1, DIM))
-        w = widen(tl.load(weight + tl.arange(0, DIM)))[None, :]
-        y = (y * inverse_rms(y, DIM, eps)[:, None]) * w
-
-        half = tl.arange(0, 32)[None, :]
-        angle = cos_sin + (last - (RATIO - 1)) * angle_stride  # the window's first position
-        cos, sin = tl.load(angle + half), tl.load(angle + 32 + half)
-        tail = rotate(_sixty_four(y, DIM // 64 - 1, DIM // 64), cos, sin, False, 64)
-        slot = kv_slot + tl.zeros([1], tl.int64)
-        live = slot >= 0
-        if DIM == 512:
-            # Rounded before the layout sees it: a row of plain e4m3 takes window rows from f32, entries not.
-            nope, tail = round_bf16(y), round_bf16(tail)
-            store_main_rows(cache, page_stride, slot, live, nope, tail, rows, LAYOUT, ALIGN, HARDWARE)
-        else:
-            low = _sixty_four(y, 0, 2)
-            if HADAMARD:
-                low, tail = hadamard128(round_bf16(low), round_bf16(tail))
-            store_index_rows(cache, page_stride, slot, live, low, tail, rows, LAYOUT, ALIGN, HARDWARE)
 
 
 def compress_norm_rope_store(
@@ -203,16 +219,19 @@ def compress_norm_rope_store(
             "a state page",
         )  # fmt: skip
     width = block_table.shape[1] if block_table.shape[0] else 0
+    meta = tuned(NAME, state_cache, dim=head_dim, window=window)
+    # Neighbours in a prefill close a window together; shorter runs where that would leave the device idle.
+    run = max(1, min(meta.pop("run"), tokens // (meta["ENTRIES"] * meta.pop("programs"))))
     launch(
-        compress_norm_rope_store_kernel, tokens, state_cache, state_cache, positions, token_to_req,
-        slot_mapping, block_table, cos_sin, norm_weight, k_cache, kv_slot_mapping,
-        width, positions.stride(0), token_to_req.stride(0), slot_mapping.stride(0),
+        compress_norm_rope_store_kernel, pieces(tokens, run * meta["ENTRIES"]), state_cache, state_cache,
+        positions,
+        token_to_req, slot_mapping, block_table, cos_sin, norm_weight, k_cache, kv_slot_mapping,
+        tokens, run, width, positions.stride(0), token_to_req.stride(0), slot_mapping.stride(0),
         kv_slot_mapping.stride(0), state_cache.stride(0), state_cache.stride(1), block_table.stride(0),
         block_table.stride(1), cos_sin.stride(0), k_cache.stride(0), eps,
-        STATE_ROWS=state_cache.shape[1], RATIO=ratio, WINDOW=window, DIM=head_dim,
-        CHANNELS=head_dim if window == 8 else block(128, head_dim), rows=rows, LAYOUT=layout,
+        STATE_ROWS=state_cache.shape[1], RATIO=ratio, WINDOW=window, DIM=head_dim, rows=rows, LAYOUT=layout,
         HADAMARD=rotate == "hadamard", ALIGN=alignment(k_cache), HARDWARE=native_e4m3(k_cache),
-        num_warps=8 if window == 128 else 4 if head_dim == 512 else 1,
+        SEGMENTS=1 if window == 8 else 8, **meta,
     )  # fmt: skip
 
 

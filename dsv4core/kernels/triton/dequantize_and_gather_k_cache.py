@@ -8,15 +8,14 @@ from torch import Tensor
 from dsv4core.errors import OpArgumentError
 from dsv4core.kernels.triton._launch import (
     alignment,
-    block,
     launch,
     pieces,
     supported,
     value_checks,
 )
 from dsv4core.kernels.triton._pages import MAIN, load_main_rows, store_as
-from dsv4core.kernels.triton._table import refuse_holes, table_slots
-from dsv4core.kernels.triton._tuning import native_e4m3
+from dsv4core.kernels.triton._table import refuse_holes, table_rows
+from dsv4core.kernels.triton._tuning import native_e4m3, tuned
 
 NAME = "dequantize_and_gather_k_cache"
 
@@ -37,12 +36,12 @@ def dequantize_and_gather_kernel(
     if first < count:
         i = first + tl.arange(0, ROWS)
         live = i < count
-        index = (length - count + i).to(tl.int64)
-        request = b + tl.zeros([ROWS], tl.int64)
-        slot = table_slots(table, request, index, live, width, table_stride, column_stride, rows)
-        found = (slot >= 0) & (slot < pages.to(tl.int64) * rows)
-        slot = tl.where(found, slot, 0)
-        nope, tail = load_main_rows(cache, page_stride, slot, found, rows, LAYOUT, ALIGN, HARDWARE)
+        page, row = table_rows(
+            table, b, length - count + i, live, width, table_stride, column_stride, rows
+        )  # fmt: skip
+        found = (page >= 0) & (page < pages)
+        page = tl.where(found, page, 0)
+        nope, tail = load_main_rows(cache, page_stride, page, row, found, rows, LAYOUT, ALIGN, HARDWARE)
         d = tl.arange(0, 512)[None, :]
         j = tl.arange(0, 64)[None, :]
         target = out + b * request_stride + (offset + i).to(tl.int64)[:, None] * row_stride
@@ -64,13 +63,12 @@ def dequantize_and_gather_k_cache(
     if value_checks(out):
         _check(out, k_cache, seq_lens, lens, block_table, rows, offset)
     requests, room = out.shape[0], out.shape[1] - offset
-    size = block(4, 32)
+    meta = tuned("dequantize_and_gather", out)
     launch(
-        dequantize_and_gather_kernel, (pieces(max(room, 0), size), requests), out, out, k_cache, seq_lens,
+        dequantize_and_gather_kernel, (pieces(max(room, 0), meta["ROWS"]), requests), out, out, k_cache, seq_lens,
         lens, block_table, room, block_table.shape[1], k_cache.shape[0], offset, out.stride(0), out.stride(1),
         k_cache.stride(0), seq_lens.stride(0), lens.stride(0), block_table.stride(0), block_table.stride(1),
-        rows=rows, LAYOUT=layout, ALIGN=alignment(k_cache), HARDWARE=native_e4m3(out), ROWS=size,
-        num_warps=4,
+        rows=rows, LAYOUT=layout, ALIGN=alignment(k_cache), HARDWARE=native_e4m3(out), **meta,
     )  # fmt: skip
 
 

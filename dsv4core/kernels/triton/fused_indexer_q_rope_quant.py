@@ -6,11 +6,11 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
-from dsv4core.kernels.triton._heads import angles, token_and_head
-from dsv4core.kernels.triton._launch import block, launch, pieces
+from dsv4core.kernels.triton._heads import angles
+from dsv4core.kernels.triton._launch import launch, pieces, power
 from dsv4core.kernels.triton._pages import quantise_fp8, quantise_mxfp4
-from dsv4core.kernels.triton._tuning import native_e4m3
-from dsv4core.kernels.triton.numerics import hadamard128, rotate, round_bf16, widen
+from dsv4core.kernels.triton._tuning import native_e4m3, tuned
+from dsv4core.kernels.triton.numerics import hadamard128, rotate, round_bf16, side_by_side, widen
 
 NAME = "fused_indexer_q_rope_quant"
 FORMATS = ("fp8", "fp8_f32", "mxfp4")
@@ -22,38 +22,35 @@ def fused_indexer_q_kernel(
     tokens, heads, position_stride, token_stride, head_stride, table_stride, weight_stride,
     softmax_scale, head_scale,
     FORMAT: tl.constexpr, HADAMARD: tl.constexpr, HARDWARE: tl.constexpr, ROWS: tl.constexpr,
+    HEADS: tl.constexpr,
 ):  # fmt: skip
-    """One program rotates and quantises ROWS heads, each as two halves of 64 channels."""
-    t, h = token_and_head(tl.program_id(0) * ROWS + tl.arange(0, ROWS), heads)
-    live = t < tokens
+    """One program rotates and quantises ROWS rows: HEADS neighbouring heads of one or more tokens."""
+    r = tl.arange(0, ROWS)
+    t = (tl.program_id(0) * (ROWS // HEADS) + r // HEADS).to(tl.int64)
+    h = tl.program_id(1) * HEADS + r % HEADS
+    live = (t < tokens) & (h < heads)
     row = t * heads + h
     j = tl.arange(0, 64)[None, :]
-    half = tl.arange(0, 32)[None, :]
     mask = live[:, None] & (j < 64)
     cos, sin = angles(cos_sin, positions, t, live, position_stride, table_stride)
     start = q + (t * token_stride + h * head_stride)[:, None]
-    low = round_bf16(widen(tl.load(start + j, mask, other=0.0)))
+    low = widen(tl.load(start + j, mask, other=0.0))
     high = widen(tl.load(start + 64 + j, mask, other=0.0))
-    high = round_bf16(rotate(high, cos, sin, False, 64))
+    x = side_by_side(low, round_bf16(rotate(high, cos, sin, False, 64)))
     if HADAMARD:
-        low, high = hadamard128(low, high)
+        x = hadamard128(x)
+    grouped = tl.reshape(x, (ROWS, 4, 32))
+    amax = tl.max(tl.abs(grouped), 2)
     w = widen(tl.load(weights + t * weight_stride + h, live, other=0.0))
     if FORMAT == "mxfp4":
-        g = tl.arange(0, 2)[None, :]
-        packed = live[:, None] & (half < 32)
-        some = live[:, None] & (g < 2)
-        a, a_byte = quantise_mxfp4(low)
-        b, b_byte = quantise_mxfp4(high)
-        place, behind = values + (row * 64)[:, None], scales + (row * 4)[:, None]
-        tl.store(place + half, a, packed)
-        tl.store(place + 32 + half, b, packed)
-        tl.store(behind + g, a_byte.to(tl.uint8), some)
-        tl.store(behind + 2 + g, b_byte.to(tl.uint8), some)
+        g = tl.arange(0, 4)[None, :]
+        packed, byte = quantise_mxfp4(grouped, amax)
+        tl.store(values + (row * 64)[:, None] + j, packed, mask)
+        tl.store(scales + (row * 4)[:, None] + g, byte, live[:, None] & (g < 4))
     else:
-        a, b, scale = quantise_fp8(low, high, FORMAT == "fp8_f32", HARDWARE)
-        place = values + (row * 128)[:, None]
-        tl.store(place + j, a, mask)
-        tl.store(place + 64 + j, b, mask)
+        codes, scale = quantise_fp8(grouped, amax, FORMAT == "fp8_f32", HARDWARE)
+        d = tl.arange(0, 128)[None, :]
+        tl.store(values + (row * 128)[:, None] + d, codes, live[:, None] & (d < 128))
         w = w * scale
     tl.store(folded + row, (w * softmax_scale) * head_scale, live)
 
@@ -78,11 +75,13 @@ def fused_indexer_q_rope_quant(
     values = q.new_empty(tokens, heads, 64 if mxfp4 else 128, dtype=torch.uint8)
     scales = q.new_empty(tokens, heads, 4, dtype=torch.uint8) if mxfp4 else None
     folded = weights.new_empty(tokens, heads, dtype=torch.float32)
-    size = block(16, 128)
+    meta = tuned("fused_indexer_q", q)
+    size = min(meta["ROWS"], power(heads))
+    grid = (pieces(tokens, meta["ROWS"] // size), pieces(heads, size))
     launch(
-        fused_indexer_q_kernel, pieces(tokens * heads, size), q, positions, q, cos_sin, weights, values,
+        fused_indexer_q_kernel, grid, q, positions, q, cos_sin, weights, values,
         values if scales is None else scales, folded, tokens, heads, positions.stride(0), q.stride(0),
         q.stride(1), cos_sin.stride(0), weights.stride(0), softmax_scale, head_scale,
-        FORMAT=format, HADAMARD=rotate == "hadamard", HARDWARE=native_e4m3(q), ROWS=size, num_warps=4,
+        FORMAT=format, HADAMARD=rotate == "hadamard", HARDWARE=native_e4m3(q), HEADS=size, **meta,
     )  # fmt: skip
     return values if mxfp4 else values.view(torch.float8_e4m3fn), scales, folded

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
 from dsv4core.kernels.triton._heads import angles, token_and_head
-from dsv4core.kernels.triton._launch import block, launch, pieces
-from dsv4core.kernels.triton._tuning import native_e4m3
+from dsv4core.kernels.triton._launch import launch, pieces
+from dsv4core.kernels.triton._tuning import native_e4m3, tuned
 from dsv4core.kernels.triton.numerics import (
     encode_e4m3,
     exponent_e4m3,
@@ -78,10 +78,10 @@ def fused_inv_rope_fp8_quant(
         scales = o.new_empty(tokens, groups, per_group, dtype=torch.int32)
     else:
         scales = o.new_empty(tokens, groups, per_group * 4, dtype=torch.float32)
-    size = block(4, 64)
+    meta = tuned("fused_inv_rope_fp8_quant", o)
     launch(
-        fused_inv_rope_fp8_quant_kernel, pieces(tokens * heads, size), o, o, positions, cos_sin, codes,
+        fused_inv_rope_fp8_quant_kernel, pieces(tokens * heads, meta["ROWS"]), o, o, positions, cos_sin, codes,
         scales, tokens, heads, o.stride(0), o.stride(1), positions.stride(0), cos_sin.stride(0),
-        PACKED=packed, HARDWARE=native_e4m3(o), ROWS=size, num_warps=4,
+        PACKED=packed, HARDWARE=native_e4m3(o), **meta,
     )  # fmt: skip
     return codes.view(torch.float8_e4m3fn), scales

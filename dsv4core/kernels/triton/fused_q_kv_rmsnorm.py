@@ -4,8 +4,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dsv4core.kernels.triton._launch import block, launch, pieces, power
+from dsv4core.kernels.triton._launch import launch, pieces, power
 from dsv4core.kernels.triton._pages import store_as
+from dsv4core.kernels.triton._tuning import tuned
 from dsv4core.kernels.triton.numerics import inverse_rms, widen
 
 
@@ -43,11 +44,10 @@ def fused_q_kv_rmsnorm(
     """
     tokens, q_width = qr.shape
     q_out, kv_out = qr.new_empty(qr.shape), kv.new_empty(kv.shape)
-    rows = block(1, 16)
+    meta = tuned("fused_q_kv_rmsnorm", qr, width=q_width)
     launch(
-        fused_q_kv_rmsnorm_kernel, 2 * pieces(tokens, rows), qr, qr, kv, q_weight, kv_weight, q_out, kv_out,
+        fused_q_kv_rmsnorm_kernel, 2 * pieces(tokens, meta["ROWS"]), qr, qr, kv, q_weight, kv_weight, q_out, kv_out,
         tokens, qr.stride(0), kv.stride(0), eps,
-        Q=q_width, KV=kv.shape[1], Q_BLOCK=power(q_width), KV_BLOCK=power(kv.shape[1]), ROWS=rows,
-        num_warps=4 if q_width > 512 else 2,
+        Q=q_width, KV=kv.shape[1], Q_BLOCK=power(q_width), KV_BLOCK=power(kv.shape[1]), **meta,
     )  # fmt: skip
     return q_out, kv_out

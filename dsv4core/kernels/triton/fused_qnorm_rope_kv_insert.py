@@ -6,9 +6,9 @@ from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
 from dsv4core.kernels.triton._heads import angles, token_and_head
-from dsv4core.kernels.triton._launch import alignment, block, launch, pieces, supported
+from dsv4core.kernels.triton._launch import alignment, launch, pieces, supported
 from dsv4core.kernels.triton._pages import MAIN, store_as, store_main_rows
-from dsv4core.kernels.triton._tuning import native_e4m3
+from dsv4core.kernels.triton._tuning import native_e4m3, tuned
 from dsv4core.kernels.triton.numerics import inverse_rms, rotate, widen
 
 NAME = "fused_qnorm_rope_kv_insert"
@@ -49,7 +49,7 @@ def _keys(
     j = tl.arange(0, 64)[None, :]
     cos, sin = angles(cos_sin, positions, t, live, position_stride, table_stride)
     start = kv + (t * kv_stride)[:, None]
-    nope = widen(tl.load(start + d, live[:, None] & (d < 448), other=0.0))
+    nope = tl.load(start + d, live[:, None] & (d < 448), other=0.0)
     tail = widen(tl.load(start + 448 + j, live[:, None] & (j < 64), other=0.0))
     tail = rotate(tail, cos, sin, False, 64)
     slot = tl.where(live, slot, 0)
@@ -93,13 +93,12 @@ def fused_qnorm_rope_kv_insert(
     if padded_heads < heads:
         raise OpArgumentError(NAME, "padded_heads", f">= {heads}, the number of heads", str(padded_heads))
     out = q.new_empty(tokens, padded_heads, 512)
-    size, keys = block(4, 64), block(1, 16)
-    count, q_programs = slot_mapping.shape[0], pieces(tokens * padded_heads, size)
+    meta = tuned(NAME, q)
+    count, q_programs = slot_mapping.shape[0], pieces(tokens * padded_heads, meta["ROWS"])
     launch(
-        fused_qnorm_rope_kv_insert_kernel, q_programs + pieces(count, keys), q, q, kv, positions, cos_sin,
+        fused_qnorm_rope_kv_insert_kernel, q_programs + pieces(count, meta["KEYS"]), q, q, kv, positions, cos_sin,
         k_cache, slot_mapping, out, tokens, count, q_programs, heads, padded_heads, q.stride(0), q.stride(1),
         kv.stride(0), positions.stride(0), cos_sin.stride(0), k_cache.stride(0), slot_mapping.stride(0), eps,
-        rows=rows, LAYOUT=layout, ALIGN=alignment(k_cache), HARDWARE=native_e4m3(q), ROWS=size, KEYS=keys,
-        num_warps=4,
+        rows=rows, LAYOUT=layout, ALIGN=alignment(k_cache), HARDWARE=native_e4m3(q), **meta,
     )  # fmt: skip
     return out

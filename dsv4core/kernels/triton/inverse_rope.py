@@ -5,8 +5,9 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv4core.kernels.triton._heads import angles, token_and_head
-from dsv4core.kernels.triton._launch import block, launch, pieces
+from dsv4core.kernels.triton._launch import launch, pieces
 from dsv4core.kernels.triton._pages import store_as
+from dsv4core.kernels.triton._tuning import tuned
 from dsv4core.kernels.triton.numerics import rotate, widen
 
 
@@ -35,9 +36,9 @@ def inverse_rope(o: Tensor, positions: Tensor, cos_sin: Tensor) -> Tensor:
     """
     tokens, heads, _ = o.shape
     out = o.new_empty(o.shape)
-    size = block(4, 64)
+    meta = tuned("inverse_rope", o)
     launch(
-        inverse_rope_kernel, pieces(tokens * heads, size), o, o, positions, cos_sin, out, tokens, heads,
-        o.stride(0), o.stride(1), positions.stride(0), cos_sin.stride(0), ROWS=size, num_warps=4,
+        inverse_rope_kernel, pieces(tokens * heads, meta["ROWS"]), o, o, positions, cos_sin, out, tokens, heads,
+        o.stride(0), o.stride(1), positions.stride(0), cos_sin.stride(0), **meta,
     )  # fmt: skip
     return out

@@ -31,13 +31,14 @@ def power_of_two(k):
 
 @triton.jit
 def round_bf16(x):
-    """The nearest bf16, ties to even, kept in f32; NaN in gives something else out.
+    """The nearest bf16, ties to even, kept in f32; NaN stays NaN.
 
     The interpreter truncates when it casts, so there the rounding is done on the bits.
     """
     if INTERPRETED:
         bits = bits_of(x)
-        return float_of(((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) << 16)
+        rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) << 16
+        return float_of(tl.where((bits & 0x7FFFFFFF) > 0x7F800000, bits | 0x400000, rounded))
     else:
         return x.to(tl.bfloat16).to(tl.float32)
 
@@ -77,6 +78,38 @@ def finite_bf16(x):
 
 
 @triton.jit
+def _larger(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def largest(x, axis: tl.constexpr):
+    """Largest magnitudes along an axis; NaN wins. Shapes: f32 -> f32 without that axis."""
+    if INTERPRETED:
+        return float_of(tl.max(bits_of(x) & 0x7FFFFFFF, axis))
+    else:
+        return tl.reduce(tl.abs(x), axis, _larger)
+
+
+@triton.jit
+def settle(x):
+    """What a cache row holds of x (f32, or bf16 as it was loaded), and the largest magnitude of each group.
+
+    Shapes: [R, G, N] -> f32 [R, G, N] on the bf16 grid and finite, f32 [R, G]. Nearly every row is finite, so
+    a program looks at its maxima and replaces single values only where one of them is not.
+    """
+    if x.dtype == tl.bfloat16:
+        y = widen(x)
+    else:
+        y = round_bf16(x)
+    amax = largest(y, 2)
+    if tl.max(tl.max(bits_of(amax), 1), 0) >= 0x7F800000:
+        y = finite(y)
+        amax = largest(y, 2)
+    return y, amax
+
+
+@triton.jit
 def _small_float(x, MANTISSA: tl.constexpr, LOWEST: tl.constexpr, LIMIT: tl.constexpr, SIGN: tl.constexpr):
     """Codes of the nearest small floats: ties to even, subnormals, saturating at LIMIT (f32 bits).
 
@@ -94,12 +127,12 @@ def _small_float(x, MANTISSA: tl.constexpr, LOWEST: tl.constexpr, LIMIT: tl.cons
 
 @triton.jit
 def encode_e4m3(x, HARDWARE: tl.constexpr = False):
-    """OCP e4m3fn codes of x clamped to +-448, the sign of zero kept. Shapes: any f32 -> u8.
+    """OCP e4m3fn codes of finite x clamped to +-448, the sign of zero kept. Shapes: any f32 -> u8.
 
-    HARDWARE: the device converts f32 in one rounding and saturates (SM90 and later).
+    HARDWARE: the device converts f32 in one rounding and saturates by itself (SM90 and later).
     """
     if HARDWARE:
-        return tl.clamp(x, -448.0, 448.0).to(tl.float8e4nv).to(tl.uint8, bitcast=True)
+        return x.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
     else:
         return _small_float(x, 3, 121, 0x43E00000, 0x80).to(tl.uint8)
 
@@ -113,8 +146,17 @@ def encode_e4m3_fnuz(x):
 
 @triton.jit
 def encode_e2m1(x):
-    """e2m1 codes 0..15 of x clamped to +-6, bit 3 the sign also of zero. Shapes: any f32 -> i32."""
-    return _small_float(x, 1, 127, 0x40C00000, 8)
+    """e2m1 codes 0..15 of x clamped to +-6, bit 3 the sign also of zero. Shapes: any f32 -> i32.
+
+    The spacing is 1/2 below 2, 1 below 4, then 2. Adding 1.5 * 2^22 rounds to halves, in the low bits of the
+    sum, and so on: of the three codes that this gives, the right one is the smallest.
+    """
+    magnitude = tl.abs(x)
+    halves = bits_of(magnitude + 6291456.0)  # 0x4AC00000 + code, and the others with what brings them there
+    ones = bits_of(magnitude + 12582912.0) + (0x4AC00000 - 0x4B400000 + 2)
+    twos = bits_of(magnitude + 25165824.0) + (0x4AC00000 - 0x4BC00000 + 4)
+    code = tl.minimum(tl.minimum(halves, ones), tl.minimum(twos, 0x4AC00007)) & 7
+    return code | ((bits_of(x) >> 28) & 8)
 
 
 @triton.jit
@@ -186,7 +228,7 @@ def exp_nonpositive(x):
     """exp(x) for x <= 0 (CA1 rule 2): Cephes' polynomial, one rounding a step; below -87 exactly 0."""
     z = tl.maximum(x, -87.0)
     k = tl.floor(z * 1.44269504 + 0.5)
-    t = z - k * 0.693359375
+    t = tl.fma(k, -0.693359375, z)  # k has 7 bits and the constant 9: their product is exact
     t = t - k * -2.12194440e-4
     p = t * 1.9875691500e-4 + 1.3981999507e-3
     p = p * t + 8.3334519073e-3
@@ -201,7 +243,7 @@ def exp_nonpositive(x):
 
 
 @triton.jit
-def inverse_rms(y, n, eps):
+def inverse_rms(y, n: tl.constexpr, eps):
     """1 / sqrt(mean(y^2) + eps) of every row (CA1 rule 3), the same for every order of summation.
 
     Shapes: y f32 [R, BLOCK] with zeros behind n values -> f32 [R].
@@ -213,7 +255,11 @@ def inverse_rms(y, n, eps):
     grid = (bits_of(z + 12582912.0) - 0x4B400000).to(tl.int64)
     total = tl.sum(grid * grid, 1).to(tl.float32)
     back = power_of_two(field - 147)
-    mean = tl.div_rn((total * back) * back, n * 1.0 + tl.zeros_like(total))
+    square = (total * back) * back
+    if n & (n - 1) == 0:
+        mean = square * (1.0 / n)  # exact, as the division is
+    else:
+        mean = tl.div_rn(square, n * 1.0 + tl.zeros_like(total))
     return tl.div_rn(tl.full(mean.shape, 1.0, tl.float32), tl.sqrt_rn(mean + eps))
 
 
@@ -231,20 +277,31 @@ def rotate(x, cos, sin, INVERSE: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def hadamard128(low, high):
-    """Hadamard-128 of rows given as two halves (CA1 rule 10), rounded to bf16, in f32.
+def side_by_side(low, high):
+    """Rows from their two halves. Shapes: [R, N] twice -> [R, 2 N]."""
+    return tl.reshape(tl.permute(tl.join(low, high), (0, 2, 1)), (low.shape[0], 2 * low.shape[1]))
 
-    Shapes: f32 [R, 64] twice -> the same. Strides 1 to 32 stay inside a half, 64 joins them.
+
+@triton.jit
+def hadamard128(x):
+    """Hadamard-128 of rows (CA1 rule 10), rounded to bf16. Shapes: f32 [R, 128] -> f32 [R, 128].
+
+    Rows are taken as [2, 8, 8]: a thread that loaded two runs of 8 channels, with 7 others beside it, does
+    the strides 1, 2, 4 and 64 alone and exchanges for 8, 16 and 32.
     """
-    index = tl.arange(0, 64)[None, :] + tl.zeros([low.shape[0], 1], tl.int32)
-    for step in tl.static_range(6):
-        upper = (index & (1 << step)) != 0
-        other = index ^ (1 << step)
-        a, b = tl.gather(low, other, 1), tl.gather(high, other, 1)
-        low = tl.where(upper, a - low, low + a)
-        high = tl.where(upper, b - high, high + b)
-    scale = 0.08838834764831845
-    return round_bf16((low + high) * scale), round_bf16((low - high) * scale)
+    R: tl.constexpr = x.shape[0]
+    y = tl.reshape(x, (R, 16, 2, 2, 2))
+    for _ in tl.static_range(3):
+        a, b = tl.split(y)
+        y = tl.permute(tl.join(a + b, a - b), (0, 1, 4, 2, 3))
+    y = tl.reshape(y, (R, 2, 8, 8))
+    index = tl.arange(0, 8)[None, None, :, None] + tl.zeros([R, 2, 8, 8], tl.int32)
+    for step in tl.static_range(3):
+        sign = 1.0 - ((index >> step) & 1).to(tl.float32) * 2.0
+        y = tl.fma(y, sign, tl.gather(y, index ^ (1 << step), 2))  # a product with +-1 is exact
+    a, b = tl.split(tl.permute(y, (0, 2, 3, 1)))
+    a, b = tl.reshape(a + b, (R, 64)), tl.reshape(a - b, (R, 64))
+    return round_bf16(side_by_side(a, b) * 0.08838834764831845)
 
 
 @triton.jit
@@ -254,3 +311,12 @@ def matrix(x):
         return x
     else:
         return x.to(tl.bfloat16)
+
+
+@triton.jit
+def matrix_e4m3(code, HARDWARE: tl.constexpr):
+    """An operand of `tl.dot` from e4m3 codes: f16 holds each of them and is one conversion away."""
+    if HARDWARE:
+        return code.to(tl.float8e4nv, bitcast=True).to(tl.float16)
+    else:
+        return matrix(decode_e4m3(code, HARDWARE))

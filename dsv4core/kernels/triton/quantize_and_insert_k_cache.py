@@ -4,9 +4,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dsv4core.kernels.triton._launch import alignment, block, launch, pieces, supported
+from dsv4core.kernels.triton._launch import alignment, launch, pieces, supported
 from dsv4core.kernels.triton._pages import MAIN, store_main_rows
-from dsv4core.kernels.triton._tuning import native_e4m3
+from dsv4core.kernels.triton._tuning import native_e4m3, tuned
 from dsv4core.kernels.triton.numerics import widen
 
 
@@ -22,7 +22,7 @@ def quantize_and_insert_kernel(
     d = tl.arange(0, 512)[None, :]
     j = tl.arange(0, 64)[None, :]
     start = k + t[:, None] * k_stride
-    nope = widen(tl.load(start + d, live[:, None] & (d < 448), other=0.0))
+    nope = tl.load(start + d, live[:, None] & (d < 448), other=0.0)
     tail = widen(tl.load(start + 448 + j, live[:, None] & (j < 64), other=0.0))
     slot = tl.where(live, slot, 0)
     store_main_rows(cache, page_stride, slot, live, nope, tail, rows, LAYOUT, ALIGN, HARDWARE)
@@ -36,9 +36,9 @@ def quantize_and_insert_k_cache(
     Shapes: k bf16 [T, 512], k_cache u8 [N, B] (written), slot_mapping i64 [<= T] (negative: skip).
     """
     supported("quantize_and_insert_k_cache", "layout", layout, MAIN)
-    count, size = slot_mapping.shape[0], block(1, 16)
+    count, meta = slot_mapping.shape[0], tuned("quantize_and_insert", k)
     launch(
-        quantize_and_insert_kernel, pieces(count, size), k, k, k_cache, slot_mapping, count,
+        quantize_and_insert_kernel, pieces(count, meta["ROWS"]), k, k, k_cache, slot_mapping, count,
         k.stride(0), k_cache.stride(0), slot_mapping.stride(0),
-        rows=rows, LAYOUT=layout, ALIGN=alignment(k_cache), HARDWARE=native_e4m3(k), ROWS=size, num_warps=1,
+        rows=rows, LAYOUT=layout, ALIGN=alignment(k_cache), HARDWARE=native_e4m3(k), **meta,
     )  # fmt: skip

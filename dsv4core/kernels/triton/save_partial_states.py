@@ -4,7 +4,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dsv4core.kernels.triton._launch import block, launch, pieces, power
+from dsv4core.kernels.triton._launch import launch, pieces, power
+from dsv4core.kernels.triton._tuning import tuned
 
 
 @triton.jit(do_not_specialize=["count", "positions", "slots"])
@@ -37,11 +38,11 @@ def save_partial_states(
     Shapes: kv, score f32 [T, W], ape f32 [ratio, W], positions i64 [T], state_cache f32 [N, rows, 2W]
     (written), slot_mapping i64 [<= T] (negative: skip).
     """
-    count, width, rows = slot_mapping.shape[0], kv.shape[1], block(1, 16)
+    count, width = slot_mapping.shape[0], kv.shape[1]
+    meta = tuned("save_partial_states", kv, width=width)
     launch(
-        save_partial_states_kernel, pieces(count, rows), kv, kv, score, ape, positions, state_cache,
+        save_partial_states_kernel, pieces(count, meta["ROWS"]), kv, kv, score, ape, positions, state_cache,
         slot_mapping, count, kv.stride(0), score.stride(0), ape.stride(0), positions.stride(0),
         state_cache.stride(0), state_cache.stride(1), slot_mapping.stride(0),
-        ROWS_OF_PAGE=state_cache.shape[1], RATIO=ratio, WIDTH=width, BLOCK=power(width), ROWS=rows,
-        num_warps=4 if width > 512 else 2,
+        ROWS_OF_PAGE=state_cache.shape[1], RATIO=ratio, WIDTH=width, BLOCK=power(width), **meta,
     )  # fmt: skip
