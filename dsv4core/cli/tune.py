@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dsv4core.bench.timing import alternate
+from dsv4core.bench.timing import alternate, timer
 from dsv4core.errors import BackendUnavailableError, ConfigError
 from dsv4core.probe import installed_version
 from dsv4core.runtime import device_name
@@ -82,8 +82,8 @@ def _compare(device: str) -> Callable[[Mapping[str, Callable[[], Any]]], dict[st
     def compare(functions: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
         for function in functions.values():
             function()  # compiles
-        times = alternate(functions, dict.fromkeys(functions, device), ROUNDS)
-        return {name: found.median for name, found in times.items()}
+        times = alternate(functions, dict.fromkeys(functions, timer("wall", device)), ROUNDS)
+        return {name: found.spread.median for name, found in times.items()}
 
     return compare
 

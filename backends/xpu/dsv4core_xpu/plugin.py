@@ -10,7 +10,6 @@ from typing import Any
 from dsv4core import env
 from dsv4core.hookspecs import hookimpl
 from dsv4core.kernels.triton import LAYOUTS
-from dsv4core.kernels.triton._devices import devices, family
 from dsv4core.probe import (
     counted,
     import_torch,
@@ -142,6 +141,8 @@ def _look(torch: Any) -> Availability:
 
 def _abilities(torch: Any) -> str:
     """The first device: its name, driver and what it can do, for whoever reads a report."""
+    from dsv4core.kernels.triton._devices import devices, family  # not before there is a device to describe
+
     here = torch.xpu.get_device_properties(0)
     known = devices()[family("xpu", {"name": here.name})]
     double = "fp64" if getattr(here, "has_fp64", False) else "no fp64"

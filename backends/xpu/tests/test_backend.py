@@ -16,6 +16,7 @@ from dsv4core import AttentionConfig, AttentionWeights, PagedCache, probe
 from dsv4core.backend import Backend
 from dsv4core.kernels.triton import portable
 from dsv4core.ops import OPS
+from dsv4core.plan import Limits
 from dsv4core.samples import Size, sample
 from dsv4core.selection import Request, select
 from dsv4core.spec import Availability, Code
@@ -189,3 +190,32 @@ def test_a_layer_writes_the_same_pages_as_on_the_cpu(layer: int, backends: tuple
         own, reference = (getattr(p, field) for p in pages)
         assert (own is None) == (reference is None)
         assert own is None or torch.equal(own.view(torch.uint8), reference.view(torch.uint8)), field
+
+
+@pytest.mark.parametrize("quant", ["f32", "ue8m0x4", None])
+def test_output_projections_are_the_cpu_s(quant: Any, backends: tuple[Backend, Backend]) -> None:
+    """bf16, and e4m3 with either form of scales."""
+    config = AttentionConfig.preset("tiny", output_quant=quant)
+    weights = AttentionWeights.random(config, 0, 3)
+    hidden = torch.randn(19, config.hidden_size, generator=torch.Generator().manual_seed(5)).bfloat16()
+    results: list[torch.Tensor] = []
+    for backend in backends:
+        attention = backend.attention(config, 0, weights)
+        cache = PagedCache.allocate(config, [0], 64, torch.device("cpu"))
+        first = attention(hidden[:18], cache, cache.plan({"r": 18}))
+        last = attention(hidden[18:], cache, cache.plan({"r": 1}))
+        results.append(torch.cat([first, last]).float())
+    mine, other = results
+    # an output of attention that differs in its last bits may take the next code of e4m3
+    assert float((mine - other).norm()) <= (4e-3 if quant is None else 1e-2) * float(other.norm())
+
+
+def test_a_profile_run_only_reserves(backends: tuple[Backend, Backend]) -> None:
+    config = AttentionConfig.preset("tiny")
+    event = torch.cuda.Event
+    attention = backends[0].attention(config, 1, AttentionWeights.random(config, 1, 3))
+    before = backends[0].provider.launches
+    attention.profile(Limits(max_tokens=512, max_seq_len=4096, max_requests=4))
+    assert backends[0].provider.launches == before, "no kernel ran"
+    assert backends[0].workspace.reserved(torch.device("cpu")) > 0
+    assert torch.cuda.Event is event, "nothing of torch is replaced"
