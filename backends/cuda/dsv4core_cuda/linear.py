@@ -43,7 +43,7 @@ class ScaledMatmul(LinearKernel):
     """torch's block-scaled matmul (cuBLASLt), on Hopper. Run on an H100 with torch 2.11."""
 
     name = "scaled_mm"
-    rank = 40
+    rank = 55
 
     def supports(self, problem: Problem) -> Literal[True] | str:
         """fp8 activations and SM90: torch has block scales of 128 there only."""
