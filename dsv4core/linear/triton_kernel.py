@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from dsv4core.errors import WeightsError
+from dsv4core.linear import activation
 from dsv4core.linear.kernel import LinearKernel, Problem
 from dsv4core.linear.weight import QuantisedWeight, Weight
 from dsv4core.numerics import ue8m0
 
-GROUP = 128  # inputs of one scale of quantised activations
-ROWS = 64  # the fewest outputs of a program, which must not reach over two groups
+ROWS = 64  # outputs of a program, which must not reach over two groups
+DENSE_ABOVE = 128  # tokens; beyond, a bf16 copy made for the call and torch's product are faster
+NAN = 0x7F
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A weight as the kernel takes it: `fold` and `arrived` as `quantised_linear` says."""
+
+    weight: QuantisedWeight
+    fold: bool
+    arrived: Tensor
 
 
 class TritonLinear(LinearKernel):
     """`dsv4core.kernels.triton.quantised_linear`; also the grouped projection, bf16 and fp8.
 
-    A backend whose tensors Triton can reach offers it; it imports triton when a weight is prepared.
+    A backend whose tensors Triton can reach offers it; it imports triton when a weight is prepared. More than
+    128 tokens of a bf16 product go over a dense copy that lives as long as the call.
     """
 
     name = "triton"
@@ -35,8 +50,10 @@ class TritonLinear(LinearKernel):
         fp8 = problem.quantise or problem.x == torch.float8_e4m3fn
         if problem.x not in (torch.bfloat16, torch.float8_e4m3fn):
             return f"activations are {problem.x}, it multiplies bf16 and float8_e4m3fn"
-        if fp8 and (problem.format != "fp8_block" or problem.inputs % GROUP):
-            return f"fp8 activations go with fp8_block weights of whole blocks, not {problem}"
+        if fp8 and (problem.format != "fp8_block" or problem.inputs % activation.GROUP):
+            return "fp8 activations go with fp8_block weights of whole blocks only"
+        if problem.quantise and problem.groups:
+            return "activations of groups come quantised, from fused_inv_rope_fp8_quant"
         if problem.format != "fp8_block" and problem.inputs % 32:
             return f"{problem.inputs} inputs are not whole groups of 32"
         if problem.groups and problem.rows // problem.groups % ROWS:
@@ -44,29 +61,47 @@ class TritonLinear(LinearKernel):
         return True
 
     def prepare(self, weight: Weight, problem: Problem) -> Any:
-        """The weight itself, its codes contiguous."""
+        """The weight and what is known of its scales. Raises WeightsError for NaN among codes."""
+        from dsv4core.kernels.triton.quantised_linear import counters, foldable
+
         assert isinstance(weight, QuantisedWeight)
-        import_module("dsv4core.kernels.triton.quantised_linear")  # fails here, not at the first step
-        return QuantisedWeight(weight.weight.contiguous(), weight.scales.contiguous(), weight.global_scale)
+        codes, scales = weight.weight.contiguous(), weight.scales.contiguous()
+        blocks = problem.format == "fp8_block"
+        if blocks and bool(((codes.view(torch.uint8) & NAN) == NAN).any()):
+            raise WeightsError(f"a weight {list(weight.shape)} holds codes that are NaN")
+        stored = QuantisedWeight(codes, scales, weight.global_scale)
+        return Stored(stored, blocks and foldable(scales), counters(-(-problem.rows // ROWS), codes.device))
 
     def apply(self, problem: Problem, prepared: Any, x: Tensor, x_scales: Tensor | None) -> Tensor:
-        """One launch, two where the sum is split over programs, one more for fp8 activations."""
-        from dsv4core.kernels.triton.quantise_activation import quantise_activation
-        from dsv4core.kernels.triton.quantised_linear import quantised_linear
-
-        groups = max(problem.groups, 1)
+        """One launch, one more for fp8 activations; dequantised first for many tokens."""
+        kernel = import_module("dsv4core.kernels.triton.quantised_linear").quantised_linear
+        quantise = import_module("dsv4core.kernels.triton.quantise_activation").quantise_activation
+        groups, tokens, weight = max(problem.groups, 1), x.shape[0], prepared.weight
+        if tokens > DENSE_ABOVE and self._may_be_dense(problem):
+            return self._dense(problem, weight, x)
         if problem.quantise:
-            x, x_scales = quantise_activation(x)
+            x, x_scales = quantise(x)
         elif x_scales is not None and x_scales.dtype == torch.int32:  # four UE8M0 bytes a word
             x_scales = ue8m0.exp2(ue8m0.byte_exponent(x_scales.contiguous().view(torch.uint8)))
-        out = quantised_linear(
-            x.reshape(x.shape[0], groups, problem.inputs),
-            None if x_scales is None else x_scales.reshape(x.shape[0], groups, -1),
-            prepared.weight,
-            prepared.scales,
-            prepared.global_scale,
-            format=problem.format,
-            out_dtype=problem.out,
-            groups=groups,
-        )
-        return out.view(x.shape[0], groups, -1) if problem.groups else out
+        out = kernel(
+            x.reshape(tokens, groups, problem.inputs),
+            None if x_scales is None else x_scales.reshape(tokens, groups, -1),
+            weight.weight, weight.scales, weight.global_scale, format=problem.format, out_dtype=problem.out,
+            groups=groups, fold=prepared.fold, arrived=prepared.arrived,
+        )  # fmt: skip
+        return out.view(tokens, groups, -1) if problem.groups else out
+
+    @staticmethod
+    def _may_be_dense(problem: Problem) -> bool:
+        """Where bf16 holds the matrix as well as the op's own product has it."""
+        exact = problem.scales != torch.float32
+        return exact and (problem.x, problem.out) == (torch.bfloat16, torch.bfloat16)
+
+    @staticmethod
+    def _dense(problem: Problem, weight: QuantisedWeight, x: Tensor) -> Tensor:
+        dequantise = import_module("dsv4core.kernels.triton.dequantise_weight").dequantise_weight
+        matrix = dequantise(weight.weight, weight.scales, weight.global_scale, format=problem.format)
+        if not problem.groups:
+            return F.linear(activation.rounded(x) if problem.quantise else x, matrix)
+        inputs = x.reshape(x.shape[0], problem.groups, problem.inputs).transpose(0, 1)
+        return torch.bmm(inputs, matrix.view(problem.groups, -1, problem.inputs).mT).transpose(0, 1)

@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsv4core.numerics import e2m1
-from dsv4core.numerics.block_fp8 import scale_values
 from dsv4core.ops._op import Tolerance
 
 ROW_BLOCK = {torch.bfloat16: 32, torch.float32: 8}
@@ -36,13 +34,3 @@ def row_invariant_linear(x: Tensor, weight: Tensor) -> Tensor:
     for start in range(0, tokens, size):
         out[start : start + size] = F.linear(padded[start : start + size], weight)
     return out[:tokens]
-
-
-def group_dequantise(packed: Tensor, scales: Tensor) -> Tensor:
-    """e2m1 weights, two per byte, one scale per group of consecutive inputs, as f32.
-
-    Shapes: u8 [out, in/2], [out, in/g].
-    """
-    values = e2m1.decode(e2m1.unpack(packed))
-    scale = scale_values(scales)
-    return values * scale.repeat_interleave(values.shape[1] // scale.shape[1], dim=1)

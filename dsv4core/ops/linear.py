@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
-from dsv4core.numerics.block_fp8 import dequantise, scale_shape
+from dsv4core.linear.formats import FORMATS
 from dsv4core.ops._contract import ACTIVATION, BF16, E4M3, E8M0, F32, U8, spec
-from dsv4core.ops._matmul import MATMUL, group_dequantise, row_invariant_linear
+from dsv4core.ops._matmul import MATMUL, row_invariant_linear
 from dsv4core.ops._op import op
 
 NAME = "linear"
-FORMATS = ("bf16", "fp8_block", "nvfp4", "mxfp4")
 
 
 def _fake(
@@ -55,7 +54,7 @@ def linear(
     in f32 and rounds once.
     """
     _check(weight, scales, global_scale, format)
-    inputs = weight.shape[1] * (2 if format in ("nvfp4", "mxfp4") else 1)
+    inputs = weight.shape[1] * FORMATS[format].pack
     if inputs != x.shape[1]:
         raise OpArgumentError(
             NAME, "weight", f"{x.shape[1]} inputs, like x", f"shape {list(weight.shape)} as {format}"
@@ -65,43 +64,42 @@ def linear(
     # f32 block scales do not fit bf16: rounding the matrix would move outputs and with them cache codes.
     exact = weight.dtype == E4M3 and scales is not None and scales.dtype == F32
     work = F32 if exact else out_dtype
-    dense = _dense(weight, scales, global_scale, work)
+    dense = _dense(weight, scales, global_scale, format, work)
     return row_invariant_linear(x.to(work), dense).to(out_dtype)
 
 
 def _check(weight: Tensor, scales: Tensor | None, global_scale: Tensor | None, format: str) -> None:
-    if format not in FORMATS:
+    stored = FORMATS.get(format)
+    if stored is None:
         raise OpArgumentError(NAME, "format", " or ".join(FORMATS), repr(format))
-    wanted = {"bf16": (BF16, F32), "fp8_block": (E4M3,)}.get(format, (U8,))
-    if weight.dtype not in wanted:
-        expected = f"{' or '.join(map(str, wanted))} for {format}"
+    if weight.dtype not in stored.codes:
+        expected = f"{' or '.join(map(str, stored.codes))} for {format}"
         raise OpArgumentError(NAME, "weight", expected, str(weight.dtype))
     for name, given, needed in (
-        ("scales", scales, format != "bf16"),
-        ("global_scale", global_scale, format == "nvfp4"),
+        ("scales", scales, stored.block is not None),
+        ("global_scale", global_scale, stored.factor),
     ):
         if (given is not None) != needed:
             expected = f"{'a tensor' if needed else 'None'} with format {format}"
             raise OpArgumentError(NAME, name, expected, "None" if given is None else "a tensor")
-    if scales is None:
+    if scales is None or stored.block is None:
         return
-    rows, columns = weight.shape
-    shape = {"fp8_block": scale_shape(rows, columns), "nvfp4": (rows, columns // 8)}.get(
-        format, (rows, columns // 16)
-    )
+    rows, inputs = weight.shape[0], weight.shape[1] * stored.pack
+    if not stored.ragged and inputs % stored.block[1]:
+        expected = f"whole groups of {stored.block[1]} inputs for {format}"
+        raise OpArgumentError(NAME, "weight", expected, f"{inputs} inputs")
+    shape = stored.scale_shape(rows, inputs)
     if tuple(scales.shape) != shape:
         raise OpArgumentError(NAME, "scales", f"shape {list(shape)} for {format}", f"{list(scales.shape)}")
-    types = {"fp8_block": (F32, U8, E8M0), "nvfp4": (E4M3,)}.get(format, (U8, E8M0))
-    if scales.dtype not in types:
-        expected = f"{' or '.join(map(str, types))} for {format}"
+    if scales.dtype not in stored.scales:
+        expected = f"{' or '.join(map(str, stored.scales))} for {format}"
         raise OpArgumentError(NAME, "scales", expected, str(scales.dtype))
 
 
-def _dense(weight: Tensor, scales: Tensor | None, global_scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+def _dense(
+    weight: Tensor, scales: Tensor | None, global_scale: Tensor | None, format: str, dtype: torch.dtype
+) -> Tensor:
     """The matrix in the type of the product, after `_check`."""
     if scales is None:
         return weight.to(dtype)
-    if weight.dtype == E4M3:
-        return dequantise(weight, scales, dtype)
-    dense = group_dequantise(weight, scales)
-    return (dense if global_scale is None else dense * global_scale).to(dtype)
+    return FORMATS[format].dequantise(weight, scales, global_scale, dtype)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from dsv4core.layout import get_layout
+from dsv4core.numerics import group_fp4
 from dsv4core.numerics.block_fp8 import dequantise
 from dsv4core.ops import OPS
-from dsv4core.ops._matmul import group_dequantise
 from dsv4core_conformance.mutants.subjects import portable_subject
 from dsv4core_conformance.subject import Subject
 
@@ -154,7 +154,7 @@ def linear(
         dense = dequantise(weight, scales, torch.float32)
     else:
         assert scales is not None
-        dense = group_dequantise(weight, scales)
+        dense = group_fp4.dequantise(weight, scales)
         dense = dense if global_scale is None else dense * global_scale
     return _split(x.float(), dense).to(out_dtype)
 

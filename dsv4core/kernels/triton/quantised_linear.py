@@ -25,7 +25,10 @@ from dsv4core.kernels.triton.numerics import (
 
 FP8, NVFP4, MXFP4 = 0, 1, 2
 FORMATS = {"fp8_block": FP8, "nvfp4": NVFP4, "mxfp4": MXFP4}
-TILES = 8192  # of one product whose sum is split
+ROWS, NARROW, WIDE = 64, 16, 64  # outputs and tokens of a tile
+PROGRAMS = 256  # about two for every multiprocessor; beyond, a sum is not split
+LEAST_INPUTS = 1024  # of a part
+FOLD_BELOW, FOLD_ABOVE = 100, 7  # exponents of scales that bf16 operands can take
 SCALED = 128  # inputs that share a block scale, and a scale of quantised activations
 
 
@@ -39,38 +42,39 @@ class Tile:
     split: int
     warps: int
     stages: int
-    unroll: int = 1
 
 
 @triton.jit
-def _codes(code, HARDWARE: tl.constexpr, KEEP: tl.constexpr):
-    """A tile of e4m3 weights as an operand: codes themselves (KEEP) or exact bf16. Shapes: u8 [R, K].
+def _small(code):
+    """bf16 with the fields of e4m3: 2^-120 times the value, NaN as 480. Shapes: u8 [R, K] -> bf16.
 
-    The device's own conversion goes through f16 and takes several slow instructions a value. Here the fields
-    of four codes move into those of bf16, and one product with 2^120 sets the exponent, also of subnormals.
+    The device's own conversion goes through f16 and takes several slow instructions a value. Moving the
+    fields of four codes at once leaves a product with 2^120, or with that times a scale, to set the exponent.
     """
-    if KEEP and HARDWARE:
-        return code.to(tl.float8e4nv, bitcast=True)
-    elif HARDWARE:
-        return tl.inline_asm_elementwise(
-            """{
-            .reg .b32 a, b, c, d;
-            prmt.b32 a, 0, $2, 0x5040;
-            prmt.b32 b, 0, $2, 0x7060;
-            shr.b32 c, a, 4;
-            shr.b32 d, b, 4;
-            and.b32 c, c, 0x07f007f0;
-            and.b32 d, d, 0x07f007f0;
-            lop3.b32 a, a, 0x80008000, c, 0xEA;
-            lop3.b32 b, b, 0x80008000, d, 0xEA;
-            mov.b32 c, 0x7b807b80;
-            mul.bf16x2 $0, a, c;
-            mul.bf16x2 $1, b, c;
-            }""",
-            "=r,=r,r", [code], dtype=tl.bfloat16, is_pure=True, pack=4,
-        )  # fmt: skip
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .b32 a, b, c, d;
+        prmt.b32 a, 0, $2, 0x5040;
+        prmt.b32 b, 0, $2, 0x7060;
+        shr.b32 c, a, 4;
+        shr.b32 d, b, 4;
+        and.b32 c, c, 0x07f007f0;
+        and.b32 d, d, 0x07f007f0;
+        lop3.b32 $0, a, 0x80008000, c, 0xEA;
+        lop3.b32 $1, b, 0x80008000, d, 0xEA;
+        }""",
+        "=r,=r,r", [code], dtype=tl.bfloat16, is_pure=True, pack=4,
+    )  # fmt: skip
+
+
+@triton.jit
+def _codes(code, scale, FOLD: tl.constexpr, HARDWARE: tl.constexpr):
+    """A tile of e4m3 weights as an exact operand, times `scale` where FOLD is set. Shapes: u8 [R, K]."""
+    if HARDWARE:
+        one = tl.full([], 1.329227995784916e36, tl.float32)  # 2^120
+        return _small(code) * (one * scale if FOLD else one).to(tl.bfloat16)
     else:
-        return matrix(decode_e4m3(code))
+        return matrix(decode_e4m3(code) * scale if FOLD else decode_e4m3(code))
 
 
 @triton.jit
@@ -90,10 +94,10 @@ def _pairs(
 
 @triton.jit(do_not_specialize=["tokens"])
 def quantised_linear_kernel(
-    x, x_scales, weight, scales, factor, out, parts, arrived, tokens, rows, inputs, group_rows, x_stride, x_group_stride,
-    x_scale_stride, x_scale_group, scale_stride, part_stride, ROWS: tl.constexpr, TOKENS: tl.constexpr,
-    INPUTS: tl.constexpr, UNROLL: tl.constexpr, FORMAT: tl.constexpr, BYTES: tl.constexpr,
-    X_FP8: tl.constexpr, HARDWARE: tl.constexpr, WHOLE: tl.constexpr, SPLIT: tl.constexpr,
+    x, x_scales, weight, scales, factor, out, parts, arrived, tokens, rows, inputs, group_rows, x_stride,
+    x_group_stride, x_scale_stride, x_scale_group, scale_stride, part_stride, ROWS: tl.constexpr,
+    TOKENS: tl.constexpr, INPUTS: tl.constexpr, FORMAT: tl.constexpr, BYTES: tl.constexpr, FOLD: tl.constexpr,
+    X_FP8: tl.constexpr, HARDWARE: tl.constexpr, WHOLE: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """One tile of outputs over one part of the inputs. BYTES: block scales are UE8M0, not f32."""
     row_tiles = tl.cdiv(rows, ROWS)
@@ -110,52 +114,56 @@ def quantised_linear_kernel(
     x_place = x + (t.to(tl.int64) * x_stride)[:, None] + group * x_group_stride
     width = inputs if FORMAT == 0 else inputs // 2
     w_place = weight + (n.to(tl.int64) * width)[:, None]
+    block_scales = scales + first_row * ROWS // 128 * scale_stride
     total = tl.zeros([ROWS, TOKENS], tl.float32)
-    steps = tl.cdiv(inputs, INPUTS * UNROLL * tl.num_programs(1))
+    steps = tl.cdiv(inputs, INPUTS * PARTS)
     for step in range(part * steps, (part + 1) * steps):
-        for piece in tl.static_range(UNROLL):
-            start = (step * UNROLL + piece) * INPUTS
-            inside = (start + k)[None, :] < inputs
-            x_live = token_live if WHOLE else token_live & inside
-            values = tl.load(x_place + (start + k)[None, :], x_live, other=0.0)
-            if FORMAT == 0:
-                w_live = row_live if WHOLE else row_live & inside
-                w = _codes(tl.load(w_place + (start + k)[None, :], w_live, other=0), HARDWARE, X_FP8)
-                place = scales + first_row * ROWS // 128 * scale_stride + start // 128
-                scale = tl.load(place, start < inputs, other=0)
-                scale = byte_scale(scale) if BYTES else scale
-                if X_FP8:
-                    operand = values.to(tl.float8e4nv, bitcast=True) if HARDWARE else matrix(decode_e4m3(values))
-                    live = (t < tokens) & (start < inputs)
-                    x_scale = tl.load(
-                        x_scales + t * x_scale_stride + group * x_scale_group + start // 128, live, other=0.0
-                    )
-                    total += tl.dot(w, tl.trans(operand)) * (scale * x_scale)[None, :]
+        start = step * INPUTS
+        inside = (start + k)[None, :] < inputs
+        x_live = token_live if WHOLE else token_live & inside
+        values = tl.load(x_place + (start + k)[None, :], x_live, other=0.0)
+        if FORMAT == 0:
+            w_live = row_live if WHOLE else row_live & inside
+            code = tl.load(w_place + (start + k)[None, :], w_live, other=0)
+            scale = tl.load(block_scales + start // 128, start < inputs, other=0)
+            scale = byte_scale(scale) if BYTES else scale
+            if X_FP8:
+                live = (t < tokens) & (start < inputs)
+                place = x_scales + t * x_scale_stride + group * x_scale_group + start // 128
+                both = scale * tl.load(place, live, other=0.0)
+                if HARDWARE:
+                    w, operand = code.to(tl.float8e4nv, bitcast=True), values.to(tl.float8e4nv, bitcast=True)
                 else:
-                    operand = values if HARDWARE else matrix(widen(values))
-                    total += tl.dot(w, tl.trans(operand)) * scale
+                    w, operand = matrix(decode_e4m3(code)), matrix(decode_e4m3(values))
+                total += tl.dot(w, tl.trans(operand)) * both[None, :]
             else:
-                GROUP: tl.constexpr = 16 if FORMAT == 1 else 32
-                byte = start // 2 + tl.arange(0, INPUTS // 2)[None, :]
-                g = start // GROUP + tl.arange(0, INPUTS // GROUP)[None, :]
-                w_live = row_live if WHOLE else row_live & (byte < width)
-                s_live = row_live if WHOLE else row_live & (g < inputs // GROUP)
-                s_place = scales + (n * scale_stride)[:, None] + g
-                w = _pairs(w_place + byte, w_live, s_place, s_live, ROWS, INPUTS, GROUP, FORMAT == 1, HARDWARE)
-                operand = values if HARDWARE else matrix(widen(values))
-                total = tl.dot(w, tl.trans(operand), total)
+                operand = tl.trans(values if HARDWARE else matrix(widen(values)))
+                w = _codes(code, scale, FOLD, HARDWARE)
+                total = tl.dot(w, operand, total) if FOLD else total + tl.dot(w, operand) * scale
+        else:
+            GROUP: tl.constexpr = 16 if FORMAT == 1 else 32
+            byte = start // 2 + tl.arange(0, INPUTS // 2)[None, :]
+            g = start // GROUP + tl.arange(0, INPUTS // GROUP)[None, :]
+            w_live = row_live if WHOLE else row_live & (byte < width)
+            s_live = row_live if WHOLE else row_live & (g < inputs // GROUP)
+            s_place = scales + (n * scale_stride)[:, None] + g
+            w = _pairs(
+                w_place + byte, w_live, s_place, s_live, ROWS, INPUTS, GROUP, FORMAT == 1, HARDWARE
+            )
+            operand = values if HARDWARE else matrix(widen(values))
+            total = tl.dot(w, tl.trans(operand), total)
     place = t.to(tl.int64)[:, None] * rows + n[None, :]
     live = token_live & (n < rows)[None, :]
     total = tl.trans(total)
-    if not SPLIT:
+    if PARTS == 1:
         _finish(out + place, total, factor, live, FORMAT == 1)
     else:
         tl.store(parts + part * part_stride + place, total, live)
         tl.debug_barrier()
-        if tl.atomic_add(arrived + tile, 1, sem="acq_rel") == tl.num_programs(1) - 1:
+        if tl.atomic_add(arrived + tile, 1, sem="acq_rel") == PARTS - 1:
             # The last one to arrive adds the parts in their order, so that bits do not depend on the race.
             total = tl.zeros([TOKENS, ROWS], tl.float32)
-            for other in range(tl.num_programs(1)):
+            for other in tl.static_range(PARTS):
                 total += tl.load(parts + other * part_stride + place, live, other=0.0, cache_modifier=".cg")
             _finish(out + place, total, factor, live, FORMAT == 1)
             tl.store(arrived + tile, 0)
@@ -182,41 +190,63 @@ def quantised_linear(
     format: str,
     out_dtype: torch.dtype,
     groups: int = 1,
-    arrivals: Tensor | None = None,
+    fold: bool = False,
+    arrived: Tensor | None = None,
     tile: Tile | None = None,
 ) -> Tensor:
     """x @ weight^T in one pass over the stored codes; with groups every group of rows has inputs of its own.
 
-    Shapes: x bf16 [T, G, in], or float8_e4m3fn with x_scales f32 [T, G, in/128] (fp8_block only); weight,
-    scales and global_scale as `linear` has them -> [T, rows]. Sums depend on the number of tokens by tile.
+    `fold` says that `foldable(scales)`; `arrived` holds `counters` of whoever calls, none of them in use
+    elsewhere at the same time. Shapes: x bf16 [T, G, in], or float8_e4m3fn with x_scales f32 [T, G, in/128]
+    (fp8_block only); weight, scales and global_scale as `linear` has them -> [T, rows].
     """
     tokens, _, inputs = x.shape
     rows = weight.shape[0]
     out = x.new_empty(tokens, rows, dtype=out_dtype)
-    cut = tile or choose_tile(tokens, rows, inputs, rows // groups)
+    cut = tile or choose_tile(tokens, rows, inputs)
     tiles = pieces(rows, cut.rows) * pieces(tokens, cut.tokens)
-    parts = out if cut.split == 1 else x.new_empty(cut.split, tokens, rows, dtype=torch.float32)
-    arrived = out if cut.split == 1 else arrivals if arrivals is not None else zeros(x.device)
+    parts = out
+    if cut.split > 1:
+        parts = x.new_empty(cut.split, tokens, rows, dtype=torch.float32)
+        arrived = counters(tiles, x.device) if arrived is None or arrived.shape[0] < tiles else arrived
     one_byte, quantised = torch.uint8, x_scales is not None
     stored = scales if scales.dtype == torch.float32 else scales.view(one_byte)
     launch(
         quantised_linear_kernel, (tiles, cut.split), x, x.view(one_byte) if quantised else x,
         stored if x_scales is None else x_scales, weight.view(one_byte), stored,
-        stored if global_scale is None else global_scale, out, parts, arrived, tokens, rows, inputs,
-        rows // groups, x.stride(0), x.stride(1), x_scales.stride(0) if x_scales is not None else 0,
-        x_scales.stride(1) if x_scales is not None else 0, scales.stride(0), tokens * rows, ROWS=cut.rows,
-        TOKENS=cut.tokens, INPUTS=cut.inputs, UNROLL=cut.unroll, FORMAT=FORMATS[format],
-        BYTES=scales.dtype != torch.float32, X_FP8=quantised, HARDWARE=native_e4m3(x), WHOLE=inputs % (cut.inputs * cut.unroll * cut.split) == 0,
-        SPLIT=cut.split > 1, num_warps=cut.warps, num_stages=cut.stages,
+        stored if global_scale is None else global_scale, out, parts, out if arrived is None else arrived,
+        tokens, rows, inputs, rows // groups, x.stride(0), x.stride(1),
+        0 if x_scales is None else x_scales.stride(0), 0 if x_scales is None else x_scales.stride(1),
+        scales.stride(0), tokens * rows, ROWS=cut.rows, TOKENS=cut.tokens, INPUTS=cut.inputs,
+        FORMAT=FORMATS[format], BYTES=scales.dtype != torch.float32, FOLD=fold, X_FP8=quantised,
+        HARDWARE=native_e4m3(x), WHOLE=inputs % (cut.inputs * cut.split) == 0, PARTS=cut.split,
+        num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
     return out
 
 
-def zeros(device: torch.device) -> Tensor:
-    """Counters of tiles, one vector for every user at a time; each launch leaves zeros behind."""
-    return torch.zeros(TILES, dtype=torch.int32, device=device)
+def foldable(scales: Tensor) -> bool:
+    """Whether block scales may be multiplied into bf16 operands: powers of two, none very large or small.
+
+    Reads the device.
+    """
+    if scales.dtype == torch.float32 or not scales.numel():
+        return False
+    least, most = (int(found) for found in scales.view(torch.uint8).aminmax())
+    return least >= 127 - FOLD_BELOW and most <= 127 + FOLD_ABOVE
 
 
-def choose_tile(tokens: int, rows: int, inputs: int, group_rows: int) -> Tile:
-    """How a product is cut."""
-    return Tile(64, 16, 128, 1, 4, 4)
+def counters(tiles: int, device: torch.device) -> Tensor:
+    """Zeros for the parts of split sums to count on; every launch leaves zeros behind."""
+    return torch.zeros(tiles, dtype=torch.int32, device=device)
+
+
+def choose_tile(tokens: int, rows: int, inputs: int) -> Tile:
+    """How a product is cut: few tokens get narrow tiles, few outputs get sums in parts."""
+    tiles = pieces(rows, ROWS)
+    split = 1
+    while tiles * split * 2 <= PROGRAMS and inputs // (split * 2) >= LEAST_INPUTS:
+        split *= 2
+    if tokens <= NARROW:
+        return Tile(ROWS, NARROW, SCALED, split, 4, 3)
+    return Tile(ROWS, WIDE, SCALED, split, 4, 3)
