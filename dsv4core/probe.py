@@ -9,6 +9,7 @@ import importlib.util
 import os
 import re
 import sys
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -121,6 +122,12 @@ def module_exists(name: str) -> bool:
 
 def installed_version(distribution: str) -> str | None:
     """Return the version of an installed distribution, or None."""
+    return _version(distribution, tuple(sys.path))
+
+
+@cache
+def _version(distribution: str, _path: tuple[str, ...]) -> str | None:
+    """Every backend asks for torch's, and parsing its metadata takes 2 ms."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
