@@ -1,7 +1,8 @@
 """What `dsv4core.layout.transcode` loses and how fast it is: the tables of docs/layouts.md.
 
-Type `OMP_NUM_THREADS=1 python benchmarks/transcode.py [--mib 64] [--threads 1] [--calls 15]`. Every time
-is the least of many calls; torch, the native kernels and a plain copy take turns on one machine.
+Type `OMP_NUM_THREADS=1 python benchmarks/transcode.py [--mib 64] [--threads 1 2] [--calls 15] [--no-torch]`.
+Every time is the least of many calls by the clock; a plain copy and the native kernels take turns on each
+number of threads, torch runs three times on the first of them.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ ROWS = 64
 
 
 def timed(call: Callable[[], object], threads: int) -> float:
-    """Seconds of a call: of the processor where there is one thread, else of the clock."""
-    clock = time.process_time if threads == 1 else time.perf_counter
-    start = clock()
+    """Seconds of a call on so many threads."""
+    torch.set_num_threads(threads)
+    start = time.perf_counter()
     call()
-    return clock() - start
+    return time.perf_counter() - start
 
 
 def loss(a: CacheLayout, b: CacheLayout, pages: torch.Tensor, made: torch.Tensor) -> str:
@@ -48,17 +49,17 @@ def main() -> None:
     """Print one line per pair."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mib", type=int, default=64, help="size of the source pages")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--calls", type=int, default=15)
+    parser.add_argument("--no-torch", action="store_true", help="leave the torch bodies out")
     options = parser.parse_args()
-    size, threads = options.mib << 20, options.threads
-    torch.set_num_threads(threads)
+    size, teams = options.mib << 20, list(options.threads)
     native = CpuBackend({"native": "require"}).native
     assert native is not None
-    ways = {"torch": None, f"native ({native.level})": converter(native)}
+    convert = converter(native)
     block = torch.ones(size, dtype=torch.uint8)
     other = torch.ones_like(block)
-    copies: list[float] = []
+    copies: dict[int, list[float]] = {team: [] for team in teams}
     lines: list[tuple[list[str], int, list[float]]] = []
     for a in layouts():
         if a.width is None:
@@ -77,25 +78,38 @@ def main() -> None:
                 lines.append(([*cells, "refused here"], 0, []))
                 continue
             out = transcode(pages, a, b, rows=ROWS)
-            least = [float("inf")] * len(ways)
+            run = partial(transcode, pages, a, b, rows=ROWS, out=out)
+            least = [float("inf")] * (1 + len(teams))
             for call in range(options.calls):
-                copies.append(timed(lambda: other.copy_(block), threads))
-                for i, convert in enumerate(ways.values()):
-                    if convert is None and call > 2:
-                        continue  # slow, and steady
-                    native_pages.register("cpu", convert)
-                    run = partial(transcode, pages, a, b, rows=ROWS, out=out)
-                    least[i] = min(least[i], timed(run, threads))
+                native_pages.register("cpu", convert)
+                for i, team in enumerate(teams, 1):
+                    copies[team].append(timed(lambda: other.copy_(block), team))
+                    least[i] = min(least[i], timed(run, team))
+                if call < 3 and not options.no_torch:
+                    native_pages.register("cpu", None)
+                    least[0] = min(least[0], timed(run, teams[0]))
+            native_pages.register("cpu", convert)
             moved = pages.shape[0] * ROWS * (a.record_bytes + b.record_bytes)
             lines.append(([*cells, loss(a, b, one, made)], moved, least))
-    copied = 2 * size / min(copies)
-    print(f"{threads} threads, copy {copied / 1e9:.1f} GB/s read and written; shares of that:\n")
-    print("| from | to | kind | values that change | " + " | ".join(ways) + " | GB/s read and written |")
-    print("|---" * (5 + len(ways)) + "|")
+    copied = [2 * size / min(copies[team]) for team in teams]
+    rates = ", ".join(f"{rate / 1e9:.1f} on {team}" for rate, team in zip(copied, teams, strict=True))
+    print(f"{native.level}; GB/s of a plain copy, read and written: {rates} threads; shares of that:\n")
+    heads = [
+        "from",
+        "to",
+        "kind",
+        "values that change",
+        "torch",
+        *(f"native, {n} thr." for n in teams),
+        "GB/s",
+    ]
+    print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
     for cells, moved, least in lines:
-        rates = [moved / seconds for seconds in least]
-        shares = [f"{rate / copied:.0%}" for rate in rates] or [""] * len(ways)
-        print("| " + " | ".join([*cells, *shares, f"{rates[-1] / 1e9:.1f}" if rates else ""]) + " |")
+        per_second = [moved / seconds for seconds in least]
+        shares = [f"{r / c:.0%}" for r, c in zip(per_second, [copied[0], *copied], strict=bool(least))]
+        shown = ["" if x == "0%" and options.no_torch else x for x in shares] or [""] * (1 + len(teams))
+        speed = ", ".join(f"{r / 1e9:.1f}" for r in per_second[1:])
+        print("| " + " | ".join([*cells, *shown, speed]) + " |")
 
 
 if __name__ == "__main__":

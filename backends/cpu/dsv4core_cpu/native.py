@@ -31,8 +31,8 @@ FLAGS += ("-fvisibility=hidden", "-Wno-maybe-uninitialized", "-Wno-uninitialized
 AVX2 = ("avx2", "fma", "f16c", "bmi2")
 AVX512 = (*AVX2, "avx512f", "avx512bw", "avx512vl", "avx512dq")
 AVX512_BF16 = (*AVX512, "avx512_bf16", "avx512_vnni", "avx512vbmi")
-# Best first. Names are those of the kernel's list of features; the compiler writes them without underscores, but
-# for AMX, which has a hyphen.
+# Best first. Names are those of the kernel's list of features; the compiler writes them without underscores,
+# but for AMX, which has a hyphen.
 LEVELS: dict[str, tuple[str, ...]] = {
     "amx": (*AVX512_BF16, "amx_tile", "amx_bf16"),
     "avx512_bf16": AVX512_BF16,

@@ -18,7 +18,7 @@ DSV4_API void dsv4_attend(const void* q, i64 q0, i64 q1, void* out, i64 o0, i64 
         call.source[1] = {make_pages(b, b_stride, b_pages, b_rows, b_layout), {b_slots, b_s0, b_s1}, b_lens,
                           b_lens_stride, b_width};
     if (f32 || a_layout == F32_ROW || (b && b_layout == F32_ROW)) return attend<F32>(call, threads);
-#if defined(__AMX_BF16__)
+#if DSV4_AMX
     if (amx_allowed()) return attend<Amx>(call, threads);
 #endif
 #if defined(__AVX512BF16__) && defined(__AVX512VBMI__)

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <vector>
 
+#include "indexer_amx.h"
 #include "indexer_vnni.h"
 #include "top.h"
 
@@ -134,6 +135,9 @@ int run_with(const IndexCall& call, i64 k, const std::vector<Tile>& tiles, int t
 }
 
 template <class... A> int run(const IndexCall& call, A&&... rest) {
+#if DSV4_AMX
+    if (call.pages.layout != INDEX_F32 && amx_allowed()) return run_with<AmxProducts>(call, rest...);
+#endif
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
     if (call.pages.layout == INDEX_MXFP4) return run_with<WholeProducts>(call, rest...);
 #endif

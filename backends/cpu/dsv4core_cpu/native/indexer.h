@@ -93,8 +93,8 @@ template <class Math> struct Products {
 
     // A token's queries as columns, and its weights with the queries' factors.
     struct Query {
-        Word* panel;  // [head tiles][WORDS][<= NV * LANES]
-        float* weights;          // [padded]
+        Word* panel;     // [head tiles][WORDS][<= NV * LANES]
+        float* weights;  // [padded]
         static size_t words(i64 padded) { return size_t(padded * (Math::WORDS + 1)); }
 
         Query(Word* memory, i64 padded)
