@@ -15,6 +15,7 @@ COLOURS = ("#2f6f9f", "#c0792a", "#5f8a3f", "#8a5fa3")
 ROOF = "#777777"
 PANEL = (5.2, 3.6)
 DPI = 110
+MS_TICKS = [digit * 10.0**power for power in range(-3, 5) for digit in (1, 2, 3, 5, 7)]
 TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 10, 15, 20, 30, 50, 100, 200, 500, 1000)
 
 
@@ -76,6 +77,9 @@ def _curve(axes: Axes, name: str, rows: Sequence[Row]) -> None:
     axes.set(xscale="log", yscale="log", xlabel=fact, ylabel="ms", title=name)
     axes.xaxis.set_major_formatter(_tick)
     axes.set_xticks([row.facts[fact] for row in first], minor=False)
+    low, high = axes.get_ylim()
+    if high < 100 * low:
+        axes.set_yticks([tick for tick in MS_TICKS if low <= tick <= high])
     axes.minorticks_off()
     axes.yaxis.set_major_formatter(_plain)
     axes.grid(alpha=0.3)

@@ -136,11 +136,7 @@ int run_with(const IndexCall& call, i64 k, const std::vector<Tile>& tiles, int t
 
 template <class... A> int run(const IndexCall& call, A&&... rest) {
 #if DSV4_AMX
-#ifdef AMX_MXFP4
     if (call.pages.layout != INDEX_F32 && amx_allowed()) return run_with<AmxProducts>(call, rest...);
-#endif
-    if (call.pages.layout != INDEX_F32 && call.pages.layout != INDEX_MXFP4 && amx_allowed())
-        return run_with<AmxProducts>(call, rest...);
 #endif
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
     if (call.pages.layout == INDEX_MXFP4) return run_with<WholeProducts>(call, rest...);
