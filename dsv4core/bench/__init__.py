@@ -1,1 +1,1 @@
-"""What `dsv4core bench` runs: a correctness gate per op and backend, then alternating timed runs."""
+"""What `dsv4core bench` runs: cases, a check before every time, sides that take turns, floors."""

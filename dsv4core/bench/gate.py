@@ -18,6 +18,7 @@ from dsv4core.ops import OPS, Op, _scores
 from dsv4core.samples import Size, sample
 
 LSE_ABSOLUTE, LSE_RELATIVE = 1e-5, 1e-6  # arithmetic.md section 2
+SAME_WORK = 2e-2  # share of bytes or entries, or relative L2, by which a peer may differ
 Outputs = list[Tensor | None]
 Arguments = Mapping[str, Any]
 
@@ -32,11 +33,16 @@ class Verdict:
 
 def check(op: Op, call: Callable[..., Any], size: Size, device: str) -> Verdict:
     """Compare `call` on `device` with the portable body of `op` on the CPU, on the same sample."""
+    return judge(op, call, sample(op.name, size), device)
+
+
+def judge(op: Op, call: Callable[..., Any], arguments: Arguments, device: str) -> Verdict:
+    """Whether `call` on `device` holds the contract on arguments that lie on the host."""
     try:
-        mine = outputs(op, call, sample(op.name, size, device))
+        mine = outputs(op, call, placed(fresh(op, arguments), device))
     except Exception as error:  # a backend may fail in any way; that is a result too
         return Verdict(False, f"raised {type(error).__name__}: {error}")
-    wanted = outputs(op, op.body, sample(op.name, size))
+    wanted = outputs(op, op.body, fresh(op, arguments))
     problem = _form(mine, wanted)
     if problem:
         return Verdict(False, problem)
@@ -45,9 +51,49 @@ def check(op: Op, call: Callable[..., Any], size: Size, device: str) -> Verdict:
     present = [part for part in mine if part is not None]
     if any(bool(part.isnan().any()) for part in present):
         return Verdict(False, "NaN in a result")
-    error = _MEASURES[op.tolerance.kind](op, sample(op.name, size), present)
+    error = _MEASURES[op.tolerance.kind](op, fresh(op, arguments), present)
     holds = error <= op.tolerance.bound
     return Verdict(holds, f"{error:.1e} {'<=' if holds else '>'} {op.tolerance.bound:.0e}")
+
+
+def alike(mine: Outputs, expected: Outputs) -> Verdict:
+    """Whether somebody else's results come from the same work; what it does not give is None.
+
+    Bytes are counted, lists compared without their order, numbers by relative L2: a peer has roundings of its
+    own and is held to no contract, but a time of other work says nothing.
+    """
+    said: list[str] = []
+    same = True
+    for a, b in zip(mine, expected, strict=True):
+        if a is None or b is None:
+            continue
+        if a.shape != b.shape:
+            return Verdict(False, f"gave shape {list(a.shape)} instead of {list(b.shape)}")
+        what, share = _difference(a, b)
+        same = same and share <= SAME_WORK
+        said.append(f"{what} {share:.1e}" if share else f"{what} 0")
+    return Verdict(same, "; ".join(said) or "not compared")
+
+
+def _difference(a: Tensor, b: Tensor) -> tuple[str, float]:
+    if b.dtype == torch.int32:
+        missed = [~torch.isin(wanted, listed) for listed, wanted in zip(a, b, strict=True)]
+        return "list entries differ", float(torch.stack(missed).double().mean())
+    if b.dtype in (torch.uint8, torch.float8_e4m3fn):
+        return "bytes differ", float((_bytes(a) != _bytes(b)).double().mean())
+    gap = torch.where(a == b, 0.0, a.double() - b.double())  # infinities that agree are no gap
+    size = b.double().masked_fill(b.isinf(), 0.0)
+    return "relative L2", float((gap.square().sum() / size.square().sum()).sqrt())
+
+
+def fresh(op: Op, arguments: Arguments) -> dict[str, Any]:
+    """The arguments of one more call: what the op writes is a copy."""
+    return {**arguments, **{name: arguments[name].clone() for name in op.mutates}}
+
+
+def placed(arguments: Arguments, device: str) -> dict[str, Any]:
+    """The arguments on a device; on the host the tensors themselves."""
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in arguments.items()}
 
 
 def outputs(op: Op, call: Callable[..., Any], arguments: Arguments) -> Outputs:

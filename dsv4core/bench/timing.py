@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -15,37 +16,77 @@ from dsv4core.probe import installed_version
 from dsv4core.runtime import device_name
 
 RUN_SECONDS = 2e-3  # a run repeats short calls until it is at least this long
+LEAST_RUNS = 3
 DISTRIBUTIONS = ("dsv4core", "torch", "triton", "sgl-flash-mla", "aiter")
+
+Call = Callable[[], Any]
+Timer = Callable[[Call, int], float]
+"""Seconds per call of calling something so many times."""
 
 
 @dataclass(frozen=True)
-class Times:
-    """Median and quartiles of the seconds per call over the runs; `calls` were made in each run."""
+class Spread:
+    """Median and quartiles."""
 
     median: float
     low: float
     high: float
-    runs: int
+
+
+@dataclass(frozen=True)
+class Series:
+    """Seconds per call of every run, in the order of the runs; `calls` were made in each."""
+
+    seconds: tuple[float, ...]
     calls: int
+
+    @property
+    def spread(self) -> Spread:
+        """Over the runs."""
+        return spread(self.seconds)
+
+    def over(self, other: Series) -> Spread:
+        """Times this one takes longer, run by run: both sides of a pair met the machine in the same state."""
+        return spread([mine / theirs for mine, theirs in zip(self.seconds, other.seconds, strict=True)])
 
 
 def alternate(
-    calls: Mapping[str, Callable[[], Any]], devices: Mapping[str, str], runs: int
-) -> dict[str, Times]:
-    """Time every call `runs` times in rounds, one after the other: drift of the machine meets all alike."""
-    repeats = {name: max(1, round(RUN_SECONDS / _seconds(calls[name], devices[name], 1))) for name in calls}
+    calls: Mapping[str, Call], timers: Mapping[str, Timer], runs: int, seconds: float = float("inf")
+) -> dict[str, Series]:
+    """Time every call in rounds, one after the other, until the runs or the seconds are used up.
+
+    A round that is not counted comes first, and says how many calls make a run.
+    """
+    first = {name: timers[name](call, 1) for name, call in calls.items()}
+    repeats = {name: max(1, round(RUN_SECONDS / max(spent, 1e-9))) for name, spent in first.items()}
     taken: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(runs):
+    begin = time.perf_counter()
+    for turn in range(runs):
+        if turn >= LEAST_RUNS and time.perf_counter() - begin > seconds:
+            break
         for name, call in calls.items():
-            taken[name].append(_seconds(call, devices[name], repeats[name]))
-    return {name: _summary(seconds, repeats[name]) for name, seconds in taken.items()}
+            taken[name].append(timers[name](call, repeats[name]))
+    return {name: Series(tuple(values), repeats[name]) for name, values in taken.items()}
+
+
+def spread(values: tuple[float, ...] | list[float]) -> Spread:
+    """Median and quartiles of some numbers."""
+    low, middle, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
+    return Spread(middle, low, high)
+
+
+def timer(clock: str, device: str) -> Timer:
+    """A clock of `CLOCKS` for calls that run on a device."""
+    return CLOCKS[clock](device)
 
 
 def machine(devices: Mapping[str, str]) -> dict[str, Any]:
-    """What a figure needs beside it: processor, threads, versions and, for other devices, their names."""
+    """What a figure needs beside it: processor, threads, load, versions, the names of devices."""
     found: dict[str, Any] = {
         "cpu": device_name("cpu"),
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "system": platform.platform(),
         "python": platform.python_version(),
         "devices": {name: device_name(kind) for name, kind in devices.items()},
@@ -54,20 +95,34 @@ def machine(devices: Mapping[str, str]) -> dict[str, Any]:
     return {**found, "versions": {name: version for name, version in versions.items() if version}}
 
 
-def _seconds(call: Callable[[], Any], device: str, repeat: int) -> float:
-    _wait(device)
-    start = time.perf_counter()
-    for _ in range(repeat):
-        call()
-    _wait(device)
-    return (time.perf_counter() - start) / repeat
+def _wall(device: str) -> Timer:
+    """The time on the wall, from an idle device to an idle device."""
+
+    def wait() -> None:
+        if device != "cpu":
+            torch.accelerator.synchronize()
+
+    def run(call: Call, repeat: int) -> float:
+        wait()
+        start = time.perf_counter()
+        for _ in range(repeat):
+            call()
+        wait()
+        return (time.perf_counter() - start) / repeat
+
+    return run
 
 
-def _wait(device: str) -> None:
-    if device != "cpu":
-        torch.accelerator.synchronize()
+def _cpu(device: str) -> Timer:
+    """The processor's time of this thread: for one thread of a host that does other work too."""
+
+    def run(call: Call, repeat: int) -> float:
+        start = time.thread_time()
+        for _ in range(repeat):
+            call()
+        return (time.thread_time() - start) / repeat
+
+    return run
 
 
-def _summary(seconds: list[float], calls: int) -> Times:
-    low, median, high = quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
-    return Times(median, low, high, len(seconds), calls)
+CLOCKS: Mapping[str, Callable[[str], Timer]] = {"wall": _wall, "cpu": _cpu}

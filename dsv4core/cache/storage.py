@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dsv4core.cache.specs import BASE_ALIGNMENT, CacheSpec
+from dsv4core.cache.zeroed import zeroed
 from dsv4core.errors import CacheError
 
 
@@ -43,10 +44,8 @@ def layer_cache(specs: Iterable[CacheSpec], tensors: Mapping[str, Tensor]) -> La
 
 def new_storage(spec: CacheSpec, pages: int, device: torch.device) -> Tensor:
     """Return zeroed pages in the form that ops take."""
-    if spec.dtype == "u8":
-        return torch.zeros((pages, spec.page_bytes), dtype=torch.uint8, device=device)
-    whole = torch.zeros((pages, spec.page_bytes // 4), dtype=torch.float32, device=device)
-    return _rows_of_state(whole, spec)
+    whole = zeroed(pages * spec.page_bytes, device).view(pages, spec.page_bytes)
+    return whole if spec.dtype == "u8" else _rows_of_state(whole.view(torch.float32), spec)
 
 
 def adopt_storage(spec: CacheSpec, tensor: Tensor) -> Tensor:

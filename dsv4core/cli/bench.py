@@ -3,83 +3,120 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dsv4core import env
-from dsv4core.backend import Backend
-from dsv4core.bench.gate import check
-from dsv4core.bench.timing import Times, alternate, machine
+from dsv4core.bench import case as cases
+from dsv4core.bench import floors, page, peers, plot
+from dsv4core.bench.case import Case
+from dsv4core.bench.floors import Floors
+from dsv4core.bench.measure import Row, measure
+from dsv4core.bench.output import heading, write_csv
+from dsv4core.bench.side import BackendSide, Side, bodies
+from dsv4core.bench.timing import CLOCKS, Timer, machine, timer
 from dsv4core.config import AttentionConfig
 from dsv4core.errors import ConfigError
 from dsv4core.ops import OPS
-from dsv4core.samples import Size, sample
+from dsv4core.samples import Size
 from dsv4core.selection import get_backend
-
-COLUMNS = ("op", "backend", "provider", "ok", "check", "median_us", "q1_us", "q3_us", "runs", "calls")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One op on one backend; times are None where it failed the check."""
-
-    op: str
-    backend: str
-    provider: str
-    ok: bool
-    check: str
-    median_us: float | None = None
-    q1_us: float | None = None
-    q3_us: float | None = None
-    runs: int = 0
-    calls: int = 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the subcommand."""
     parser.add_argument("--op", default="all", metavar="NAME[,NAME]", help="ops to time (default: all)")
     parser.add_argument("--backend", metavar="NAME[,NAME]", help="backends to time (default: the one chosen)")
+    parser.add_argument("--bodies", action="store_true", help="time the portable bodies too")
+    parser.add_argument(
+        "--peers", default="", metavar="NAME=PATH[,...]", help=f"other libraries: {', '.join(peers.MODULES)}"
+    )
+    parser.add_argument(
+        "--cases", type=Path, metavar="FILE", help="time the cases of this Python file, as in benchmarks/"
+    )
+    parser.add_argument("--only", default="", metavar="TEXT", help="cases whose name holds this")
     parser.add_argument("--tokens", type=int, default=8, help="tokens of a call (default: 8)")
     parser.add_argument("--context", type=int, default=640, help="entries per request (default: 640)")
     parser.add_argument("--preset", default="v4-flash", help="model dimensions (default: v4-flash)")
-    parser.add_argument("--runs", type=int, default=9, help="timed runs per op and backend (default: 9)")
+    parser.add_argument("--runs", type=int, default=9, help="timed runs per case and side (default: 9)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="limit per case (default: 60)")
+    parser.add_argument("--threads", type=int, help="threads of torch (default: torch's own)")
+    parser.add_argument(
+        "--clock", choices=sorted(CLOCKS), default="wall",
+        help="wall, or the processor time of one thread on a machine that does other work (default: wall)",
+    )  # fmt: skip
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows and the machine here")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="draw them (needs the extra `bench`)")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="a page with both (needs the extra `bench`)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check, time and print; 0, or 1 when an op of a backend does not compute what the contract says."""
-    for name in ("tokens", "context", "runs"):
-        if getattr(args, name) < 1:
-            raise ConfigError(f"--{name} {getattr(args, name)}: a whole number of at least 1 is needed")
-    names = _op_names(args.op)
-    size = Size(args.tokens, args.context, AttentionConfig.preset(args.preset))
-    wanted = _words(args.backend) if args.backend else [None]
-    backends = {backend.name: backend for backend in map(get_backend, wanted)}
-    devices = {name: backend.device_type for name, backend in backends.items()}
-    about = {
-        "preset": args.preset, "tokens": args.tokens, "context": args.context, "machine": machine(devices),
-    }  # fmt: skip
+    """Check, time and print; 0, or 1 when a side does not compute what it should."""
+    for name in ("tokens", "context", "runs", "threads"):
+        given = getattr(args, name)
+        if given is not None and given < 1:
+            raise ConfigError(f"--{name} {given}: a whole number of at least 1 is needed")
+    chosen = [case for case in _cases(args) if args.only in case.name]
+    if not chosen:
+        raise ConfigError(f"--only {args.only!r}: no case has this in its name")
+    before = torch.get_num_threads()
+    torch.set_num_threads(args.threads or before)
+    try:
+        return _run(args, chosen)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run(args: argparse.Namespace, chosen: Sequence[Case]) -> int:
+    torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]
+    sides = _sides(args)
+    kinds = list(dict.fromkeys(side.device for side in sides))
+    timers: dict[str, Timer] = {kind: timer(args.clock, kind) for kind in kinds}
+    # Floors take a second: only where a case says what it moves.
+    rated = any(case.bytes or case.flops for case in chosen)
+    limits: dict[str, Floors] = {kind: floors.measure(kind, timers[kind]) for kind in kinds} if rated else {}
+    about = _about(args, sides, limits)
     if not args.json:
         print(_heading(about))
     rows: list[Row] = []
-    for name in names:
-        measured = _measure(name, backends, size, args.runs)
+    for case in chosen:
+        measured = measure(case, sides, timers, limits, args.runs, args.seconds)
         rows += measured
         if not args.json:
             print("\n".join(map(_line, measured)), flush=True)
     wrong = [row for row in rows if not row.ok]
-    if args.csv:
-        _write_csv(args.csv, rows, about)
+    _write(args, rows, about)
     if args.json:
         print(json.dumps({**about, "rows": [asdict(row) for row in rows], "ok": not wrong}, indent=1))
     elif wrong:
-        print(f"FAILED: {', '.join(f'{row.op} on {row.backend}' for row in wrong)}")
+        print(f"FAILED: {', '.join(f'{row.case} on {row.side}' for row in wrong)}")
     return 1 if wrong else 0
+
+
+def _cases(args: argparse.Namespace) -> list[Case]:
+    size = Size(args.tokens, args.context, AttentionConfig.preset(args.preset))
+    names = _op_names(args.op)
+    if args.cases is None:
+        return cases.samples(names, size)
+    found = cases.load(args.cases)
+    return found if args.op == "all" else [case for case in found if case.op in names]
+
+
+def _sides(args: argparse.Namespace) -> list[Side]:
+    wanted = _words(args.backend) if args.backend else [None]
+    backends = {backend.name: backend for backend in map(get_backend, wanted)}
+    sides: list[Side] = [BackendSide(backend) for backend in backends.values()]
+    if args.bodies:
+        sides.append(BackendSide(bodies(sides[0].device)))
+    return [*sides, *peers.load(args.peers)]
 
 
 def _words(text: str) -> list[str]:
@@ -98,57 +135,58 @@ def _op_names(text: str) -> list[str]:
     return names
 
 
-def _measure(name: str, backends: Mapping[str, Backend], size: Size, runs: int) -> list[Row]:
-    """Rows of one op: only what passes its check is timed."""
-    verdicts = {b: check(OPS[name], getattr(backend.ops, name), size, backend.device_type)
-                for b, backend in backends.items()}  # fmt: skip
-    sound = {b: backends[b] for b, verdict in verdicts.items() if verdict.ok}
-    calls = {b: partial(getattr(backend.ops, name), **sample(name, size, backend.device_type))
-             for b, backend in sound.items()}  # fmt: skip
-    times = alternate(calls, {b: backend.device_type for b, backend in sound.items()}, runs)
-    return [
-        Row(name, b, backends[b].ops.provenance[name], verdict.ok, verdict.text, **_figures(times.get(b)))
-        for b, verdict in verdicts.items()
-    ]
-
-
-def _figures(times: Times | None) -> dict[str, Any]:
-    if times is None:
-        return {}
-    us = {"median_us": times.median, "q1_us": times.low, "q3_us": times.high}
+def _about(args: argparse.Namespace, sides: Sequence[Side], limits: Mapping[str, Floors]) -> dict[str, Any]:
     return {
-        **{key: round(1e6 * value, 2) for key, value in us.items()},
-        "runs": times.runs,
-        "calls": times.calls,
-    }
+        "cases": args.cases.name if args.cases else "samples",
+        "preset": args.preset, "tokens": args.tokens, "context": args.context, "clock": args.clock,
+        "machine": machine({side.name: side.device for side in sides}),
+        "floors": {
+            kind: {"copy_gb_s": round(found.copy / 1e9, 1), "gemm_gflop_s": round(found.gemm / 1e9)}
+            for kind, found in limits.items()
+        },
+        "command": shlex.join(["dsv4core", *sys.argv[1:]]),
+    }  # fmt: skip
 
 
 def _heading(about: Mapping[str, Any]) -> str:
-    m = about["machine"]
-    devices = "; ".join(f"{name}: {device}" for name, device in m["devices"].items())
-    versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
+    size = f"{about['preset']} dimensions, {about['tokens']} tokens, {about['context']} entries per request"
+    rates = "".join(
+        f"; {kind}: copy {rate['copy_gb_s']} GB/s, bf16 product {rate['gemm_gflop_s']} GFLOP/s"
+        for kind, rate in about["floors"].items()
+    )
+    what = size if about["cases"] == "samples" else about["cases"]
+    state = f"{about['clock']} clock, load {about['machine']['load']}{rates}"
     return "\n".join([
-        f"{devices}; {m['threads']} threads; {m['system']}; Python {m['python']}, {versions}",
-        f"{about['preset']} dimensions, {about['tokens']} tokens, {about['context']} entries per request;"
-        " checked first, then runs take turns",
-        f"{'op':38} {'backend':8} {'provider':10} {'median':>12} {'quartiles':>25}  check",
+        heading(about["machine"]),
+        f"{what}; checked first, then runs take turns; {state}",
+        f"{'case':42} {'side':8} {'provider':9} {'median':>13} {'quartiles':>23} {'longer':>7} {'floor':>6}"
+        "  check",
     ])  # fmt: skip
 
 
 def _line(row: Row) -> str:
-    head = f"{row.op:38} {row.backend:8} {row.provider:10}"
+    head = f"{row.case:42} {row.side:8} {row.provider:9}"
     if row.median_us is None:
-        return f"{head} {'no time':>12} {'':25}  WRONG: {row.check}"
-    return f"{head} {row.median_us:9.1f} us {row.q1_us:11.1f} .. {row.q3_us:7.1f} us  {row.check}"
+        return f"{head} {'no time':>13} {'':38}  WRONG: {row.check}"
+    longer = "" if row.over is None else f"{row.over:.2f}x"
+    roof = "" if row.roof is None else f"{row.roof:.0%}"
+    times = f"{row.median_us:10.1f} us {row.q1_us:10.1f} .. {row.q3_us:9.1f}"
+    return f"{head} {times} {longer:>7} {roof:>6}  {row.check}"
 
 
-def _write_csv(path: Path, rows: Sequence[Row], about: Mapping[str, Any]) -> None:
-    """One line per row, with everything about the machine in the last column as JSON."""
+def _write(args: argparse.Namespace, rows: Sequence[Row], about: Mapping[str, Any]) -> None:
+    if args.csv:
+        write_csv(args.csv, rows, about)
+    if not (args.png or args.html):
+        return
+    m = about["machine"]
+    what = args.only or about["cases"].removesuffix(".py")
+    title = f"{what}, {m['cpu']}, {m['threads']} thread{'s' if m['threads'] > 1 else ''}"
+    picture = plot.png(rows, title)
     try:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow((*COLUMNS, "about"))
-            for row in rows:
-                writer.writerow((*(getattr(row, column) for column in COLUMNS), json.dumps(about)))
+        if args.png:
+            args.png.write_bytes(picture)
+        if args.html:
+            args.html.write_text(page.html(rows, about, picture, title), encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"--csv {path} cannot be written: {error}") from None
+        raise ConfigError(f"{error.filename} cannot be written: {error.strerror}") from None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dsv4core.layout.rounding import packed
+from dsv4core.slots import slot_rows
 
 WORDS = ((8, torch.int64), (4, torch.int32), (2, torch.int16))
 
@@ -46,14 +47,8 @@ def _empty(views: tuple[Tensor, ...], shape: torch.Size) -> Tensor:
 
 def read(views: tuple[Tensor, ...], slots: Tensor, rows: int) -> Tensor:
     """Records at slots >= 0, the views' bytes side by side. Shapes: slots any -> u8 [..., sum of bytes]."""
-    index = slots.to(torch.int64)
-    page, row = index // rows, index % rows
-    if len(views) == 1:
-        return _wide(views[0])[page, row].view(torch.uint8)
-    out = _empty(views, slots.shape)
-    for view, piece in _pieces(views, out):
-        piece.copy_(_wide(view)[page, row].view(torch.uint8))
-    return out
+    parts = [slot_rows(view, slots) for view in views]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 def write(views: tuple[Tensor, ...], slots: Tensor, record: Tensor, rows: int) -> None:

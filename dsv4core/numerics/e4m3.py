@@ -6,6 +6,7 @@ code, no infinity, and 0x80 is NaN instead of -0.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -48,9 +49,27 @@ def look_up(table: Tensor, code: Tensor) -> Tensor:
     return table.index_select(0, code.to(torch.int32).flatten()).view(code.shape)
 
 
+@cache
+def _pairs(table: Callable[[torch.device], Tensor], device: torch.device) -> Tensor:
+    """Both values of every two adjacent codes, in the order of the i16 that they are. Shapes: -> i64 [65536].
+
+    An i64 stands for two f32: looking up 8 bytes takes the time of 4.
+    """
+    codes = torch.arange(-32768, 32768, dtype=torch.int16, device=device).view(torch.uint8)
+    return look_up(table(device), codes).view(torch.int64)
+
+
+def _decode(table: Callable[[torch.device], Tensor], code: Tensor) -> Tensor:
+    flat = code.flatten()
+    if flat.numel() % 2 or flat.storage_offset() % 2 or not flat.is_contiguous():
+        return look_up(table(code.device), code)
+    index = flat.view(torch.int16).to(torch.int32).add_(32768)
+    return _pairs(table, code.device).index_select(0, index).view(torch.float32).view(code.shape)
+
+
 def decode(code: Tensor) -> Tensor:
     """Values of e4m3fn bytes; 0x7f and 0xff are NaN. Shapes: u8 any -> f32 the same."""
-    return look_up(values(code.device), code)
+    return _decode(values, code)
 
 
 def encode_fnuz(x: Tensor) -> Tensor:
@@ -75,4 +94,4 @@ def values_fnuz(device: torch.device) -> Tensor:
 
 def decode_fnuz(code: Tensor) -> Tensor:
     """Values of FNUZ bytes; 0x80 is NaN. Shapes: u8 any -> f32 the same."""
-    return look_up(values_fnuz(code.device), code)
+    return _decode(values_fnuz, code)

@@ -28,7 +28,7 @@ def encode(x: Tensor, *, mantissa: int, min_exponent: int, limit: float, sign_bi
     shift = MANTISSA_BITS - mantissa
     lowest = (min_exponent + BIAS) << MANTISSA_BITS
     magic = (magnitude & EXPONENT).clamp_min_(lowest).add_(shift << MANTISSA_BITS)
-    rounded = (magnitude.view(torch.float32) + magic.view(torch.float32)).view(torch.int32)
-    code = rounded.sub_(magic).add_(magic >> shift).sub_((min_exponent + BIAS + shift) << mantissa)
-    sign = (bits >> (32 - sign_bit.bit_length())) & sign_bit
+    code = magnitude.view(torch.float32).add_(magic.view(torch.float32)).view(torch.int32).sub_(magic)
+    code.add_(magic.bitwise_right_shift_(shift)).sub_((min_exponent + BIAS + shift) << mantissa)
+    sign = (bits >> (32 - sign_bit.bit_length())).bitwise_and_(sign_bit)
     return code.bitwise_or_(sign).to(torch.uint8)

@@ -23,7 +23,7 @@ def inverse_rms(y: Tensor, eps: float) -> Tensor:
     amax = y.abs().amax(dim=-1, keepdim=True)
     exponent = (amax.view(torch.int32) >> 23).clamp(min=30)
     k = 147 - exponent
-    grid = (y * power_of_two(k) + ROUND_TO_INTEGER) - ROUND_TO_INTEGER
+    grid = (y * power_of_two(k)).add_(ROUND_TO_INTEGER).sub_(ROUND_TO_INTEGER)
     if n <= EXACT_F64_WIDTH:
         total = grid.double().square_().sum(dim=-1, keepdim=True).float()
     else:
@@ -31,7 +31,7 @@ def inverse_rms(y: Tensor, eps: float) -> Tensor:
     back = power_of_two(-k)
     # By a tensor: a device may turn division by a number into a product with its reciprocal.
     mean = ((total * back) * back) / torch.full_like(total, n)
-    shifted = mean + torch.tensor(eps, dtype=torch.float32, device=y.device)
+    shifted = mean + torch.full_like(mean, eps)  # eps rounds to f32 first; a number might be added in double
     # torch.sqrt of f32 is not correctly rounded on CPUs; through a double it is.
     return 1.0 / shifted.double().sqrt().float()
 

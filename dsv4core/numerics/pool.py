@@ -19,14 +19,14 @@ def pool(kv: Tensor, score: Tensor, valid: Tensor) -> Tensor:
     n, w, d = kv.shape
     live = valid.unsqueeze(-1)
     score = torch.where(live, score, -torch.inf)
-    peak = score.amax(dim=1, keepdim=True)
-    weight = torch.where(live, exp_nonpositive(score - peak), 0.0).view(n, SEGMENTS, w // SEGMENTS, d)
-    value = torch.where(live, kv, 0.0).view(n, SEGMENTS, w // SEGMENTS, d)
+    weight = exp_nonpositive(score.sub_(score.amax(dim=1, keepdim=True)))  # 0 where not valid
+    product = torch.where(live, kv, 0.0).mul_(weight).view(n, SEGMENTS, w // SEGMENTS, d)
+    weight = weight.view(n, SEGMENTS, w // SEGMENTS, d)
     total = kv.new_zeros(n, SEGMENTS, d)
     mass = kv.new_zeros(n, SEGMENTS, d)
     for j in range(w // SEGMENTS):
-        mass = mass + weight[:, :, j]
-        total = total + weight[:, :, j] * value[:, :, j]
+        mass += weight[:, :, j]
+        total += product[:, :, j]
     a, s = total[:, 0], mass[:, 0]
     for segment in range(1, SEGMENTS):
         a, s = a + total[:, segment], s + mass[:, segment]

@@ -14,12 +14,12 @@ def rotate(x: Tensor, cos_sin: Tensor, *, inverse: bool = False) -> Tensor:
     Shapes: x f32 [..., 64], cos_sin f32 broadcastable [..., 64] (32 cosines, then 32 sines) -> f32 [..., 64].
     """
     cos, sin = cos_sin.chunk(2, dim=-1)
-    even, odd = x[..., 0::2], x[..., 1::2]
+    even, odd = x[..., 0::2].contiguous(), x[..., 1::2].contiguous()
     if inverse:
-        pair = (even * cos + odd * sin, odd * cos - even * sin)
+        pair = torch.complex((even * cos).add_(odd * sin), (odd * cos).sub_(even * sin))
     else:
-        pair = (even * cos - odd * sin, even * sin + odd * cos)
-    return torch.stack(pair, dim=-1).flatten(-2)
+        pair = torch.complex((even * cos).sub_(odd * sin), (even * sin).add_(odd * cos))
+    return torch.view_as_real(pair).flatten(-2)  # complex only to interleave: several times faster than stack
 
 
 def rotate_tail(x: Tensor, cos_sin: Tensor, *, inverse: bool = False) -> Tensor:

@@ -12,7 +12,7 @@ from dsv4core.config import YarnConfig
 ROPE_DIM = 64
 PAIRS = ROPE_DIM // 2
 MIN_ROWS = 4096
-CHUNK_ROWS = 65536  # bounds the doubles that exist at one time
+CHUNK_ROWS = 4096  # bounds the doubles that exist at one time
 
 _tables: dict[tuple[float, YarnConfig | None], Tensor] = {}
 
@@ -61,8 +61,11 @@ def cos_sin(theta: float, yarn: YarnConfig | None, rows: int) -> Tensor:
     if have is None or count < rows:
         wanted = max(MIN_ROWS, 1 << max(rows - 1, 0).bit_length())
         frequencies = inv_freq(theta, yarn)
-        starts = range(count, wanted, CHUNK_ROWS)
-        fresh = [_rows(frequencies, start, min(start + CHUNK_ROWS, wanted)) for start in starts]
-        have = torch.cat(fresh if have is None else [have, *fresh])
-        _tables[key] = have
+        grown = torch.empty(wanted, ROPE_DIM)
+        if have is not None:
+            grown[:count] = have
+        for start in range(count, wanted, CHUNK_ROWS):
+            stop = min(start + CHUNK_ROWS, wanted)
+            grown[start:stop] = _rows(frequencies, start, stop)
+        _tables[key] = have = grown
     return have[:rows]

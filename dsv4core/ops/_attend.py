@@ -29,9 +29,9 @@ def attend(q: Tensor, keys: Tensor, sink: Tensor, scale: float, out: Tensor, lse
         lse.fill_(torch.inf)
         return
     k = keys.float()
-    s = (q.float() @ k.T) * scale
+    s = (q.float() @ k.T).mul_(scale)
     peak = s.amax(dim=1, keepdim=True)
-    p = (s - peak).exp_()
+    p = s.sub_(peak).exp_()
     total = p.sum(dim=1)
     torch.add(peak.squeeze(1), total.log(), out=lse)
     if q.dtype == torch.bfloat16:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import cast
 
+import torch
 from torch import Tensor
 
 from dsv4core.errors import LayoutError, OpArgumentError
@@ -27,8 +28,19 @@ def ints(tensor: Tensor) -> list[int]:
     return cast("list[int]", tensor.tolist())  # pyright: ignore[reportUnknownMemberType]
 
 
+BLOCK_BYTES: Mapping[str, int] = {"cpu": 1 << 20}
+BLOCK_BYTES_ELSEWHERE = 16 << 20
+"""Bytes of one temporary of a block of rows. A processor's cache should hold the few that live at a time;
+where every step is a launch, few large blocks are better."""
+
+
+def block_rows(row_bytes: int, device: torch.device) -> int:
+    """Rows of a block whose temporaries take `row_bytes` each."""
+    return BLOCK_BYTES.get(device.type, BLOCK_BYTES_ELSEWHERE) // row_bytes
+
+
 def blocks(total: int, size: int) -> Iterator[slice]:
-    """Slices of at most `size` rows that cover `total`: temporaries stay in the cache, not in memory."""
+    """Slices of at most `size` rows, at least one, that cover `total`."""
     for start in range(0, total, max(size, 1)):
         yield slice(start, min(start + max(size, 1), total))
 

@@ -15,11 +15,10 @@ from dsv4core.numerics.pool import pool
 from dsv4core.numerics.rope import rotate_tail
 from dsv4core.ops._contract import F32, I32, I64, NORM, check_range, page, spec
 from dsv4core.ops._op import op
-from dsv4core.ops._rows import blocks, page_layout
-from dsv4core.slots import table_slots
+from dsv4core.ops._rows import block_rows, blocks, page_layout
+from dsv4core.slots import slot_rows, table_slots
 
 NAME = "compress_norm_rope_store"
-WINDOW_BYTES = 64 << 20  # bound of the gathered states per block
 
 
 def _fake(
@@ -76,9 +75,10 @@ def compress_norm_rope_store(
     tokens = closes.nonzero().squeeze(1)
     window = state_cache.shape[2] // 2 // head_dim * ratio
     states = _state_slots(p[tokens], token_to_req[tokens], block_table, window, state_cache.shape[1])
-    for part in blocks(tokens.shape[0], WINDOW_BYTES // (window * head_dim * 8)):
+    for part in blocks(tokens.shape[0], block_rows(head_dim * 4, p.device)):
         t = tokens[part]
-        entry = _entry(state_cache, states[part], ratio, head_dim)
+        windows = blocks(t.shape[0], block_rows(window * head_dim * 4, p.device))
+        entry = torch.cat([_entry(state_cache, states[part][some], ratio, head_dim) for some in windows])
         entry = rms_norm(entry, norm_weight, eps)
         entry = rotate_tail(entry, cos_sin[p[t] - ratio + 1])  # RoPE sees the unrounded value
         if not target.plain_f32:
@@ -101,17 +101,12 @@ def _state_slots(last: Tensor, request: Tensor, table: Tensor, window: int, rows
 
 def _entry(state: Tensor, slots: Tensor, ratio: int, head_dim: int) -> Tensor:
     """Pooled windows: the older half reads the first half of the projection, the newer one the second."""
-    rows, width, valid = state.shape[1], state.shape[2] // 2, slots >= 0
-    page, row = slots.clamp(min=0) // rows, slots.clamp(min=0) % rows
+    width, valid = state.shape[2] // 2, slots >= 0
+    column = torch.arange(slots.shape[1], device=slots.device) // ratio * head_dim
     parts: list[Tensor] = []
-    for half in range(width // head_dim):
-        h = slice(half * ratio, (half + 1) * ratio)
-        columns = slice(half * head_dim, (half + 1) * head_dim)
-        scores = slice(width + half * head_dim, width + (half + 1) * head_dim)
-        kv, score = state[..., columns], state[..., scores]
-        parts.append(torch.stack((kv[page[:, h], row[:, h]], score[page[:, h], row[:, h]])))
-    kv, score = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
-    return pool(kv, score, valid)
+    for first in (0, width):
+        parts.append(slot_rows(state, slots.clamp(min=0), column + first, head_dim))
+    return pool(parts[0], parts[1], valid)
 
 
 def _check(

@@ -15,11 +15,10 @@ from dsv4core.numerics.hadamard import hadamard128
 from dsv4core.numerics.rope import rotate_tail
 from dsv4core.ops._contract import ACTIVATION, F32, I64, NORM, check_range, spec
 from dsv4core.ops._op import op
-from dsv4core.ops._rows import blocks, by_block
+from dsv4core.ops._rows import block_rows, blocks, by_block
 
 NAME = "fused_indexer_q_rope_quant"
 FORMATS = ("fp8", "fp8_f32", "mxfp4", "f32")
-TOKENS_PER_BLOCK = 256
 
 
 def _fake(
@@ -71,7 +70,7 @@ def fused_indexer_q_rope_quant(
         positions, q, cos_sin, weights,
         softmax_scale=softmax_scale, head_scale=head_scale, format=format, rotate=rotate,
     )  # fmt: skip
-    for part in blocks(q.shape[0], TOKENS_PER_BLOCK):
+    for part in blocks(q.shape[0], block_rows(q.shape[1] * q.shape[2] * 4, q.device)):
         x = rotate_tail(q[part].float(), cos_sin[positions[part]].unsqueeze(1))
         w = weights[part].float()
         if format != "f32":
@@ -101,4 +100,4 @@ def fused_indexer_q_rope_quant(
 
 
 def _f32(value: float, like: Tensor) -> Tensor:
-    return torch.tensor(value, dtype=torch.float32, device=like.device)
+    return torch.full((), value, dtype=torch.float32, device=like.device)  # no copy from the host

@@ -12,10 +12,9 @@ from dsv4core.numerics.norm import rms_norm
 from dsv4core.numerics.rope import rotate_tail
 from dsv4core.ops._contract import ACTIVATION, F32, I64, check_range, page, spec
 from dsv4core.ops._op import op
-from dsv4core.ops._rows import blocks, live_rows, page_layout
+from dsv4core.ops._rows import block_rows, blocks, live_rows, page_layout
 
 NAME = "fused_qnorm_rope_kv_insert"
-ROWS_OF_HEADS = 8192  # heads per block: 16 MiB of f32 temporaries
 
 
 def _fake(
@@ -59,10 +58,10 @@ def fused_qnorm_rope_kv_insert(
         raise OpArgumentError(NAME, "padded_heads", f">= {heads}, the number of heads", str(padded_heads))
     angles = cos_sin[positions]
     out = q.new_zeros(tokens, padded_heads, dim) if padded_heads > heads else q.new_empty(q.shape)
-    for part in blocks(tokens, ROWS_OF_HEADS // heads):
+    for part in blocks(tokens, block_rows(heads * dim * 4, q.device)):
         normed = rms_norm(q[part].float(), None, eps)
         out[part, :heads] = rotate_tail(normed, angles[part].unsqueeze(1))
     live, slots = live_rows(slot_mapping)
-    row = rotate_tail(kv[live].float(), angles[live])
+    row = rotate_tail(kv.index_select(0, live).float(), angles[live])
     target.write(k_cache, slots, target.encode(row), rows)
     return out

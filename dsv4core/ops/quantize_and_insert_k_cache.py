@@ -42,4 +42,4 @@ def quantize_and_insert_k_cache(
     """
     target = page_layout(NAME, layout, rows=rows, pages=k_cache, families=("main",))
     live, slots = live_rows(slot_mapping)
-    target.write(k_cache, slots, target.encode(k[live]), rows)
+    target.write(k_cache, slots, target.encode(k.index_select(0, live)), rows)

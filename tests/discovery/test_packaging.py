@@ -23,7 +23,11 @@ PACKAGES = (
     "dsv4core_conformance",
 )
 GROUPS = {
-    "cpu": ("constraints.txt", ("cpu", "cuda-slim", "rocm", "xpu", "conformance", "test", "dev"), "2.13.0"),
+    "cpu": (
+        "constraints.txt",
+        ("cpu", "cuda-slim", "rocm", "xpu", "bench", "conformance", "test", "dev"),
+        "2.13.0",
+    ),
     "cuda": ("constraints-cuda.txt", ("cuda", "cuda-slim", "flashmla"), "2.15.0"),
     "ipex": (None, ("ipex",), "2.8."),
 }

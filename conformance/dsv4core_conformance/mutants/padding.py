@@ -49,10 +49,10 @@ MUTANTS = (
         (
             Edit(
                 _PREFILL,
-                "        attend(q[t], kv[listed],",
+                "        attend(q[t], kv.index_select(0, listed),",
                 "        unused = kv[indices[t, length:].clamp(0, kv.shape[0] - 1).long()] if "
                 "len(kv) else kv\n"
-                "        attend(q[t], kv[listed] + (unused * 0).sum(0, keepdim=True),",
+                "        attend(q[t], kv.index_select(0, listed) + (unused * 0).sum(0, keepdim=True),",
             ),
         ),
     ),

@@ -53,7 +53,8 @@ inline i64 collect(const Call& call, i64 t, Key* keys) {
     return n;
 }
 
-inline void prefetch(const Key& key) {
+// Inlined by force: as a function without effects its calls would be dropped.
+__attribute__((always_inline)) inline void prefetch(const Key& key) {
     const int bytes = key.layout == F32_ROW ? 2048 : key.layout == BF16_ROW ? 1024 : key.layout == FP8_ROW ? 512 : 576;
     for (int b = 0; b < bytes; b += 64) __builtin_prefetch(key.front + b, 0, 2);
     __builtin_prefetch(key.front + bytes - 1, 0, 2);

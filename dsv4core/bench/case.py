@@ -1,0 +1,61 @@
+"""One thing to time: its arguments, and what it has to move and to multiply at least."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dsv4core.backend import Backend
+from dsv4core.errors import ConfigError
+from dsv4core.samples import Size, sample
+
+Arguments = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call of one op, or with `start` something larger that a backend does.
+
+    `make` draws the arguments on the host; they exist while the case is measured. `bytes` are read and
+    written once each, `flops` are those of the matrix products. `facts` are the numbers that vary between
+    cases; cases of one `curve` are plotted together over the fact named `x`. `start` gets a backend and the
+    arguments on its device and returns the call to time, which returns a tensor; `op` is then only a label.
+    """
+
+    name: str
+    op: str
+    make: Callable[[], Arguments]
+    bytes: float = 0.0
+    flops: float = 0.0
+    facts: Mapping[str, int] = field(default_factory=dict[str, int])
+    curve: str = ""
+    x: str = ""
+    start: Callable[[Backend, Arguments], Callable[[], Tensor]] | None = None
+
+
+def samples(ops: Sequence[str], size: Size) -> list[Case]:
+    """The sample call of some ops at one size; what they move and multiply is not known."""
+    return [Case(op, op, partial(sample, op, size)) for op in ops]
+
+
+def load(path: Path) -> list[Case]:
+    """The cases of a Python file: what its function `cases()` returns. Raises ConfigError."""
+    spec = importlib.util.spec_from_file_location(f"dsv4core_cases_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ConfigError(f"--cases {path}: no Python file; name one that has a function cases()")
+    sys.path.insert(0, str(path.resolve().parent))  # a file of cases may import its neighbours
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    if not hasattr(module, "cases"):
+        raise ConfigError(f"--cases {path}: it has no function cases()")
+    return list(module.cases())
