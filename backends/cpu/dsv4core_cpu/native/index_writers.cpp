@@ -18,8 +18,8 @@ struct Window {
 };
 
 // Rows are all over memory, in no pattern that a processor would see, and a burst of requests would stop it: so
-// every step of the arithmetic asks for a few lines of what comes next.
-template <int VECTORS> inline void prefetch(const float* row, int vector) {
+// every step of the arithmetic asks for a few lines of what comes next. Inlined by force, as in attention.h.
+template <int VECTORS> __attribute__((always_inline)) inline void prefetch(const float* row, int vector) {
     for (int v = vector; row && v < vector + VECTORS; v++) __builtin_prefetch(row + 16 * v, 0, 2);
 }
 
