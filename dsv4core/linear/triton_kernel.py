@@ -19,15 +19,15 @@ from dsv4core.numerics import ue8m0
 
 ROWS = 64  # outputs of a program, which must not reach over two groups
 DENSE_ABOVE = 128  # tokens; beyond, a bf16 copy made for the call and torch's product are faster
+MOST_TILES = 256  # of a product whose sum is split
 NAN = 0x7F
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A weight as the kernel takes it: `fold` and `arrived` as `quantised_linear` says."""
+    """A weight as the kernel takes it; `arrived` as `quantised_linear` says."""
 
     weight: QuantisedWeight
-    fold: bool
     arrived: Tensor
 
 
@@ -61,16 +61,15 @@ class TritonLinear(LinearKernel):
         return True
 
     def prepare(self, weight: Weight, problem: Problem) -> Any:
-        """The weight and what is known of its scales. Raises WeightsError for NaN among codes."""
-        from dsv4core.kernels.triton.quantised_linear import counters, foldable
+        """The weight, contiguous, and its counters. Raises WeightsError for NaN among codes."""
+        from dsv4core.kernels.triton.quantised_linear import counters
 
         assert isinstance(weight, QuantisedWeight)
         codes, scales = weight.weight.contiguous(), weight.scales.contiguous()
-        blocks = problem.format == "fp8_block"
-        if blocks and bool(((codes.view(torch.uint8) & NAN) == NAN).any()):
+        if problem.format == "fp8_block" and bool(((codes.view(torch.uint8) & NAN) == NAN).any()):
             raise WeightsError(f"a weight {list(weight.shape)} holds codes that are NaN")
         stored = QuantisedWeight(codes, scales, weight.global_scale)
-        return Stored(stored, blocks and foldable(scales), counters(-(-problem.rows // ROWS), codes.device))
+        return Stored(stored, counters(MOST_TILES, codes.device))
 
     def apply(self, problem: Problem, prepared: Any, x: Tensor, x_scales: Tensor | None) -> Tensor:
         """One launch, one more for fp8 activations; dequantised first for many tokens."""
@@ -87,7 +86,7 @@ class TritonLinear(LinearKernel):
             x.reshape(tokens, groups, problem.inputs),
             None if x_scales is None else x_scales.reshape(tokens, groups, -1),
             weight.weight, weight.scales, weight.global_scale, format=problem.format, out_dtype=problem.out,
-            groups=groups, fold=prepared.fold, arrived=prepared.arrived,
+            groups=groups, arrived=prepared.arrived,
         )  # fmt: skip
         return out.view(tokens, groups, -1) if problem.groups else out
 
@@ -101,7 +100,8 @@ class TritonLinear(LinearKernel):
     def _dense(problem: Problem, weight: QuantisedWeight, x: Tensor) -> Tensor:
         dequantise = import_module("dsv4core.kernels.triton.dequantise_weight").dequantise_weight
         matrix = dequantise(weight.weight, weight.scales, weight.global_scale, format=problem.format)
+        rounded = import_module("dsv4core.kernels.triton.quantise_activation").rounded_activation
         if not problem.groups:
-            return F.linear(activation.rounded(x) if problem.quantise else x, matrix)
+            return F.linear(rounded(x) if problem.quantise else x, matrix)
         inputs = x.reshape(x.shape[0], problem.groups, problem.inputs).transpose(0, 1)
         return torch.bmm(inputs, matrix.view(problem.groups, -1, problem.inputs).mT).transpose(0, 1)

@@ -15,6 +15,7 @@ from dsv4core.linear.triton_kernel import TritonLinear
 from dsv4core.numerics.block_fp8 import scale_values
 
 BLOCK = 128
+FEW = 64  # tokens
 COLUMN = 4  # f32 scales: cuBLASLt wants columns of whole 16 bytes
 
 
@@ -40,34 +41,40 @@ def fp8_blocks(problem: Problem) -> Literal[True] | str:
 
 
 class ScaledMatmul(LinearKernel):
-    """torch's block-scaled matmul (cuBLASLt), on Hopper. Run on an H100 with torch 2.11."""
+    """torch's block-scaled matmul (cuBLASLt), on Hopper; few tokens go to Triton's. Run on an H100."""
 
     name = "scaled_mm"
     rank = 55
+
+    def __init__(self) -> None:
+        self.few = TritonLinear()
 
     def supports(self, problem: Problem) -> Literal[True] | str:
         """fp8 activations and SM90: torch has block scales of 128 there only."""
         found = capability(problem.device)
         if found[0] != 9:
             return f"torch multiplies with 128 x 128 scales on SM90 only, this is SM{found[0]}{found[1]}"
-        return fp8_blocks(problem)
+        blocks = fp8_blocks(problem)
+        return blocks if blocks is not True else self.few.supports(problem)
 
     def prepare(self, weight: Weight, problem: Problem) -> Any:
-        """The codes and f32 scales, both as columns."""
-        assert isinstance(weight, QuantisedWeight)
-        return weight.weight.contiguous().t(), scale_values(weight.scales).contiguous().t()
+        """What Triton's kernel takes; the codes and f32 scales as columns."""
+        stored = self.few.prepare(weight, problem)
+        return stored, stored.weight.weight.t(), scale_values(stored.weight.scales).t()
 
     def apply(self, problem: Problem, prepared: Any, x: Tensor, x_scales: Tensor | None) -> Tensor:
         """Quantise, then one product."""
         from dsv4core.kernels.triton.quantise_activation import quantise_activation
 
+        stored, weight, scales = prepared
         tokens = x.shape[0]
-        codes, scales = quantise_activation(F.pad(x, (0, 0, 0, -tokens % COLUMN)))
-        weight, weight_scales = prepared
-        by_column = scales.t().contiguous().t()  # one column of scales behind the other
-        return torch._scaled_mm(
-            codes, weight, scale_a=by_column, scale_b=weight_scales, out_dtype=torch.bfloat16
-        )[:tokens]
+        if tokens <= FEW:
+            return self.few.apply(problem, stored, x, x_scales)
+        codes, x_scales = quantise_activation(F.pad(x, (0, 0, 0, -tokens % COLUMN)), by_column=True)
+        product = torch._scaled_mm(
+            codes, weight, scale_a=x_scales, scale_b=scales, out_dtype=torch.bfloat16
+        )
+        return product[:tokens]
 
 
 class WideSum(LinearKernel):

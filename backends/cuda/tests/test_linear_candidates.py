@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dsv4core.linear import Problem
+from dsv4core.linear import Problem, triton_kernel
 from dsv4core_cuda import linear
 from dsv4core_cuda.linear import CuteDslNvfp4, DeepGemm, ScaledMatmul, interleaved, kernels
 
@@ -30,6 +30,9 @@ def test_scaled_matmul(monkeypatch: pytest.MonkeyPatch) -> None:
     on(monkeypatch, 10, 0)
     assert "SM90 only, this is SM100" in str(kernel.supports(FP8))
     on(monkeypatch, 9, 0)
+    monkeypatch.setattr(triton_kernel, "find_spec", lambda name: None)
+    assert kernel.supports(FP8) == "triton is not installed", "it quantises activations"
+    monkeypatch.setattr(triton_kernel, "find_spec", lambda name: name)
     assert kernel.supports(FP8) is True
     assert "keeps bf16" in str(kernel.supports(replace(FP8, quantise=False)))
     assert "multiplies fp8_block weights, not nvfp4" in str(kernel.supports(NVFP4))

@@ -12,8 +12,8 @@ from dsv4core import AttentionConfig, AttentionWeights, PagedCache, WeightsError
 from dsv4core.checkpoint import write_synthetic
 from dsv4core.kernels.triton._launch import LAUNCHES
 from dsv4core.kernels.triton.dequantise_weight import dequantise_weight
-from dsv4core.kernels.triton.quantise_activation import quantise_activation
-from dsv4core.kernels.triton.quantised_linear import Tile, foldable, quantised_linear
+from dsv4core.kernels.triton.quantise_activation import quantise_activation, rounded_activation
+from dsv4core.kernels.triton.quantised_linear import Tile, quantised_linear
 from dsv4core.linear import Linears, QuantisedWeight, activation
 from dsv4core.linear.triton_kernel import TritonLinear
 from dsv4core.numerics import block_fp8, group_fp4
@@ -66,20 +66,6 @@ def test_every_format_and_cut(
         assert got.dtype == dtype and off(got, product(x, weight, groups)) <= bound
 
 
-def test_scales_inside_the_operands() -> None:
-    """Equal bits in f32 sums of one step; scales that bf16 operands cannot take are not folded."""
-    weight, x = stored("u8", 128, 128), hash_normal((3, 1, 128), 0, "x", 1.0, dtype=BF16)
-    call = {"format": "fp8_block", "out_dtype": F32}
-    parts = (weight.weight, weight.scales, None)
-    assert foldable(weight.scales)
-    assert torch.equal(
-        quantised_linear(x, None, *parts, fold=True, **call), quantised_linear(x, None, *parts, **call)
-    )
-    for byte in (135, 26):
-        assert not foldable(torch.tensor([[120, byte]], dtype=torch.uint8))
-    assert not foldable(torch.ones(1, 1)) and foldable(torch.tensor([[27, 134]], dtype=torch.uint8))
-
-
 def test_codes_that_are_nan_are_refused() -> None:
     weight = stored("u8", 128, 128)
     weight.weight.view(torch.uint8)[5, 7] = 0xFF
@@ -107,6 +93,9 @@ def test_activation_bytes_are_those_of_torch() -> None:
         codes, scales = quantise_activation(given)
         want, factors = activation.quantise(given)
         assert torch.equal(codes.view(torch.uint8), want.view(torch.uint8)) and torch.equal(scales, factors)
+        by_column = quantise_activation(given, by_column=True)[1]
+        assert torch.equal(by_column, factors) and by_column.stride() == (1, 37)
+        assert torch.equal(rounded_activation(given), activation.rounded(given))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -27,8 +27,7 @@ FP8, NVFP4, MXFP4 = 0, 1, 2
 FORMATS = {"fp8_block": FP8, "nvfp4": NVFP4, "mxfp4": MXFP4}
 ROWS, NARROW, WIDE = 64, 16, 64  # outputs and tokens of a tile
 PROGRAMS = 256  # about two for every multiprocessor; beyond, a sum is not split
-LEAST_INPUTS = 1024  # of a part
-FOLD_BELOW, FOLD_ABOVE = 100, 7  # exponents of scales that bf16 operands can take
+LEAST_INPUTS = 1024  # of a part of a sum
 SCALED = 128  # inputs that share a block scale, and a scale of quantised activations
 
 
@@ -45,36 +44,33 @@ class Tile:
 
 
 @triton.jit
-def _small(code):
-    """bf16 with the fields of e4m3: 2^-120 times the value, NaN as 480. Shapes: u8 [R, K] -> bf16.
+def _codes(code, HARDWARE: tl.constexpr):
+    """A tile of e4m3 weights as an exact operand; on hardware NaN reads as 480. Shapes: u8 [R, K].
 
-    The device's own conversion goes through f16 and takes several slow instructions a value. Moving the
-    fields of four codes at once leaves a product with 2^120, or with that times a scale, to set the exponent.
+    The device's own conversion to bf16 goes through f16 and takes several slow instructions a value. Here the
+    fields of four codes move into those of bf16, and one product with 2^120 sets the exponent, also of
+    subnormals.
     """
-    return tl.inline_asm_elementwise(
-        """{
-        .reg .b32 a, b, c, d;
-        prmt.b32 a, 0, $2, 0x5040;
-        prmt.b32 b, 0, $2, 0x7060;
-        shr.b32 c, a, 4;
-        shr.b32 d, b, 4;
-        and.b32 c, c, 0x07f007f0;
-        and.b32 d, d, 0x07f007f0;
-        lop3.b32 $0, a, 0x80008000, c, 0xEA;
-        lop3.b32 $1, b, 0x80008000, d, 0xEA;
-        }""",
-        "=r,=r,r", [code], dtype=tl.bfloat16, is_pure=True, pack=4,
-    )  # fmt: skip
-
-
-@triton.jit
-def _codes(code, scale, FOLD: tl.constexpr, HARDWARE: tl.constexpr):
-    """A tile of e4m3 weights as an exact operand, times `scale` where FOLD is set. Shapes: u8 [R, K]."""
     if HARDWARE:
-        one = tl.full([], 1.329227995784916e36, tl.float32)  # 2^120
-        return _small(code) * (one * scale if FOLD else one).to(tl.bfloat16)
+        return tl.inline_asm_elementwise(
+            """{
+            .reg .b32 a, b, c, d;
+            prmt.b32 a, 0, $2, 0x5040;
+            prmt.b32 b, 0, $2, 0x7060;
+            shr.b32 c, a, 4;
+            shr.b32 d, b, 4;
+            and.b32 c, c, 0x07f007f0;
+            and.b32 d, d, 0x07f007f0;
+            lop3.b32 a, a, 0x80008000, c, 0xEA;
+            lop3.b32 b, b, 0x80008000, d, 0xEA;
+            mov.b32 c, 0x7b807b80;
+            mul.bf16x2 $0, a, c;
+            mul.bf16x2 $1, b, c;
+            }""",
+            "=r,=r,r", [code], dtype=tl.bfloat16, is_pure=True, pack=4,
+        )  # fmt: skip
     else:
-        return matrix(decode_e4m3(code) * scale if FOLD else decode_e4m3(code))
+        return matrix(decode_e4m3(code))
 
 
 @triton.jit
@@ -96,7 +92,7 @@ def _pairs(
 def quantised_linear_kernel(
     x, x_scales, weight, scales, factor, out, parts, arrived, tokens, rows, inputs, group_rows, x_stride,
     x_group_stride, x_scale_stride, x_scale_group, scale_stride, part_stride, ROWS: tl.constexpr,
-    TOKENS: tl.constexpr, INPUTS: tl.constexpr, FORMAT: tl.constexpr, BYTES: tl.constexpr, FOLD: tl.constexpr,
+    TOKENS: tl.constexpr, INPUTS: tl.constexpr, FORMAT: tl.constexpr, BYTES: tl.constexpr,
     X_FP8: tl.constexpr, HARDWARE: tl.constexpr, WHOLE: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """One tile of outputs over one part of the inputs. BYTES: block scales are UE8M0, not f32."""
@@ -138,8 +134,7 @@ def quantised_linear_kernel(
                 total += tl.dot(w, tl.trans(operand)) * both[None, :]
             else:
                 operand = tl.trans(values if HARDWARE else matrix(widen(values)))
-                w = _codes(code, scale, FOLD, HARDWARE)
-                total = tl.dot(w, operand, total) if FOLD else total + tl.dot(w, operand) * scale
+                total += tl.dot(_codes(code, HARDWARE), operand) * scale
         else:
             GROUP: tl.constexpr = 16 if FORMAT == 1 else 32
             byte = start // 2 + tl.arange(0, INPUTS // 2)[None, :]
@@ -190,15 +185,14 @@ def quantised_linear(
     format: str,
     out_dtype: torch.dtype,
     groups: int = 1,
-    fold: bool = False,
     arrived: Tensor | None = None,
     tile: Tile | None = None,
 ) -> Tensor:
     """x @ weight^T in one pass over the stored codes; with groups every group of rows has inputs of its own.
 
-    `fold` says that `foldable(scales)`; `arrived` holds `counters` of whoever calls, none of them in use
-    elsewhere at the same time. Shapes: x bf16 [T, G, in], or float8_e4m3fn with x_scales f32 [T, G, in/128]
-    (fp8_block only); weight, scales and global_scale as `linear` has them -> [T, rows].
+    `arrived` holds `counters` of whoever calls, in use nowhere else at the same time. Shapes: x bf16
+    [T, G, in], or float8_e4m3fn with x_scales f32 [T, G, in/128] (fp8_block only); weight, scales and
+    global_scale as `linear` has them -> [T, rows].
     """
     tokens, _, inputs = x.shape
     rows = weight.shape[0]
@@ -218,22 +212,11 @@ def quantised_linear(
         tokens, rows, inputs, rows // groups, x.stride(0), x.stride(1),
         0 if x_scales is None else x_scales.stride(0), 0 if x_scales is None else x_scales.stride(1),
         scales.stride(0), tokens * rows, ROWS=cut.rows, TOKENS=cut.tokens, INPUTS=cut.inputs,
-        FORMAT=FORMATS[format], BYTES=scales.dtype != torch.float32, FOLD=fold, X_FP8=quantised,
+        FORMAT=FORMATS[format], BYTES=scales.dtype != torch.float32, X_FP8=quantised,
         HARDWARE=native_e4m3(x), WHOLE=inputs % (cut.inputs * cut.split) == 0, PARTS=cut.split,
         num_warps=cut.warps, num_stages=cut.stages,
     )  # fmt: skip
     return out
-
-
-def foldable(scales: Tensor) -> bool:
-    """Whether block scales may be multiplied into bf16 operands: powers of two, none very large or small.
-
-    Reads the device.
-    """
-    if scales.dtype == torch.float32 or not scales.numel():
-        return False
-    least, most = (int(found) for found in scales.view(torch.uint8).aminmax())
-    return least >= 127 - FOLD_BELOW and most <= 127 + FOLD_ABOVE
 
 
 def counters(tiles: int, device: torch.device) -> Tensor:
@@ -242,11 +225,9 @@ def counters(tiles: int, device: torch.device) -> Tensor:
 
 
 def choose_tile(tokens: int, rows: int, inputs: int) -> Tile:
-    """How a product is cut: few tokens get narrow tiles, few outputs get sums in parts."""
-    tiles = pieces(rows, ROWS)
-    split = 1
+    """How a product is cut: few tokens get narrow tiles, few programs get sums in parts."""
+    width = NARROW if tokens <= NARROW else WIDE
+    tiles, split = pieces(rows, ROWS) * pieces(tokens, width), 1
     while tiles * split * 2 <= PROGRAMS and inputs // (split * 2) >= LEAST_INPUTS:
         split *= 2
-    if tokens <= NARROW:
-        return Tile(ROWS, NARROW, SCALED, split, 4, 3)
-    return Tile(ROWS, WIDE, SCALED, split, 4, 3)
+    return Tile(ROWS, width, SCALED, split, 4, 3)
