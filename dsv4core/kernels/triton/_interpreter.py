@@ -1,13 +1,16 @@
 """Speed of interpreted runs: what Triton's interpreter does again and again is done once.
 
-Before every launch, and before every call of a small function inside it, the interpreter replaces the language
-by its own. Here that happens once for the process. It also computes for every integer operation whether it
-overflowed, and throws the answer away unless kernels are debugged; that is left out. A Triton whose interpreter
-is made differently runs as it does by itself.
+Before every launch, and before every call of a small function inside it, the interpreter replaces the
+language by its own. Here that happens once for the process. For every integer operation it computes whether
+it overflowed and, unless kernels are debugged, throws the answer away; that is left out. For every result it
+builds type and shape anew; these are kept by name. Results are the same, and a Triton whose interpreter is
+made differently runs as it does by itself.
 """
 
 import dataclasses
+import inspect
 from types import SimpleNamespace
+from typing import Any
 
 import triton.language as tl
 
@@ -16,14 +19,21 @@ def prepare() -> None:
     """Make interpreted runs of this process fast."""
     from triton.runtime import interpreter
 
-    replace = getattr(interpreter, "_patch_lang", None)
-    if replace is not None:
-        replace(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
+    if hasattr(interpreter, "_patch_lang"):
+        interpreter._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
         interpreter._patch_lang = lambda function: _Nothing
     builder = getattr(interpreter, "interpreter_builder", None)
     options = getattr(builder, "options", None)
     if getattr(options, "sanitize_overflow", False) and not getattr(options, "debug", True):
         builder.options = dataclasses.replace(options, sanitize_overflow=False)
+    if list(inspect.signature(tl.tensor.__init__).parameters) == ["self", "handle", "type"]:
+        _keep_shapes()
+    if list(inspect.signature(tl.block_type.__init__).parameters) == ["self", "element_ty", "shape"]:
+        _keep_types()
+    if hasattr(interpreter, "_get_np_dtype"):
+        _keep_formats(interpreter)
+    if hasattr(getattr(interpreter, "interpreter_semantic", None), "broadcast_impl_value"):
+        _leave_equal_shapes(interpreter.interpreter_semantic)
 
 
 class _Nothing:
@@ -32,3 +42,61 @@ class _Nothing:
     @staticmethod
     def restore() -> None:
         """Nothing to undo."""
+
+
+def _keep_shapes() -> None:
+    """All that a tensor holds but its data follows from its type."""
+    make, kept = tl.tensor.__init__, {}
+
+    def init(self: Any, handle: Any, type: Any) -> None:
+        known = kept.get(type.name)
+        if known is None:
+            make(self, handle, type)
+            kept[type.name] = {k: v for k, v in self.__dict__.items() if k != "handle"}
+        else:
+            self.__dict__.update(known, handle=handle)
+
+    tl.tensor.__init__ = init
+
+
+def _keep_types() -> None:
+    """A block's type follows from its element and its shape."""
+    make, kept = tl.block_type.__init__, {}
+
+    def init(self: Any, element_ty: Any, shape: Any) -> None:
+        key = (element_ty.name, *[getattr(size, "value", size) for size in shape])
+        known = kept.get(key)
+        if known is None:
+            make(self, element_ty, shape)
+            kept[key] = dict(self.__dict__)
+        else:
+            self.__dict__.update(known)
+
+    tl.block_type.__init__ = init
+
+
+def _keep_formats(interpreter: Any) -> None:
+    """numpy's type follows from the element's."""
+    find, kept = interpreter._get_np_dtype, {}
+
+    def get(kind: Any) -> Any:
+        scalar = kind.scalar
+        known = kept.get(scalar.name)
+        if known is None:
+            known = kept[scalar.name] = find(scalar)
+        return known
+
+    interpreter._get_np_dtype = get
+
+
+def _leave_equal_shapes(semantic: Any) -> None:
+    """Blocks of one shape are as they are when they meet."""
+    meet = semantic.broadcast_impl_value
+
+    def broadcast(lhs: Any, rhs: Any) -> tuple[Any, Any]:
+        a, b = lhs.type, rhs.type
+        if a.is_block() and b.is_block() and list(a.shape) == list(b.shape):
+            return lhs, rhs
+        return meet(lhs, rhs)
+
+    semantic.broadcast_impl_value = broadcast
