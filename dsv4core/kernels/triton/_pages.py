@@ -118,8 +118,8 @@ def store_main_rows(
 ):  # fmt: skip
     """Write rows of a main cache: exactly their bytes.
 
-    Shapes: slots i64 [R] (>= 0 where live), nope f32, or bf16 as it was loaded, [R, 512] (channels from 448 on
-    are ignored), tail f32 [R, 64] already rotated. Values are rounded here, as the layout says.
+    Shapes: slots i64 [R] (>= 0 where live), nope [R, 512] f32, or bf16 as it was loaded (channels from 448
+    on are ignored), tail f32 [R, 64] already rotated. Values are rounded here, as the layout says.
     """
     R: tl.constexpr = nope.shape[0]
     d = tl.arange(0, 512)[None, :]

@@ -174,7 +174,7 @@ def compress_norm_rope_store_kernel(
     HARDWARE: tl.constexpr, SCAN: tl.constexpr, ENTRIES: tl.constexpr, SEGMENTS: tl.constexpr,
     CHANNELS: tl.constexpr, VECTOR: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """One program goes through ENTRIES runs of tokens side by side, SCAN at a time, and makes what they close."""
+    """One program goes through ENTRIES runs of tokens side by side, SCAN at a time, and closes windows."""
     i = tl.arange(0, SCAN)[None, :]
     begin = (tl.program_id(0) * ENTRIES + tl.arange(0, ENTRIES)) * run
     for step in range(0, run, SCAN):
