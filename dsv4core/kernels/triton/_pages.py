@@ -20,9 +20,12 @@ from dsv4core.kernels.triton.numerics import (
     finite,
     finite_bf16,
     float_of,
+    largest,
+    on_grid,
     power_of_two,
     scale_byte,
     settle,
+    spoilt,
     to_bf16,
     widen,
 )
@@ -90,14 +93,33 @@ def load_bf16(start, i, mask, ALIGN: tl.constexpr):
 
 
 @triton.jit
+def _store_groups(
+    start, behind, live, grouped, amax, LAYOUT: tl.constexpr, HARDWARE: tl.constexpr
+):  # fmt: skip
+    """Codes at `start` and scales at `behind`. Shapes: grouped f32 [R, 8, 64], of which seven count."""
+    R: tl.constexpr = grouped.shape[0]
+    exponent = exponent_e4m3(tl.maximum(amax, 1e-4))
+    if LAYOUT == "fp8_ds_mla_fnuz":
+        exponent += 1
+        codes = encode_e4m3_fnuz(grouped * power_of_two(-exponent)[:, :, None])
+    else:
+        codes = encode_e4m3(grouped * power_of_two(-exponent)[:, :, None], HARDWARE)
+    d = tl.arange(0, 512)[None, :]
+    tl.store(start[:, None] + d, tl.reshape(codes, (R, 512)), live[:, None] & (d < 448))
+    group = tl.arange(0, 8)[None, :]
+    byte = tl.where(group < 7, scale_byte(exponent), 0).to(tl.uint8)
+    tl.store(behind[:, None] + group, byte, live[:, None] & (group < 8))
+
+
+@triton.jit
 def store_main_rows(
     cache, stride, slots, live, nope, tail,
     rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr,
 ):  # fmt: skip
     """Write rows of a main cache: exactly their bytes.
 
-    Shapes: slots i64 [R] (>= 0 where live), nope f32, or bf16 as it was loaded, [R, 512] (channels from 448 on
-    are ignored), tail f32 [R, 64] already rotated. Values are rounded here, as the layout says.
+    Shapes: slots i64 [R] (>= 0 where live), nope [R, 512] f32, or bf16 as it was loaded (channels from 448
+    on are ignored), tail f32 [R, 64] already rotated. Values are rounded here, as the layout says.
     """
     R: tl.constexpr = nope.shape[0]
     d = tl.arange(0, 512)[None, :]
@@ -116,19 +138,15 @@ def store_main_rows(
         tl.store(start + d, encode_e4m3(finite(widen(nope)), HARDWARE), head)
         tl.store(start + 448 + j, encode_e4m3(finite(tail), HARDWARE), all_live)
     else:
-        start = (page + row * 576)[:, None]
-        grouped, amax = settle(tl.reshape(nope, (R, 8, 64)))
-        exponent = exponent_e4m3(tl.maximum(amax, 1e-4))
-        if LAYOUT == "fp8_ds_mla_fnuz":
-            exponent += 1
-            codes = encode_e4m3_fnuz(grouped * power_of_two(-exponent)[:, :, None])
-        else:
-            codes = encode_e4m3(grouped * power_of_two(-exponent)[:, :, None], HARDWARE)
-        tl.store(start + d, tl.reshape(codes, (R, 512)), head)
-        store_u16(start + 448, j, bits_of(finite_bf16(tail)) >> 16, all_live, ALIGN)
-        group = tl.arange(0, 8)[None, :]
-        byte = tl.where(group < 7, scale_byte(exponent), 0).to(tl.uint8)
-        tl.store((page + rows * 576 + row * 8)[:, None] + group, byte, live[:, None] & (group < 8))
+        start = page + row * 576
+        behind = page + rows * 576 + row * 8
+        grouped = on_grid(tl.reshape(nope, (R, 8, 64)))
+        amax = largest(grouped, 2)
+        _store_groups(start, behind, live, grouped, amax, LAYOUT, HARDWARE)
+        store_u16(start[:, None] + 448, j, bits_of(finite_bf16(tail)) >> 16, all_live, ALIGN)
+        if spoilt(amax):  # seldom, and only now: no warp waits for another before it has stored
+            grouped = finite(grouped)
+            _store_groups(start, behind, live, grouped, largest(grouped, 2), LAYOUT, HARDWARE)
 
 
 @triton.jit

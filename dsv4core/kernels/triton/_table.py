@@ -25,8 +25,8 @@ def table_slots(table, request, index, live, width, row_stride, column_stride, r
 def table_rows(table, request, index, live, width, row_stride, column_stride, rows: tl.constexpr):
     """Page and row in it of row `index` of `request`; page -1 where not live or without one.
 
-    Shapes: index i32, request i64 that broadcasts with it -> i32 twice. Half the width of `table_slots`, where
-    a slot would be taken apart again.
+    Shapes: index i32, request i64 that broadcasts with it -> i32 twice. Half the width of `table_slots`,
+    where a slot would be taken apart again.
     """
     column = index // rows
     inside = live & (index >= 0) & (column < width)

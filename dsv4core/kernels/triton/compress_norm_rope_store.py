@@ -137,7 +137,6 @@ def _entries(
     STAGES: tl.constexpr,
 ):  # fmt: skip
     """Make and store the entries of windows that end at `last`. Shapes: request, slot i64, last i32 [E]."""
-    slot = tl.where(live, slot, 0)
     # Asked for before the states, so that nothing waits for them behind the pooling.
     half = tl.arange(0, 32)[None, :]
     start = last - (RATIO - 1)  # the window's first position
@@ -172,21 +171,29 @@ def compress_norm_rope_store_kernel(
     state_row_stride, table_stride, column_stride, angle_stride, page_stride, eps,
     STATE_ROWS: tl.constexpr, RATIO: tl.constexpr, WINDOW: tl.constexpr, DIM: tl.constexpr,
     rows: tl.constexpr, LAYOUT: tl.constexpr, HADAMARD: tl.constexpr, ALIGN: tl.constexpr,
-    HARDWARE: tl.constexpr, ENTRIES: tl.constexpr, SEGMENTS: tl.constexpr,
+    HARDWARE: tl.constexpr, SCAN: tl.constexpr, ENTRIES: tl.constexpr, SEGMENTS: tl.constexpr,
     CHANNELS: tl.constexpr, VECTOR: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """One program goes through ENTRIES runs of `run` tokens side by side and makes what they close."""
-    for i in range(run):
-        t = ((tl.program_id(0) * ENTRIES + tl.arange(0, ENTRIES)) * run + i).to(tl.int64)
-        inside = t < tokens
-        last = tl.load(positions + t * position_stride, inside, other=-1).to(tl.int32)
+    """One program goes through ENTRIES runs of tokens side by side, SCAN at a time, and closes windows."""
+    i = tl.arange(0, SCAN)[None, :]
+    begin = (tl.program_id(0) * ENTRIES + tl.arange(0, ENTRIES)) * run
+    for step in range(0, run, SCAN):
+        t = (begin[:, None] + step + i).to(tl.int64)
+        inside = (step + i < run) & (t < tokens)
+        position = tl.load(positions + t * position_stride, inside, other=-1).to(tl.int32)
         given = tl.load(slots + t * slot_stride, inside, other=-1)
-        slot = tl.load(kv_slots + t * kv_slot_stride, inside, other=-1)
-        request = tl.load(requests + t * request_stride, inside, other=0).to(tl.int64)
-        live = (given >= 0) & (slot >= 0) & (last >= 0) & ((last + 1) % RATIO == 0)
-        if tl.max(live.to(tl.int32), 0) != 0:
+        target = tl.load(kv_slots + t * kv_slot_stride, inside, other=-1)
+        whose = tl.load(requests + t * request_stride, inside, other=-1)
+        closes = (given >= 0) & (target >= 0) & (whose >= 0) & (position >= 0) & ((position + 1) % RATIO == 0)
+        done = tl.full([ENTRIES], -1, tl.int32)
+        for _ in range(tl.max(tl.sum(closes.to(tl.int32), 1), 0)):
+            done = tl.min(tl.where(closes & (i > done[:, None]), i, SCAN), 1)
+            chosen = i == done[:, None]
+            last = tl.sum(tl.where(chosen, position, 0), 1)
+            slot = tl.sum(tl.where(chosen, target, 0), 1)
+            request = tl.sum(tl.where(chosen, whose, 0), 1).to(tl.int64)
             _entries(
-                state, table, cos_sin, weight, cache, request, last, slot, live, width, state_stride,
+                state, table, cos_sin, weight, cache, request, last, slot, done < SCAN, width, state_stride,
                 state_row_stride, table_stride, column_stride, angle_stride, page_stride, eps,
                 STATE_ROWS, RATIO, WINDOW, DIM, rows, LAYOUT, HADAMARD, ALIGN, HARDWARE, SEGMENTS, CHANNELS,
                 VECTOR, STAGES,

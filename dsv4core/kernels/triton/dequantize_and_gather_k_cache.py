@@ -64,10 +64,11 @@ def dequantize_and_gather_k_cache(
         _check(out, k_cache, seq_lens, lens, block_table, rows, offset)
     requests, room = out.shape[0], out.shape[1] - offset
     meta = tuned("dequantize_and_gather", out)
+    grid = (pieces(max(room, 0), meta["ROWS"]), requests)
     launch(
-        dequantize_and_gather_kernel, (pieces(max(room, 0), meta["ROWS"]), requests), out, out, k_cache, seq_lens,
-        lens, block_table, room, block_table.shape[1], k_cache.shape[0], offset, out.stride(0), out.stride(1),
-        k_cache.stride(0), seq_lens.stride(0), lens.stride(0), block_table.stride(0), block_table.stride(1),
+        dequantize_and_gather_kernel, grid, out, out, k_cache, seq_lens, lens, block_table, room,
+        block_table.shape[1], k_cache.shape[0], offset, out.stride(0), out.stride(1), k_cache.stride(0),
+        seq_lens.stride(0), lens.stride(0), block_table.stride(0), block_table.stride(1),
         rows=rows, LAYOUT=layout, ALIGN=alignment(k_cache), HARDWARE=native_e4m3(out), **meta,
     )  # fmt: skip
 

@@ -80,8 +80,8 @@ def fused_inv_rope_fp8_quant(
         scales = o.new_empty(tokens, groups, per_group * 4, dtype=torch.float32)
     meta = tuned("fused_inv_rope_fp8_quant", o)
     launch(
-        fused_inv_rope_fp8_quant_kernel, pieces(tokens * heads, meta["ROWS"]), o, o, positions, cos_sin, codes,
-        scales, tokens, heads, o.stride(0), o.stride(1), positions.stride(0), cos_sin.stride(0),
+        fused_inv_rope_fp8_quant_kernel, pieces(tokens * heads, meta["ROWS"]), o, o, positions, cos_sin,
+        codes, scales, tokens, heads, o.stride(0), o.stride(1), positions.stride(0), cos_sin.stride(0),
         PACKED=packed, HARDWARE=native_e4m3(o), **meta,
     )  # fmt: skip
     return codes.view(torch.float8_e4m3fn), scales

@@ -46,8 +46,8 @@ def fused_q_kv_rmsnorm(
     q_out, kv_out = qr.new_empty(qr.shape), kv.new_empty(kv.shape)
     meta = tuned("fused_q_kv_rmsnorm", qr, width=q_width)
     launch(
-        fused_q_kv_rmsnorm_kernel, 2 * pieces(tokens, meta["ROWS"]), qr, qr, kv, q_weight, kv_weight, q_out, kv_out,
-        tokens, qr.stride(0), kv.stride(0), eps,
+        fused_q_kv_rmsnorm_kernel, 2 * pieces(tokens, meta["ROWS"]), qr, qr, kv, q_weight, kv_weight, q_out,
+        kv_out, tokens, qr.stride(0), kv.stride(0), eps,
         Q=q_width, KV=kv.shape[1], Q_BLOCK=power(q_width), KV_BLOCK=power(kv.shape[1]), **meta,
     )  # fmt: skip
     return q_out, kv_out

@@ -38,7 +38,7 @@ def inverse_rope(o: Tensor, positions: Tensor, cos_sin: Tensor) -> Tensor:
     out = o.new_empty(o.shape)
     meta = tuned("inverse_rope", o)
     launch(
-        inverse_rope_kernel, pieces(tokens * heads, meta["ROWS"]), o, o, positions, cos_sin, out, tokens, heads,
-        o.stride(0), o.stride(1), positions.stride(0), cos_sin.stride(0), **meta,
+        inverse_rope_kernel, pieces(tokens * heads, meta["ROWS"]), o, o, positions, cos_sin, out, tokens,
+        heads, o.stride(0), o.stride(1), positions.stride(0), cos_sin.stride(0), **meta,
     )  # fmt: skip
     return out

@@ -92,18 +92,30 @@ def largest(x, axis: tl.constexpr):
 
 
 @triton.jit
-def settle(x):
-    """What a cache row holds of x (f32, or bf16 as it was loaded), and the largest magnitude of each group.
-
-    Shapes: [R, G, N] -> f32 [R, G, N] on the bf16 grid and finite, f32 [R, G]. Nearly every row is finite, so
-    a program looks at its maxima and replaces single values only where one of them is not.
-    """
+def on_grid(x):
+    """The bf16 that a cache row holds of x (f32, or bf16 as it was loaded), in f32. Shapes: any."""
     if x.dtype == tl.bfloat16:
-        y = widen(x)
+        return widen(x)
     else:
-        y = round_bf16(x)
+        return round_bf16(x)
+
+
+@triton.jit
+def spoilt(amax):
+    """Whether one of these magnitudes is NaN or infinite: a scalar. Shapes: f32 [R, G] from `largest`."""
+    return tl.max(tl.max(bits_of(amax), 1), 0) >= 0x7F800000
+
+
+@triton.jit
+def settle(x):
+    """What a cache row holds of x: on the bf16 grid and finite, with the largest magnitude of each group.
+
+    Shapes: [R, G, N] -> f32 [R, G, N], f32 [R, G]. Nearly every row is finite, so a program looks at its
+    maxima and replaces single values only where one of them is not.
+    """
+    y = on_grid(x)
     amax = largest(y, 2)
-    if tl.max(tl.max(bits_of(amax), 1), 0) >= 0x7F800000:
+    if spoilt(amax):
         y = finite(y)
         amax = largest(y, 2)
     return y, amax
