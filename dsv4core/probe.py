@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -136,8 +137,12 @@ def module_exists(name: str) -> bool:
         return False
 
 
+@cache
 def installed_version(distribution: str) -> str | None:
-    """Return the version of an installed distribution, or None."""
+    """Return the version of an installed distribution, or None; read once until `registry.refresh`.
+
+    Reading takes a millisecond, and every backend asks for torch's.
+    """
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
