@@ -78,8 +78,8 @@ def table(spec: CacheSpec, lengths: list[int]) -> tuple[Tensor, int]:
 
 
 def made(attention: Any, config: AttentionConfig, layer: int, batch: int, context: int) -> Step:
-    """A step of `batch` requests whose lengths are just below `context`."""
-    lengths = [context - i % 128 for i in range(batch)]
+    """A step of `batch` requests whose lengths are just below `context`; one in 128 closes a long window."""
+    lengths = [context - 1 - i % 128 for i in range(batch)]
     tables: dict[str, Tensor] = {}
     tensors: dict[str, Tensor] = {}
     for spec in cache_specs(config, layer):

@@ -120,14 +120,12 @@ def module_exists(name: str) -> bool:
         return False
 
 
-def installed_version(distribution: str) -> str | None:
-    """Return the version of an installed distribution, or None."""
-    return _version(distribution, tuple(sys.path))
-
-
 @cache
-def _version(distribution: str, _path: tuple[str, ...]) -> str | None:
-    """Every backend asks for torch's, and parsing its metadata takes 2 ms."""
+def installed_version(distribution: str) -> str | None:
+    """Return the version of an installed distribution, or None; read once until `registry.refresh`.
+
+    Reading takes a millisecond, and every backend asks for torch's.
+    """
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

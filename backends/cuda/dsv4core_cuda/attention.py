@@ -56,7 +56,8 @@ class DeepseekV4CUDAAttention(OpsAttention):
                 selected = self.select(x, qr, pages, plan, cos_sin)
         q = self.queries(qr, kv, pages, plan, cos_sin)
         main.wait_stream(first)
-        main.wait_stream(second)
+        if self.indexer is not None:  # a stream that was not forked is no part of a capture
+            main.wait_stream(second)
         return q, selected
 
     def attend(self, q: Tensor, selected: Tensor | None, pages: LayerCache, plan: BatchPlan) -> Tensor:
