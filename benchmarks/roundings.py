@@ -60,7 +60,8 @@ def ours(profile: str, weights: AttentionWeights, hidden: torch.Tensor, wanted: 
     for part in (x[:-wanted], x[-wanted:]):
         plan = cache.plan({"a": len(part)})
         table = attention.rope(plan)
-        latent, q = attention.project(part, pages, plan, table)
+        latent, kv = attention.latents(part)
+        q = attention.queries(latent, kv, pages, plan, table)
         chosen = attention.compress(part, latent, pages, plan, table)
     out = attention(x[-wanted:], cache, plan)
     found = cache.snapshot("a")

@@ -28,8 +28,8 @@ class DeepseekV4Attention(ABC):
     """Project, norm and rotate, write the pages, select, attend, project back.
 
     Call it with hidden [T, hidden], a `PagedCache` and the step's `BatchPlan`; rows follow the order of the
-    mapping given to `cache.plan`. A backend overrides ops, or `prefill` and `decode` here, never `forward`.
-    Inference only.
+    mapping given to `cache.plan`. A backend overrides ops, or the steps of `forward` here, never `forward`
+    itself. Inference only.
     """
 
     def __init__(
@@ -73,33 +73,38 @@ class DeepseekV4Attention(ABC):
         self._check(hidden, plan)
         x = hidden if plan.permutation is None else hidden[plan.permutation]
         pages, cos_sin = cache.layer(self.layer.index), self.rope(plan)
-        qr, q = self.project(x, pages, plan, cos_sin)
-        selected = self.compress(x, qr, pages, plan, cos_sin)
-        out = torch.empty_like(q)
-        if plan.num_decode_tokens:
-            self.decode(q, selected, pages, plan, out)
-        if plan.num_prefill_tokens:
-            self.prefill(q, selected, pages, plan, out)
-            out[plan.num_decode_tokens + plan.num_prefill_tokens :] = 0  # padding behind prefill rows
+        q, selected = self.prepare(x, pages, plan, cos_sin)
+        out = self.attend(q, selected, pages, plan)
         y = self.output(out[:, : self.heads], plan, cos_sin)
         return y if plan.inverse is None else y[plan.inverse]
 
-    def project(
+    def prepare(
         self, x: Tensor, pages: LayerCache, plan: BatchPlan, cos_sin: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Query latent and queries; the window rows are written.
+    ) -> tuple[Tensor, Tensor | None]:
+        """Queries and the indexer's list; every cache is written. A backend may fork streams here.
 
-        Shapes: -> [T, q_lora], [T, padded_heads, 512].
+        Shapes: -> [T, padded_heads, 512], i32 [T, index_topk] or None.
         """
+        qr, kv = self.latents(x)
+        q = self.queries(qr, kv, pages, plan, cos_sin)
+        return q, self.compress(x, qr, pages, plan, cos_sin)
+
+    def latents(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Query latent and key row, normalised. Shapes: -> [T, q_lora], [T, 512]."""
         c = self.config
         latent, kv = self.w_qkv(self.ops, x).split_with_sizes((c.q_lora_rank, c.head_dim), dim=1)
-        qr, kv = self.ops.fused_q_kv_rmsnorm(latent, kv, self.q_norm, self.kv_norm, eps=c.rms_norm_eps)
+        return self.ops.fused_q_kv_rmsnorm(latent, kv, self.q_norm, self.kv_norm, eps=c.rms_norm_eps)
+
+    def queries(
+        self, qr: Tensor, kv: Tensor, pages: LayerCache, plan: BatchPlan, cos_sin: Tensor
+    ) -> Tensor:
+        """Rotated queries; the window rows are written. Shapes: -> [T, padded_heads, 512]."""
+        c = self.config
         q = self.wq_b(self.ops, qr).view(-1, self.heads, c.head_dim)
-        q = self.ops.fused_qnorm_rope_kv_insert(
+        return self.ops.fused_qnorm_rope_kv_insert(
             q, kv, plan.positions, cos_sin, pages.swa, plan.slots["swa"], rows=plan.rows["swa"],
             layout=c.main_layout, eps=c.rms_norm_eps, padded_heads=self.padded_heads,
         )  # fmt: skip
-        return qr, q
 
     def compress(
         self, x: Tensor, qr: Tensor, pages: LayerCache, plan: BatchPlan, cos_sin: Tensor
@@ -108,14 +113,34 @@ class DeepseekV4Attention(ABC):
 
         Shapes: -> i32 [T, index_topk] or None.
         """
-        selected: Tensor | None = None
-        if self.indexer is not None:
-            assert pages.indexer is not None and pages.indexer_state is not None
-            selected = self.indexer(self.ops, x, qr, pages.indexer_state, pages.indexer, plan, cos_sin)
+        selected = self.select(x, qr, pages, plan, cos_sin)
+        self.close_windows(x, pages, plan, cos_sin)
+        return selected
+
+    def select(
+        self, x: Tensor, qr: Tensor, pages: LayerCache, plan: BatchPlan, cos_sin: Tensor
+    ) -> Tensor | None:
+        """Half of `compress`: write index keys, choose. Shapes: -> i32 [T, index_topk] or None."""
+        if self.indexer is None:
+            return None
+        assert pages.indexer is not None and pages.indexer_state is not None
+        return self.indexer(self.ops, x, qr, pages.indexer_state, pages.indexer, plan, cos_sin)
+
+    def close_windows(self, x: Tensor, pages: LayerCache, plan: BatchPlan, cos_sin: Tensor) -> None:
+        """The other half: write the states of every token and the entries that are complete."""
         if self.compressor is not None:
             assert pages.compressed is not None and pages.state is not None
             self.compressor(self.ops, x, pages.state, pages.compressed, plan, cos_sin)
-        return selected
+
+    def attend(self, q: Tensor, selected: Tensor | None, pages: LayerCache, plan: BatchPlan) -> Tensor:
+        """All rows of a step; padding behind prefill rows is zero. Shapes: -> [T, padded_heads, 512]."""
+        out = torch.empty_like(q)
+        if plan.num_decode_tokens:
+            self.decode(q, selected, pages, plan, out)
+        if plan.num_prefill_tokens:
+            self.prefill(q, selected, pages, plan, out)
+            out[plan.num_decode_tokens + plan.num_prefill_tokens :] = 0
+        return out
 
     @abstractmethod
     def decode(

@@ -61,6 +61,13 @@ VARIABLES: tuple[Variable, ...] = (
         "Check the values of op arguments too (ranges, NaN). Unset: on for tensors in host memory, else off.",
     ),
     Variable(
+        "DSV4CORE_FLASHMLA_LIBRARY",
+        "",
+        (),
+        "a path",
+        "Shared library of a FlashMLA build for the backend cuda, instead of whatever is installed.",
+    ),
+    Variable(
         "DSV4CORE_TRACE",
         "0",
         ("0", "1"),

@@ -18,50 +18,67 @@ class OpsAttention(DeepseekV4Attention):
         self, q: Tensor, selected: Tensor | None, pages: LayerCache, plan: BatchPlan, out: Tensor
     ) -> None:
         """One `sparse_decode` over the window list and the compressed list."""
+        slots, lens = self.entries(selected, plan)
+        rows = slice(0, plan.num_decode_tokens)
+        self.over_pages(q[rows], slots, lens, pages, plan, out[rows])
+
+    def over_pages(
+        self, q: Tensor, slots: Tensor | None, lens: Tensor | None, pages: LayerCache, plan: BatchPlan,
+        out: Tensor,
+    ) -> None:  # fmt: skip
+        """The op on the decode rows. Shapes: q, out [Td, padded_heads, 512]; slots, lens of `entries`."""
         c, rows = self.config, slice(0, plan.num_decode_tokens)
-        slots: Tensor | None = None
-        lens: Tensor | None = None
-        if selected is not None and self.group is not None:
-            slots, lens = self.ops.compute_global_topk_indices_and_lens(
-                selected[rows], plan.token_to_req[rows], plan.tables[self.group], plan.is_valid[rows],
-                rows=plan.rows[self.group],
-            )  # fmt: skip
-        elif plan.c128_slots is not None and plan.c128_lens is not None and self.group is not None:
-            slots, lens = plan.c128_slots[rows], plan.c128_lens[rows]
         self.attend_pages(
-            q[rows], pages.swa, plan.swa_slots[rows], plan.swa_lens[rows], pages.compressed, slots, lens,
-            self.attn_sink, out[rows], scale=c.softmax_scale, swa_rows=plan.rows["swa"],
+            q, pages.swa, plan.swa_slots[rows], plan.swa_lens[rows], pages.compressed, slots, lens,
+            self.attn_sink, out, scale=c.softmax_scale, swa_rows=plan.rows["swa"],
             extra_rows=plan.rows[self.group] if self.group else 1, layout=c.main_layout,
             extra_layout=c.main_layout,
         )  # fmt: skip
+
+    def entries(self, selected: Tensor | None, plan: BatchPlan) -> tuple[Tensor | None, Tensor | None]:
+        """The entries that decode rows attend to. Shapes: slots i32 [Td, K], lens i32 [Td], or None."""
+        rows = slice(0, plan.num_decode_tokens)
+        if selected is not None and self.group is not None:
+            return self.ops.compute_global_topk_indices_and_lens(
+                selected[rows], plan.token_to_req[rows], plan.tables[self.group], plan.is_valid[rows],
+                rows=plan.rows[self.group],
+            )  # fmt: skip
+        if plan.c128_slots is not None and plan.c128_lens is not None and self.group is not None:
+            return plan.c128_slots[rows], plan.c128_lens[rows]
+        return None, None
 
     def prefill(
         self, q: Tensor, selected: Tensor | None, pages: LayerCache, plan: BatchPlan, out: Tensor
     ) -> None:
         """Chunk by chunk: gather entries and window rows, join the lists, one `sparse_prefill`."""
         for chunk in plan.prefill_chunks:
-            kv = self._gather(pages, plan, chunk)
-            rows, ratio = slice(chunk.token_start, chunk.token_end), self.layer.ratio
-            if selected is not None:
-                listed = selected[rows]
-            elif self.group is not None and plan.c128_local is not None:
-                listed = plan.c128_local[rows]
-            else:
-                listed = plan.swa_slots[rows, :0]
-            indices, lens = self.ops.combine_topk_swa_indices(
-                listed, chunk.query_start_loc, chunk.seq_lens, chunk.gather_lens,
-                window=self.config.sliding_window, ratio=ratio, top_k=listed.shape[1], M=chunk.M[ratio],
-                N=chunk.N[ratio],
-            )  # fmt: skip
+            kv, indices, lens = self.gathered(selected, pages, plan, chunk)
+            rows = slice(chunk.token_start, chunk.token_end)
             self.attend_rows(
-                q[rows],
-                kv.flatten(0, 1),
-                indices,
-                lens,
-                self.attn_sink,
-                out[rows],
-                scale=self.config.softmax_scale,
+                q[rows], kv, indices, lens, self.attn_sink, out[rows], scale=self.config.softmax_scale
             )
+
+    def gathered(
+        self, selected: Tensor | None, pages: LayerCache, plan: BatchPlan, chunk: PrefillChunk
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys of a chunk in the workspace and what its rows attend to among them.
+
+        Shapes: -> [n * M, 512], i32 [Tc, K], i32 [Tc].
+        """
+        kv = self._gather(pages, plan, chunk)
+        rows, ratio = slice(chunk.token_start, chunk.token_end), self.layer.ratio
+        if selected is not None:
+            listed = selected[rows]
+        elif self.group is not None and plan.c128_local is not None:
+            listed = plan.c128_local[rows]
+        else:
+            listed = plan.swa_slots[rows, :0]
+        indices, lens = self.ops.combine_topk_swa_indices(
+            listed, chunk.query_start_loc, chunk.seq_lens, chunk.gather_lens,
+            window=self.config.sliding_window, ratio=ratio, top_k=listed.shape[1], M=chunk.M[ratio],
+            N=chunk.N[ratio],
+        )  # fmt: skip
+        return kv.flatten(0, 1), indices, lens
 
     def attend_pages(self, *args: Any, **kwargs: Any) -> None:
         """`sparse_decode`, of which the layer needs the written output alone; for backends to replace."""

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import re
 import sys
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -118,8 +119,12 @@ def module_exists(name: str) -> bool:
         return False
 
 
+@cache
 def installed_version(distribution: str) -> str | None:
-    """Return the version of an installed distribution, or None."""
+    """Return the version of an installed distribution, or None; read once until `registry.refresh`.
+
+    Reading takes a millisecond, and every backend asks for torch's.
+    """
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

@@ -266,6 +266,7 @@ def refresh() -> None:
     """Forget the registry, so that the next call looks at installed plugins and the environment afresh."""
     with _lock:
         _current.clear()
+        probe.installed_version.cache_clear()
 
 
 def _plugin(point: importlib.metadata.EntryPoint) -> Plugin:

@@ -73,7 +73,8 @@ def test_choice_of_csa(index_layout: str) -> None:
     plan = cache.plan({"a": LENGTH})
     attention = layer.attention
     pages, table = cache.layer(layer.layer), attention.rope(plan)
-    latent, _ = attention.project(hidden, pages, plan, table)
+    latent, kv = attention.latents(hidden)
+    attention.queries(latent, kv, pages, plan, table)
     chosen = attention.compress(hidden, latent, pages, plan, table)
     scores = trace["index_scores"]
     tolerance = 2e-3 * np.abs(scores[np.isfinite(scores)]).max()

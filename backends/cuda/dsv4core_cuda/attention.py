@@ -2,8 +2,153 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from dsv4core.backend import Backend
+from dsv4core.cache import LayerCache
+from dsv4core.compressor import Compressor
+from dsv4core.config import AttentionConfig
+from dsv4core.ops._contract import check_mode
 from dsv4core.ops_attention import OpsAttention
+from dsv4core.plan import BatchPlan, PrefillChunk
+from dsv4core.projection import Projection
+from dsv4core.weights import AttentionWeights, CompressorWeights
+from dsv4core_cuda.flashmla import Pages
 
 
 class DeepseekV4CUDAAttention(OpsAttention):
-    """Decode and prefill through the ops."""
+    """FlashMLA over a plan's own lists: one schedule a step, heads padded once, results not copied.
+
+    Small steps write compressed caches and choose entries on side streams. Without FlashMLA, in checked mode
+    and while compiling, attention goes through the ops of the backend, whose lists may be anything.
+    """
+
+    def __init__(
+        self, config: AttentionConfig, layer: int, weights: AttentionWeights, backend: Backend
+    ) -> None:
+        provider = backend.provider
+        self.flash, self.schedules = provider.flash, provider.schedules
+        self.streams, self.stream_tokens = provider.streams, provider.stream_tokens
+        super().__init__(config, layer, weights, backend)
+        w = weights.prepared(self.dtype, widen=config.weight_storage == "widened")
+        # Sums in f32 of bf16 operands need no f32 operands: half the bytes, and matrix units.
+        if self.compressor is not None and w.compressor is not None:
+            self.compressor = narrow(self.compressor, w.compressor)
+        if self.indexer is not None and w.indexer is not None:
+            narrowed = narrow(self.indexer.compressor, w.indexer.compressor)
+            self.indexer = replace(self.indexer, compressor=narrowed)
+
+    @property
+    def padded_heads(self) -> int:
+        """64 or 128 where FlashMLA decodes: queries are written padded, with sinks of -inf."""
+        if self.flash is None:
+            return self.heads
+        return self.flash.padded_heads(self.heads, self.config.main_layout)
+
+    def prepare(
+        self, x: Tensor, pages: LayerCache, plan: BatchPlan, cos_sin: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Queries on the stream of the caller, entries and index beside it: they share inputs alone."""
+        if not self._forks(x):
+            return super().prepare(x, pages, plan, cos_sin)
+        main = torch.accelerator.current_stream(x.device)
+        first, second = self.streams.of(main)
+        first.wait_stream(main)
+        with first:
+            self.close_windows(x, pages, plan, cos_sin)
+        qr, kv = self.latents(x)
+        selected: Tensor | None = None
+        if self.indexer is not None:
+            second.wait_stream(main)
+            with second:
+                selected = self.select(x, qr, pages, plan, cos_sin)
+        q = self.queries(qr, kv, pages, plan, cos_sin)
+        main.wait_stream(first)
+        if self.indexer is not None:  # a stream that was not forked is no part of a capture
+            main.wait_stream(second)
+        return q, selected
+
+    def attend(self, q: Tensor, selected: Tensor | None, pages: LayerCache, plan: BatchPlan) -> Tensor:
+        """All rows of a step; rows of one sort come back in FlashMLA's own result."""
+        if self._direct():
+            if plan.num_decode_tokens == q.shape[0]:
+                return self._decoded(q, selected, pages, plan)
+            if plan.num_prefill_tokens == q.shape[0] and len(plan.prefill_chunks) == 1:
+                return self._prefilled(q, selected, pages, plan, plan.prefill_chunks[0])
+        return super().attend(q, selected, pages, plan)
+
+    def decode(
+        self, q: Tensor, selected: Tensor | None, pages: LayerCache, plan: BatchPlan, out: Tensor
+    ) -> None:
+        """Decode rows of a step that has others too."""
+        if not self._direct():
+            return super().decode(q, selected, pages, plan, out)
+        rows = slice(0, plan.num_decode_tokens)
+        out[rows] = self._decoded(q[rows], selected, pages, plan)
+        return None
+
+    def prefill(
+        self, q: Tensor, selected: Tensor | None, pages: LayerCache, plan: BatchPlan, out: Tensor
+    ) -> None:
+        """Prefill rows, chunk by chunk."""
+        if not self._direct():
+            return super().prefill(q, selected, pages, plan, out)
+        for chunk in plan.prefill_chunks:
+            rows = slice(chunk.token_start, chunk.token_end)
+            out[rows] = self._prefilled(q[rows], selected, pages, plan, chunk)
+        return None
+
+    def _direct(self) -> bool:
+        """Whether lists go to FlashMLA as they are: they are this layer's own; checked mode looks at them."""
+        return not torch.compiler.is_compiling() and self.flash is not None and check_mode() != "1"
+
+    def _forks(self, x: Tensor) -> bool:
+        return (
+            not torch.compiler.is_compiling()
+            and self.compressor is not None
+            and x.shape[0] <= self.stream_tokens
+            and x.device.type == "cuda"
+        )
+
+    def _decoded(self, q: Tensor, selected: Tensor | None, pages: LayerCache, plan: BatchPlan) -> Tensor:
+        """Decode rows. Shapes: q [Td, padded_heads, 512] -> the same."""
+        slots, lens = self.entries(selected, plan)
+        rows, layout, ratio = slice(0, plan.num_decode_tokens), self.config.main_layout, self.layer.ratio
+        swa = Pages(pages.swa, plan.swa_slots[rows], plan.swa_lens[rows], plan.rows["swa"], layout)
+        extra: Pages | None = None
+        if slots is not None and lens is not None and pages.compressed is not None and self.group is not None:
+            extra = Pages(pages.compressed, slots, lens, plan.rows[self.group], layout)
+        if self.flash.decodes(q, swa, extra).provider != "flashmla":
+            out = torch.empty_like(q)
+            self.over_pages(q, slots, lens, pages, plan, out)
+            return out
+        width = 0 if slots is None else slots.shape[1]
+        shared = self.schedules.get(plan, ratio, width, q.shape[1], self.flash.library.schedule)
+        if extra is not None and shared.lens is not None:
+            extra = Pages(extra.cache, extra.slots, shared.lens, extra.rows, layout)
+        out, _ = self.flash.decode(
+            q, swa, extra, self.attn_sink, self.config.softmax_scale, trusted=True, schedule=shared.schedule
+        )
+        return out
+
+    def _prefilled(
+        self, q: Tensor, selected: Tensor | None, pages: LayerCache, plan: BatchPlan, chunk: PrefillChunk
+    ) -> Tensor:
+        """Rows of a chunk. Shapes: q [Tc, padded_heads, 512] -> the same."""
+        kv, indices, lens = self.gathered(selected, pages, plan, chunk)
+        scale = self.config.softmax_scale
+        if self.flash.prefills(q, kv, indices).provider != "flashmla":
+            out = torch.empty_like(q)
+            self.ops.sparse_prefill(q, kv, indices, lens, self.attn_sink, out, scale=scale)
+            return out
+        return self.flash.prefill(q, kv, indices, lens, self.attn_sink, scale, trusted=True)[0]
+
+
+def narrow(compressor: Compressor, weights: CompressorWeights) -> Compressor:
+    """The same compressor on the matrices as they are stored, where that is bf16."""
+    if weights.wkv.dtype != torch.bfloat16 or weights.wgate.dtype != torch.bfloat16:
+        return compressor
+    return replace(compressor, projection=Projection.joined(weights.wkv, weights.wgate))

@@ -1,16 +1,40 @@
-"""The CUDA backend: Triton kernels for every op."""
+"""The CUDA backend: Triton kernels for every op, FlashMLA for attention where it is there and runs."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
-from dsv4core.errors import BackendUnavailableError
-from dsv4core.probe import interpreted
+import torch
+
+from dsv4core.errors import BackendUnavailableError, ConfigError
+from dsv4core.ops import OpImpl
+from dsv4core.probe import describe, interpreted
+from dsv4core_cuda import ops, products
 from dsv4core_cuda.attention import DeepseekV4CUDAAttention
+from dsv4core_cuda.capability import FEWEST_HEADS, resolve
+from dsv4core_cuda.flashmla import FlashMLA
+from dsv4core_cuda.flashmla_check import check
+from dsv4core_cuda.flashmla_find import find
+from dsv4core_cuda.schedule import Schedules
+from dsv4core_cuda.streams import SideStreams
+
+log = logging.getLogger("dsv4core")
+
+CHOICES = ("auto", "flashmla", "triton")
+INTERPRETED = "this process interprets kernels, on host tensors"
+STREAM_TOKENS = 256
+"""Tokens up to which a layer forks side streams, unless DSV4CORE_CUDA_STREAM_TOKENS says otherwise."""
 
 
 class CudaBackend:
-    """Ops from `dsv4core.kernels.triton`; importing them imports triton, which is why it happens here."""
+    """Ops from `dsv4core.kernels.triton`; importing them imports triton, which is why it happens here.
+
+    `settings`: "attention" (DSV4CORE_CUDA_ATTENTION) is auto, triton, or flashmla, which refuses to do
+    without it and pads any number of heads; "stream_tokens"
+    (DSV4CORE_CUDA_STREAM_TOKENS) is the number of tokens up to which a layer forks side streams. `flash` is
+    the adapter in use or None, `reason` then says why.
+    """
 
     name = "cuda"
     attention_class = DeepseekV4CUDAAttention
@@ -23,3 +47,55 @@ class CudaBackend:
         except ImportError as error:
             raise BackendUnavailableError(f"backend cuda: its kernels need triton: {error}") from error
         self.ops = portable.implementations()
+        self.ops["linear"] = OpImpl(products.linear, "torch")
+        self.ops["grouped_output_projection"] = OpImpl(products.grouped_output_projection, "torch")
+        self.stream_tokens = _count(self.settings.get("stream_tokens", ""), STREAM_TOKENS)
+        self.streams, self.schedules = SideStreams(), Schedules()
+        self.flash, self.reason = self._flashmla()
+        for name, bound in (("sparse_decode", ops.sparse_decode), ("sparse_prefill", ops.sparse_prefill)):
+            triton = self.ops[name].function
+            if self.flash is None:
+                self.ops[name] = OpImpl(triton, f"triton ({self.reason})")
+            else:
+                self.ops[name] = OpImpl(bound(self.flash, triton), f"flashmla ({self.flash.library.name})")
+
+    def _flashmla(self) -> tuple[FlashMLA | None, str]:
+        """The adapter, or None and why."""
+        wanted = self.settings.get("attention", "auto")
+        if wanted not in CHOICES:
+            raise ConfigError(f"DSV4CORE_CUDA_ATTENTION={wanted}: expected {', '.join(CHOICES)}")
+        if wanted == "triton":
+            return None, "DSV4CORE_CUDA_ATTENTION=triton"
+        fewest = 1 if wanted == "flashmla" else FEWEST_HEADS
+        flash, reason = (None, INTERPRETED) if interpreted() else _on_device(fewest)
+        if flash is None and wanted == "flashmla":
+            raise BackendUnavailableError(f"backend cuda: DSV4CORE_CUDA_ATTENTION=flashmla, but {reason}")
+        if flash is None:
+            log.info("cuda: attention by Triton kernels: %s", reason)
+        return flash, reason
+
+
+def _on_device(fewest: int) -> tuple[FlashMLA | None, str]:
+    """What the current device decides: its architecture, then what is installed, then whether it runs."""
+    if not torch.cuda.is_available():
+        return None, "no device"
+    architecture = torch.cuda.get_device_capability()
+    answer = resolve("sparse_decode", architecture)
+    if answer.provider != "flashmla":
+        return None, "; ".join(answer.reasons)
+    library, reason = find()
+    if library is None:
+        return None, reason
+    try:
+        reason = check(library, architecture, torch.device("cuda", torch.cuda.current_device()))
+    except Exception as error:  # a build for other devices fails in ways of its own
+        reason = f"{library.name} does not run here: {describe(error)}"
+    return (None, reason) if reason else (FlashMLA(library, architecture, fewest), "")
+
+
+def _count(text: str, default: int) -> int:
+    if not text:
+        return default
+    if not text.isdigit():
+        raise ConfigError(f"DSV4CORE_CUDA_STREAM_TOKENS={text}: expected a number of tokens, 0 for none")
+    return int(text)

@@ -1,7 +1,6 @@
-"""The CUDA backend as data and a probe: Triton kernels and, where it is installed, FlashMLA on NVIDIA devices.
+"""The CUDA backend as data and a probe: Triton kernels, and FlashMLA where it is installed and runs.
 
-Nothing here imports torch at depth ``static`` or any library at all: what `flash_mla` can do is found out when
-the backend is created, on its device.
+No library is imported here: what `flash_mla` can do is found out when the backend is created, on its device.
 """
 
 import os

@@ -23,6 +23,6 @@ def products() -> dict[str, Callable[..., Any]]:
 
 
 def implementations() -> dict[str, OpImpl]:
-    """Op name -> implementation of every op of the contract: a Triton kernel, or torch for matrix products."""
+    """Op name -> implementation of every op: a Triton kernel, or torch for plain matrix products."""
     found = {name: OpImpl(function, "triton") for name, function in kernels().items()}
     return found | {name: OpImpl(function, "torch") for name, function in products().items()}

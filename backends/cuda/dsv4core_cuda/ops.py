@@ -1,0 +1,57 @@
+"""The two attention ops: FlashMLA where it takes the arguments, the Triton kernel where not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from dsv4core.errors import OpArgumentError
+from dsv4core_cuda.flashmla import FlashMLA, Pages
+
+
+def sparse_decode(flash: FlashMLA, fallback: Callable[..., Any]) -> Callable[..., Any]:
+    """The op `sparse_decode` over an adapter and the kernel for everything else."""
+
+    def op(
+        q: Tensor, swa_cache: Tensor, swa_slots: Tensor, swa_lens: Tensor, extra_cache: Tensor | None,
+        extra_slots: Tensor | None, extra_lens: Tensor | None, attn_sink: Tensor, out: Tensor, *,
+        scale: float, swa_rows: int, extra_rows: int, layout: str, extra_layout: str,
+    ) -> Tensor:  # fmt: skip
+        """Attend to the listed rows of both caches."""
+        extra = None
+        if extra_cache is not None:
+            if extra_slots is None or extra_lens is None:
+                lacking = "extra_slots" if extra_slots is None else "extra_lens"
+                raise OpArgumentError(
+                    "sparse_decode", lacking, "a tensor, since there is an extra_cache", "None"
+                )
+            extra = Pages(extra_cache, extra_slots, extra_lens, extra_rows, extra_layout)
+        swa = Pages(swa_cache, swa_slots, swa_lens, swa_rows, layout)
+        if flash.decodes(q, swa, extra, alone=True).provider == "flashmla":
+            found, lse = flash.decode(q, swa, extra, attn_sink, scale)
+            out.copy_(found)
+            return lse.contiguous()
+        return fallback(
+            q, swa_cache, swa_slots, swa_lens, extra_cache, extra_slots, extra_lens, attn_sink, out,
+            scale=scale, swa_rows=swa_rows, extra_rows=extra_rows, layout=layout, extra_layout=extra_layout,
+        )  # fmt: skip
+
+    return op
+
+
+def sparse_prefill(flash: FlashMLA, fallback: Callable[..., Any]) -> Callable[..., Any]:
+    """The op `sparse_prefill` over an adapter and the kernel for everything else."""
+
+    def op(
+        q: Tensor, kv: Tensor, indices: Tensor, lens: Tensor, attn_sink: Tensor, out: Tensor, *, scale: float
+    ) -> Tensor:
+        """Attend to the listed workspace rows."""
+        if flash.prefills(q, kv, indices).provider == "flashmla" and q.dtype == kv.dtype == out.dtype:
+            found, lse = flash.prefill(q, kv, indices, lens, attn_sink, scale)
+            out.copy_(found)
+            return lse.contiguous()
+        return fallback(q, kv, indices, lens, attn_sink, out, scale=scale)
+
+    return op

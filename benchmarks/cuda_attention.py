@@ -1,0 +1,216 @@
+"""FlashMLA's builds raw, behind our adapter and as an op, beside the Triton kernels, on the same bytes.
+
+Type `python benchmarks/cuda_attention.py sgl=DIR tokenspeed=DIR` on an NVIDIA device, DIR being where a wheel
+was unpacked. The adapter uses the first build. Every output is held against float64 before it is timed; times
+are medians of CUDA graphs of many calls that together touch 256 MB, and the host's time to start one call.
+"""
+
+from __future__ import annotations
+
+import importlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from _triton_calls import DEVICE, Arguments, decode_calls, kernel, lens
+from torch import Tensor
+
+from dsv4core.layout import get_layout
+from dsv4core_cuda import ops
+from dsv4core_cuda.flashmla import FlashMLA, Pages
+from dsv4core_cuda.flashmla_check import check
+from dsv4core_cuda.flashmla_library import FlashMLAModule, FlashMLAOps, Library
+
+BATCHES = (1, 8, 32, 128, 512)
+SHAPES = ((64, 512), (64, 1024), (128, 512), (128, 1024))
+SMALL = (8, 16, 32)
+PREFILLS = ((64, 640), (64, 1152), (128, 640), (128, 1152))
+BOUND = 4e-3
+Pair = tuple[float, float]
+
+
+def build(name: str, folder: Path) -> Library:
+    """A build from an unpacked wheel; only one may be the module, the others are libraries of ops."""
+    for namespace, pattern in (("flash_mla_legacy", "_C_legacy*.so"), ("_flashmla_C", "_flashmla_C*.so")):
+        for file in sorted(folder.rglob(pattern)):
+            torch.ops.load_library(str(file))
+            return FlashMLAOps(namespace, name)
+    sys.path.insert(0, str(folder))
+    found = FlashMLAModule(importlib.import_module("flash_mla"))
+    found.name = name
+    return found
+
+
+def raw(library: Library, call: Arguments, schedule: Any) -> Tensor:
+    """The build's own call, arguments ready: what an engine without a contract would do."""
+    swa, extra = (
+        call[f"{n}_cache"].as_strided((call[f"{n}_cache"].shape[0], 64, 1, 584), (37440, 584, 584, 1))
+        for n in ("swa", "extra")
+    )
+    return library.decode(
+        call["q"].unsqueeze(1), swa, call["swa_slots"].unsqueeze(1), call["swa_lens"], extra,
+        call["extra_slots"].unsqueeze(1), call["extra_lens"], call["attn_sink"], call["scale"], schedule,
+    )[0].squeeze(1)  # fmt: skip
+
+
+def adapted(flash: FlashMLA, call: Arguments, schedule: Any) -> Tensor:
+    """What a layer does: its lists as they are, the schedule of the step, the result without a copy."""
+    swa, extra = (
+        Pages(call[f"{n}_cache"], call[f"{n}_slots"], call[f"{n}_lens"], 64, "fp8_ds_mla")
+        for n in ("swa", "extra")
+    )
+    assert flash.decodes(call["q"], swa, extra).provider == "flashmla"
+    return flash.decode(
+        call["q"], swa, extra, call["attn_sink"], call["scale"], trusted=True, schedule=schedule
+    )[0]
+
+
+def op(function: Callable[..., Tensor], call: Arguments) -> Tensor:
+    """An op of the contract: any lists, writes `out`."""
+    function(**call)
+    return call["out"]
+
+
+def error(call: Arguments, out: Tensor) -> float:
+    """L2 distance from float64 over what is summed, worst of the heads of two tokens."""
+    layout, worst = get_layout("fp8_ds_mla"), 0.0
+    for t in {0, call["q"].shape[0] - 1}:
+        found = [layout.read(call[f"{n}_cache"], call[f"{n}_slots"][t].long(), 64) for n in ("swa", "extra")]
+        keys = layout.decode(torch.cat(found))
+        worst = max(worst, _distance(call["q"][t], keys, call["attn_sink"], call["scale"], out[t]))
+    return worst
+
+
+def _distance(q: Tensor, keys: Tensor, sink: Tensor, scale: float, out: Tensor) -> float:
+    k = keys.double()
+    s = (q.double() @ k.T) * scale
+    p = (s - torch.logaddexp(s.logsumexp(1), sink.double()).unsqueeze(1)).exp()
+    return float(((out.double() - p @ k).norm(dim=1) / (p @ k.abs()).norm(dim=1)).max())
+
+
+def decode(libraries: list[Library], heads: int, extra: int, batch: int) -> str:
+    """One shape: every build raw, the adapter, the ops; nan where the output is wrong."""
+    calls = decode_calls(batch, heads, extra, "fp8_ds_mla")
+    flash = FlashMLA(libraries[0], torch.cuda.get_device_capability(), fewest=1)
+    ways: dict[str, Callable[[Arguments], Callable[[], Tensor]]] = {}
+    if heads in (64, 128):
+        for library in libraries:
+            kept = library.schedule()
+            ways[f"{library.name} raw"] = lambda c, b=library, k=kept: partial(raw, b, c, k)
+            ways[f"{library.name} raw, own schedule"] = lambda c, b=library: partial(_fresh, b, c)
+    shared = libraries[0].schedule()
+    ways["adapter"] = lambda c: partial(adapted, flash, c, shared)
+    ways["op"] = lambda c: partial(op, ops.sparse_decode(flash, kernel("sparse_decode")), c)
+    ways["triton"] = lambda c: partial(op, kernel("sparse_decode"), c)
+    gaps = {name: error(calls[0], way(calls[0])()) for name, way in ways.items()}
+    times = alternating({name: [way(c) for c in calls] for name, way in ways.items() if gaps[name] <= BOUND})
+    return table("decode", heads, 128 + extra, batch, gaps, times)
+
+
+def _fresh(library: Library, call: Arguments) -> Tensor:
+    return raw(library, call, library.schedule())
+
+
+def prefill(libraries: list[Library], heads: int, keys: int) -> str:
+    """4096 queries over 32,768 gathered rows."""
+    tokens, rows = 4096, 32768
+    q = torch.randn(tokens, heads, 512, device=DEVICE).bfloat16()
+    kv = torch.randn(rows, 512, device=DEVICE).bfloat16()
+    indices = torch.rand(tokens, rows, device=DEVICE).topk(keys, 1).indices.to(torch.int32)
+    count, sink, scale = lens(tokens, keys), torch.randn(heads, device=DEVICE), 512**-0.5
+    flash = FlashMLA(libraries[0], torch.cuda.get_device_capability())
+    out = torch.empty_like(q)
+    ours = ops.sparse_prefill(flash, kernel("sparse_prefill"))
+    ways: dict[str, Callable[[], Tensor]] = {
+        f"{b.name} raw": lambda b=b: b.prefill(q, kv[:, None], indices[:, None], count, sink, scale)[0]
+        for b in libraries
+    }
+    ways["adapter"] = lambda: flash.prefill(q, kv, indices, count, sink, scale, trusted=True)[0]
+    ways["op"] = lambda: (ours(q, kv, indices, count, sink, out, scale=scale), out)[1]
+    ways["triton"] = lambda: (kernel("sparse_prefill")(q, kv, indices, count, sink, out, scale=scale), out)[1]
+    gaps = {n: _distance(q[7], kv[indices[7].long()], sink, scale, way()[7]) for n, way in ways.items()}
+    times = alternating({name: [way] for name, way in ways.items() if gaps[name] <= BOUND})
+    return table("prefill", heads, keys, tokens, gaps, times)
+
+
+def table(
+    kind: str, heads: int, keys: int, tokens: int, gaps: dict[str, float], times: dict[str, Pair]
+) -> str:
+    """Lines of one shape; nan where an output is wrong."""
+    lines: list[str] = []
+    for name, gap in gaps.items():
+        us, host = times.get(name, (float("nan"), float("nan")))
+        flops = tokens * heads * keys * 2048 / us / 1e6
+        lines.append(f"{kind},{heads},{keys},{tokens},{name},{us:.1f},{host:.1f},{flops:.0f},{gap:.1e}")
+    return "\n".join(lines)
+
+
+def alternating(ways: dict[str, list[Callable[[], Tensor]]], rounds: int = 12) -> dict[str, Pair]:
+    """Median microseconds of a call in a graph of all, ways taking turns; and the host's to start one."""
+    graphs: dict[str, torch.cuda.CUDAGraph] = {}
+    host: dict[str, float] = {}
+    kept: list[Tensor] = []
+    for name, calls in ways.items():
+        for call in calls[:2]:
+            call()
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        for call in calls[:32]:
+            call()
+        host[name] = (time.perf_counter() - began) / len(calls[:32]) * 1e6
+        torch.cuda.synchronize()
+        graphs[name] = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graphs[name]):
+            for call in calls:
+                kept.append(call())
+        graphs[name].replay()
+    samples: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, graph in graphs.items():
+            a, b = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            a.record()
+            graph.replay()
+            b.record()
+            b.synchronize()
+            samples[name].append(a.elapsed_time(b) * 1e3 / len(ways[name]))
+    return {name: (statistics.median(found), host[name]) for name, found in samples.items()}
+
+
+def attempt(function: Callable[..., str], *args: Any) -> None:
+    """Print a row, or why there is none."""
+    try:
+        print(function(*args), flush=True)
+    except Exception as failure:
+        print(f"{function.__name__} {args[1:]}: {type(failure).__name__}: {failure}", flush=True)
+    torch.cuda.empty_cache()
+
+
+def main(arguments: list[str]) -> int:
+    """The whole table; `us` in a graph, `host_us` to start a call, `error` of the 4e-3 that is allowed."""
+    quick = "--quick" in arguments
+    places = dict(a.split("=", 1) for a in arguments if "=" in a)
+    libraries = [build(name, Path(folder)) for name, folder in places.items()]
+    where = torch.device(DEVICE, torch.cuda.current_device())
+    for library in libraries:
+        trouble = check(library, torch.cuda.get_device_capability(), where)
+        print(f"# {library.name}: {trouble or 'runs'}")
+    print(f"# {torch.cuda.get_device_name()}, torch {torch.__version__}, {' '.join(sys.argv)}")
+    print("kind,heads,keys,tokens,way,us,host_us,tflops,error")
+    for heads, extra in SHAPES[:1] + SHAPES[3:] if quick else SHAPES:
+        for batch in BATCHES:
+            attempt(decode, libraries, heads, extra, batch)
+    for heads in SMALL:
+        for batch in (1, 32, 128):
+            attempt(decode, libraries, heads, 512, batch)
+    for heads, keys in PREFILLS[:1] + PREFILLS[3:] if quick else PREFILLS:
+        attempt(prefill, libraries, heads, keys)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
