@@ -4,8 +4,9 @@
     python benchmarks/triton_aot.py --target sm90 --case "sparse*"
     python benchmarks/triton_aot.py --write              # a new baseline
 
-Run it without TRITON_INTERPRET. It fails when a kernel does not compile, spills more than the baseline
-allows, takes more shared memory than the target has, or lost its matrix instructions.
+Every target is compiled in a process of its own, without the interpreter and with an empty cache. It fails when
+a kernel does not compile, spills more than its budget in the baseline, takes more shared memory than the target
+has, or computes a matrix product without the target's matrix instructions or with less than half as many.
 """
 
 from __future__ import annotations
@@ -13,9 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from importlib import import_module
 from pathlib import Path
@@ -30,14 +35,14 @@ import triton  # noqa: E402
 
 from dsv4core.config import AttentionConfig  # noqa: E402
 from dsv4core.kernels.triton import aot, portable  # noqa: E402
+from dsv4core.kernels.triton._tuning import devices  # noqa: E402
 from dsv4core.layout import get_layout  # noqa: E402
 from dsv4core.samples import Size, sample  # noqa: E402
 
 BASELINE = HERE / "triton_aot.json"
-SHARED = {"sm80": 166912, "sm90": 232448, "sm100": 232448, "sm120": 101376, "gfx942": 65536, "gfx950": 163840}
-MATRIX = ("sparse_attention_kernel", "score_tiles_kernel", "use_tiles_kernel", "index_scores_kernel")
-SLACK = 64  # spilled bytes that a baseline may be passed by: another release of Triton moves some
+SLACK = 64  # spilled bytes that a budget may be passed by: another release of Triton moves some
 Call = tuple[str, dict[str, Any]]
+Found = dict[str, Any]
 
 
 def _sample(op: str, tokens: int = 3, **config: Any) -> Call:
@@ -94,66 +99,96 @@ CASES: dict[str, Callable[[], Call]] = {
 }  # fmt: skip
 
 
-def usages(case: str, target: str) -> dict[str, aot.Usage]:
-    """What the kernels of a case take on a target, by kernel."""
+def compiled(case: str, target: str) -> Iterator[Found]:
+    """What the kernels of a case take on a target, each once; or why that is not known."""
     op, arguments = CASES[case]()
     function = getattr(import_module(f"dsv4core.kernels.triton.{op}"), op)
-    found: dict[str, aot.Usage] = {}
-    for launch in aot.record(lambda: function(**arguments), target):
-        if launch.name not in found:
-            found[launch.name] = aot.compile_for(launch, target)
-    return found
+    seen: set[str] = set()
+    try:
+        for launch in aot.record(lambda: function(**arguments), target):
+            if launch.name not in seen:
+                seen.add(launch.name)
+                yield {"case": case, "kernel": launch.name, **asdict(aot.compile_for(launch, target))}
+    except Exception as error:  # whatever a compiler raises is the finding
+        last = str(error).strip().splitlines()[-1:] or [""]
+        yield {"case": case, "error": f"{type(error).__name__}: {last[0][-200:]}"}
 
 
-def judge(target: str, kernel: str, usage: aot.Usage, before: dict[str, int] | None) -> list[str]:
-    """What is wrong with a compiled kernel."""
+def judge(target: str, found: Found, before: dict[str, int] | None) -> list[str]:
+    """What is wrong with a compiled kernel; `before` is its entry in the baseline."""
+    if "error" in found:
+        return [f"does not compile: {found['error']}"]
     wrong: list[str] = []
-    if usage.shared > SHARED[target]:
-        wrong.append(f"{usage.shared} bytes of shared memory, {target} has {SHARED[target]}")
-    if kernel in MATRIX and usage.matrix == 0:
-        wrong.append("no matrix instruction")
+    there = devices()[target].shared
+    if found["shared"] > there:
+        wrong.append(f"{found['shared']} bytes of shared memory, {target} has {there}")
+    if found["dots"] and not found["matrix"]:
+        wrong.append(f"{found['dots']} matrix products without a matrix instruction")
     if before is None:
         wrong.append("not in the baseline (--write)")
-    elif usage.spills > before["spills"] + SLACK:
-        wrong.append(f"spills {usage.spills}, the baseline has {before['spills']}")
-    elif usage.matrix < before["matrix"] // 2:
-        wrong.append(f"{usage.matrix} matrix instructions, the baseline has {before['matrix']}")
+    elif found["spills"] > before["spills"] + SLACK:
+        wrong.append(f"spills {found['spills']}, its budget is {before['spills']}")
+    elif found["matrix"] < before["matrix"] / 2:
+        wrong.append(f"{found['matrix']} matrix instructions, the baseline has {before['matrix']}")
     return wrong
 
 
+def in_a_process(target: str, case: str) -> list[Found]:
+    """All cases of a target, compiled in a process without the interpreter."""
+    with tempfile.TemporaryDirectory(prefix="dsv4core-aot-") as folder:
+        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+        environment |= {"TRITON_CACHE_DIR": folder, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, __file__, "--compile", target, "--case", case]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:]
+        found.append({"case": case, "error": f"the process ended with {done.returncode}: {last}"})
+    return found
+
+
+def report(target: str, results: list[Found], known: dict[str, dict[str, int]], write: bool) -> int:
+    """Print a line a kernel, and in `known` what is to be written; the number of kernels in the wrong."""
+    failures = 0
+    for found in results:
+        key = f"{found['case']} / {found.get('kernel')}"
+        if write and "error" not in found:
+            known[key] = {"spills": found["spills"], "matrix": found["matrix"]}
+        wrong = judge(target, found, known.get(key))
+        failures += bool(wrong)
+        columns = " ".join(f"{found.get(k, ''):6}" for k in ("registers", "spills", "shared", "matrix"))
+        said = "".join(f"  WRONG: {w}" for w in wrong)
+        print(f"{target:7} {found['case']:44} {found.get('kernel', ''):36} {columns}{said}", flush=True)
+    return failures
+
+
 def main() -> int:
-    """Compile, print, compare."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--target", action="append", choices=tuple(aot.TARGETS))
-    parser.add_argument("--case", default="*")
-    parser.add_argument("--write", action="store_true")
+    """Compile, print, compare; 1 where something is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--target", action="append", choices=aot.targets())
+    parser.add_argument("--case", default="*", help="cases of this pattern only")
+    parser.add_argument("--write", action="store_true", help="what is found becomes the baseline")
+    parser.add_argument("--baseline", type=Path, default=BASELINE)
+    parser.add_argument("--compile", choices=aot.targets(), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    known = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
-    began, failures = time.perf_counter(), 0
-    print(f"triton {triton.__version__}\n{'target':7} {'case':44} {'kernel':36} regs spills shared matrix")
-    for target in chosen.target or aot.TARGETS:
+    if chosen.compile:
         for case in (c for c in CASES if fnmatchcase(c, chosen.case)):
-            try:
-                found = usages(case, target)
-            except Exception as error:  # whatever a compiler raises is the finding
-                failures += 1
-                print(f"{target:7} {case:44} does not compile: {type(error).__name__}: {str(error)[-300:]}")
-                continue
-            for kernel, u in found.items():
-                key = f"{case} / {kernel}"
-                before = known.get(target, {}).get(key)
-                wrong = [] if chosen.write and kernel not in MATRIX else judge(target, kernel, u, before)
-                wrong = [w for w in wrong if not (chosen.write and "baseline" in w)]
-                failures += bool(wrong)
-                numbers = f"{u.registers:4} {u.spills:6} {u.shared:6} {u.matrix:6}"
-                said = "".join(f"  WRONG: {w}" for w in wrong)
-                print(f"{target:7} {case:44} {kernel:36} {numbers}{said}", flush=True)
-                if chosen.write:
-                    known.setdefault(target, {})[key] = {"spills": u.spills, "matrix": u.matrix}
+            for found in compiled(case, chosen.compile):
+                print(json.dumps(found), flush=True)
+        return 0
+    known = json.loads(chosen.baseline.read_text()) if chosen.baseline.exists() else {}
+    began, failures, kernels = time.perf_counter(), 0, 0
+    print(f"triton {triton.__version__}")
+    print(f"{'target':7} {'case':44} {'kernel':36} {'regs':>6} {'spills':>6} {'shared':>6} {'matrix':>6}")
+    names = chosen.target or aot.targets()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for name, results in zip(names, pool.map(lambda n: in_a_process(n, chosen.case), names), strict=True):
+            failures += report(name, results, known.setdefault(name, {}), chosen.write)
+            kernels += len(results)
     if chosen.write:
-        BASELINE.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
-    print(f"{failures} wrong, {time.perf_counter() - began:.0f} s")
-    return 1 if failures else 0
+        chosen.baseline.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+    print(f"{kernels} kernels on {len(names)} targets, {failures} wrong, {time.perf_counter() - began:.0f} s")
+    return 1 if failures or not kernels else 0
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Importable is not usable, and installed is not importable: each step has its own
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -92,6 +93,26 @@ def with_ops(spec: BackendSpec, found: Availability, hint: str = NO_OPS_HINT) ->
     if found.reason != AVAILABLE.reason:
         reason = f"{found.reason}; {reason}"
     return Availability.missing(Code.NO_OPS, reason, hint, found.device)
+
+
+def interpreted() -> bool:
+    """Say whether Triton kernels of this process run in its interpreter, on host tensors."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def interpreter() -> Availability | None:
+    """Answer for a backend of Triton kernels in an interpreted process, which needs no device; else None."""
+    if not interpreted():
+        return None
+    return Availability.available("kernels run in Triton's interpreter on the CPU (TRITON_INTERPRET=1): slow")
+
+
+def with_triton(found: Availability, hint: str) -> Availability:
+    """Return what a probe found, unless the kernels it is about lack triton, which is not imported."""
+    if not found.ok or module_exists("triton"):
+        return found
+    reason = f"{found.reason}, but module 'triton' is not installed"
+    return Availability.missing(Code.NOT_INSTALLED, reason, hint, found.device)
 
 
 def import_torch() -> ModuleType | Availability:

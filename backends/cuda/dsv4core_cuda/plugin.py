@@ -1,4 +1,8 @@
-"""The CUDA backend as data and a probe; this release recognises NVIDIA devices and ships no ops for them."""
+"""The CUDA backend as data and a probe: Triton kernels and, where it is installed, FlashMLA on NVIDIA devices.
+
+Nothing here imports torch at depth ``static`` or any library at all: what `flash_mla` can do is found out when
+the backend is created, on its device.
+"""
 
 import os
 from collections.abc import Generator
@@ -7,10 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from dsv4core.hookspecs import hookimpl
-from dsv4core.probe import counted, other_build, probe_device
-from dsv4core.spec import Availability, BackendSpec, Depth, Requirement
+from dsv4core.kernels.triton import LAYOUTS
+from dsv4core.probe import (
+    counted,
+    import_torch,
+    installed_version,
+    interpreter,
+    other_build,
+    unmet,
+    with_triton,
+)
+from dsv4core.spec import Availability, BackendSpec, Code, Depth, Requirement
 
-HINT = "use the cpu backend: DSV4CORE_BACKEND=cpu"
+TORCH_FIRST = "install a CUDA build of torch: https://pytorch.org/get-started/locally"
+TRITON = "torch's CUDA wheels bring it: python -m pip install triton"
+FLASHMLA = ("sgl-flash-mla", "tokenspeed-flashmla", "vllm")
 CONTROL = Path("/dev/nvidiactl")
 DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -18,9 +33,11 @@ SPEC = BackendSpec(
     name="cuda",
     device_type="cuda",
     priority=100,
-    factory="",
+    factory="dsv4core_cuda.backend:CudaBackend",
     requires=(Requirement("torch", version=">=2.8", hint='python -m pip install "torch>=2.8"'),),
     extra="cuda",
+    features=frozenset({"graph_capture"}),
+    layouts=LAYOUTS,
 )
 
 
@@ -32,16 +49,41 @@ def dsv4core_backends() -> list[BackendSpec]:
 
 @hookimpl
 def dsv4core_probe(spec: BackendSpec, depth: Depth) -> Availability | None:
-    """Answer for ``cuda``: torch's build, then the number of devices, then whether there are ops."""
-    return probe_device(spec, depth, _look, HINT) if spec.name == SPEC.name else None
+    """Answer for ``cuda``: the interpreter, or torch's build and the number of devices; then triton."""
+    if spec.name != SPEC.name:
+        return None
+    answer = unmet(spec)
+    if answer is not None:
+        return answer
+    found = interpreter() or (_installed() if depth == "static" else _on_device())
+    return with_triton(found, TRITON)
 
 
 @hookimpl
 def dsv4core_info(spec: BackendSpec) -> list[str] | None:
-    """Show the version of the kernel driver, when one is loaded."""
-    if spec.name != SPEC.name or not DRIVER.exists():
+    """Show the kernel driver, when one is loaded, and what brings FlashMLA; nothing is imported."""
+    if spec.name != SPEC.name:
         return None
-    return [DRIVER.read_text().splitlines()[0]]
+    lines = DRIVER.read_text().splitlines()[:1] if DRIVER.exists() else []
+    found = [f"{name} {version}" for name in FLASHMLA if (version := installed_version(name))]
+    if found:
+        lines.append(f"FlashMLA from: {', '.join(found)} (`info --ops` says whether it is used)")
+    return lines
+
+
+def _installed() -> Availability:
+    """What the installed files say: builds for something else carry that in torch's version."""
+    version = installed_version("torch") or ""
+    local = version.partition("+")[2]
+    if local.startswith(("cpu", "rocm", "xpu")):
+        reason = f"torch {version} is not a CUDA build"
+        return Availability.missing(Code.NO_DEVICE, reason, TORCH_FIRST)
+    return Availability.available()
+
+
+def _on_device() -> Availability:
+    torch = import_torch()
+    return torch if isinstance(torch, Availability) else _look(torch)
 
 
 def _look(torch: Any) -> Availability:
@@ -49,7 +91,7 @@ def _look(torch: Any) -> Availability:
     driver = str(CONTROL) if CONTROL.exists() else ""
     if build is None:
         kind = "a ROCm build" if torch.version.hip else "built without CUDA"
-        hint = "install a CUDA build of torch: https://pytorch.org/get-started/locally" if driver else ""
+        hint = TORCH_FIRST if driver else ""
         return other_build(torch, kind, hint, driver)
     with _no_context():
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 from dsv4core.errors import BackendUnavailableError
-from dsv4core.ops import OpImpl
+from dsv4core.probe import interpreted
 from dsv4core_xpu.attention import DeepseekV4XPUAttention
 
 
@@ -27,8 +26,7 @@ class XpuBackend:
             from dsv4core.kernels.triton import portable
         except ImportError as error:
             raise BackendUnavailableError(f"backend xpu: its kernels need triton: {error}") from error
-        self.ops = {name: OpImpl(function, "triton") for name, function in portable.kernels().items()}
-        self.ops |= {name: OpImpl(function, "torch") for name, function in portable.products().items()}
+        self.ops = portable.implementations()
 
     @property
     def launches(self) -> int:
@@ -40,4 +38,4 @@ class XpuBackend:
 
 def device_type(settings: Mapping[str, str]) -> str:
     """Where tensors live: host memory under the interpreter, else what the settings name, else an XPU."""
-    return "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else settings.get("device", "xpu")
+    return "cpu" if interpreted() else settings.get("device", "xpu")

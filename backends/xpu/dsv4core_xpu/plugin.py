@@ -4,12 +4,20 @@ Intel's extension for PyTorch is looked at by its metadata only: stock torch dri
 the extension next to another minor version of torch ends the process.
 """
 
-import os
 from typing import Any
 
 from dsv4core import env
 from dsv4core.hookspecs import hookimpl
-from dsv4core.probe import counted, import_torch, installed_version, module_exists, other_build, unmet
+from dsv4core.kernels.triton import LAYOUTS
+from dsv4core.probe import (
+    counted,
+    import_torch,
+    installed_version,
+    interpreter,
+    other_build,
+    unmet,
+    with_triton,
+)
 from dsv4core.spec import Availability, BackendSpec, Code, Depth, Requirement
 
 TORCH_FIRST = (
@@ -28,18 +36,7 @@ SPEC = BackendSpec(
     requires=(Requirement("torch", version=">=2.8", hint=TORCH_FIRST),),
     extra="xpu",
     features=frozenset({"graph_capture"}),
-    layouts=(
-        "fp8_ds_mla",
-        "fp8_ds_mla_fnuz",
-        "index_fp8",
-        "index_fp8_ue8m0x4",
-        "index_fp8_hadamard_f32",
-        "index_mxfp4",
-        "index_mxfp4_hadamard",
-        "state_f32",
-        "bf16_row",
-        "fp8_row",
-    ),
+    layouts=LAYOUTS,
 )
 
 
@@ -57,11 +54,8 @@ def dsv4core_probe(spec: BackendSpec, depth: Depth) -> Availability | None:
     answer = unmet(spec)
     if answer is not None:
         return answer
-    found = _interpreter() or (_installed() if depth == "static" else _on_device())
-    if found.ok and not module_exists("triton"):
-        reason = f"{found.reason}, but module 'triton' is not installed"
-        return Availability.missing(Code.NOT_INSTALLED, reason, TRITON, found.device)
-    return found
+    found = interpreter() or (_installed() if depth == "static" else _on_device())
+    return with_triton(found, TRITON)
 
 
 @hookimpl
@@ -74,13 +68,6 @@ def dsv4core_info(spec: BackendSpec) -> list[str] | None:
     same = torch.split(".")[:2] == version.split(".")[:2]
     fit = "fits" if same else f"does not fit torch {torch}: importing it would end the process"
     return [f"{IPEX} {version} ({fit}); end of life upstream, and no op here needs it"]
-
-
-def _interpreter() -> Availability | None:
-    """Kernels run in Triton's interpreter on host tensors when the process asks for that."""
-    if os.environ.get("TRITON_INTERPRET") != "1":
-        return None
-    return Availability.available("kernels run in Triton's interpreter on the CPU (TRITON_INTERPRET=1): slow")
 
 
 def _installed() -> Availability:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import dsv4core_xpu.plugin as plugin
-from dsv4core import AttentionConfig, AttentionWeights, PagedCache
+from dsv4core import AttentionConfig, AttentionWeights, PagedCache, probe
 from dsv4core.backend import Backend
 from dsv4core.kernels.triton import portable
 from dsv4core.ops import OPS
@@ -76,7 +76,7 @@ def test_probe(
 
 
 def test_probe_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugin, "module_exists", lambda name: name != "triton")
+    monkeypatch.setattr(probe, "module_exists", lambda name: name != "triton")
     answer = plugin.dsv4core_probe(plugin.SPEC, "static")
     assert answer is not None
     assert (answer.ok, answer.code) == (False, Code.NOT_INSTALLED)

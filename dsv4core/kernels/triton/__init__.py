@@ -3,3 +3,17 @@
 They are the XPU backend, the base of ROCm's, and CUDA's where no library reaches. Importing a module here
 imports triton. `TRITON_INTERPRET=1` must be in the environment before that.
 """
+
+LAYOUTS = (
+    "fp8_ds_mla",
+    "fp8_ds_mla_fnuz",
+    "index_fp8",
+    "index_fp8_ue8m0x4",
+    "index_fp8_hadamard_f32",
+    "index_mxfp4",
+    "index_mxfp4_hadamard",
+    "state_f32",
+    "bf16_row",
+    "fp8_row",
+)
+"""Cache layouts that the kernels read and write, on every device."""

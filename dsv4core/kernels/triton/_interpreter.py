@@ -1,57 +1,87 @@
-"""Speed of interpreted runs: Triton's interpreter prepares the language anew for every call of a function.
+"""Speed of interpreted runs: what Triton's interpreter does again and again is done once.
 
-Kernels made of small functions spend most of their time there. While a kernel runs, what is prepared stays
-prepared, so every time but the first is skipped. Nothing else changes, and a Triton whose interpreter is made
-differently runs as it does by itself.
+Before every launch, and before every call of a small function inside it, the interpreter replaces the
+language by its own. Here that happens once for the process. For every integer operation it computes whether
+it overflowed and, unless kernels are debugged, throws the answer away; that is left out. For every result it
+builds type and shape anew; these are kept by name. Results are the same, and a Triton whose interpreter is
+made differently runs as it does by itself.
 """
 
+import dataclasses
 import inspect
+from types import SimpleNamespace
 from typing import Any
 
 import triton.language as tl
 
 
-def prepare_once() -> None:
-    """Replace the interpreter's preparation by one that looks whether it is done."""
+def prepare() -> None:
+    """Make interpreted runs of this process fast."""
     from triton.runtime import interpreter
 
-    original = getattr(interpreter, "_patch_lang", None)
-    if original is None or hasattr(original, "ready"):
-        return
-
-    def prepare(function: Any) -> Any:
-        modules = frozenset(
-            id(value)
-            for value in function.__globals__.values()
-            if inspect.ismodule(value) and value in (tl, tl.core)
-        )
-        if prepare.ready and modules <= prepare.ready:
-            return _Nothing
-        inner = original(function)
-        if prepare.ready or not hasattr(inner, "restore"):
-            return inner
-        prepare.ready = modules
-        return _Outermost(inner, prepare)
-
-    prepare.ready = frozenset()  # type: ignore[attr-defined]
-    interpreter._patch_lang = prepare
-
-
-class _Outermost:
-    """The scope of a kernel's launch: undoing it ends the time in which nothing has to be prepared."""
-
-    def __init__(self, inner: Any, prepare: Any) -> None:
-        self.inner, self.prepare = inner, prepare
-
-    def restore(self) -> None:
-        """Undo the preparation."""
-        self.prepare.ready = frozenset()
-        self.inner.restore()
+    if hasattr(interpreter, "_patch_lang"):
+        interpreter._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
+        interpreter._patch_lang = lambda function: _Nothing
+    builder = getattr(interpreter, "interpreter_builder", None)
+    options = getattr(builder, "options", None)
+    if getattr(options, "sanitize_overflow", False) and not getattr(options, "debug", True):
+        builder.options = dataclasses.replace(options, sanitize_overflow=False)
+    if list(inspect.signature(tl.tensor.__init__).parameters) == ["self", "handle", "type"]:
+        _keep_shapes()
+    if list(inspect.signature(tl.block_type.__init__).parameters) == ["self", "element_ty", "shape"]:
+        _keep_types()
+    if hasattr(interpreter, "_get_np_dtype"):
+        _keep_formats(interpreter)
 
 
 class _Nothing:
-    """A scope in which nothing was done."""
+    """A scope in which nothing was replaced."""
 
     @staticmethod
     def restore() -> None:
         """Nothing to undo."""
+
+
+def _keep_shapes() -> None:
+    """All that a tensor holds but its data follows from its type."""
+    make, kept = tl.tensor.__init__, {}
+
+    def init(self: Any, handle: Any, type: Any) -> None:
+        known = kept.get(type.name)
+        if known is None:
+            make(self, handle, type)
+            kept[type.name] = {k: v for k, v in self.__dict__.items() if k != "handle"}
+        else:
+            self.__dict__.update(known, handle=handle)
+
+    tl.tensor.__init__ = init
+
+
+def _keep_types() -> None:
+    """A block's type follows from its element and its shape."""
+    make, kept = tl.block_type.__init__, {}
+
+    def init(self: Any, element_ty: Any, shape: Any) -> None:
+        key = (element_ty.name, *[getattr(size, "value", size) for size in shape])
+        known = kept.get(key)
+        if known is None:
+            make(self, element_ty, shape)
+            kept[key] = dict(self.__dict__)
+        else:
+            self.__dict__.update(known)
+
+    tl.block_type.__init__ = init
+
+
+def _keep_formats(interpreter: Any) -> None:
+    """numpy's type follows from the element's."""
+    find, kept = interpreter._get_np_dtype, {}
+
+    def get(kind: Any) -> Any:
+        scalar = kind.scalar
+        known = kept.get(scalar.name)
+        if known is None:
+            known = kept[scalar.name] = find(scalar)
+        return known
+
+    interpreter._get_np_dtype = get

@@ -16,6 +16,8 @@ LAUNCHES: Counter[str] = Counter()
 """Launches by kernel name since the process began; conformance reads it around a call."""
 
 interpreted = bool(INTERPRETED.value)
+if interpreted:
+    from dsv4core.kernels.triton import _lockstep as lockstep
 
 Recorder = Callable[[Any, tuple[Any, ...], dict[str, Any]], None]
 _recorder: Recorder | None = None
@@ -49,12 +51,14 @@ def launch(
     if _recorder is not None:
         return _recorder(kernel, arguments, meta)
     LAUNCHES[kernel.__name__] += 1
-    with _on(anchor.device):
+    if interpreted and anchor.device.type == "cpu":
+        return lockstep.run(kernel, grid, arguments, meta)
+    with on(anchor.device):
         kernel[grid](*arguments, enable_fp_fusion=False, **meta)
     return None
 
 
-def _on(device: torch.device) -> AbstractContextManager[Any]:
+def on(device: torch.device) -> AbstractContextManager[Any]:
     """Triton launches on the current device, which need not be the tensors'."""
     if device.type == "cpu":
         return nullcontext()

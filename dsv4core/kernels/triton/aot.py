@@ -1,7 +1,8 @@
 """Compile what an op would launch for a device that is not there: registers, spills, matrix instructions.
 
 Run it in a process without TRITON_INTERPRET. An op's own launcher is called with host tensors of real sizes
-while launches are recorded, so signature, constants and specialisation are those of a run.
+while launches are recorded, so signature, constants and specialisation are those of a run. Which targets
+there are depends on the installed Triton: the usual one has NVIDIA's and AMD's, triton-xpu has Intel's.
 """
 
 import re
@@ -10,30 +11,35 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
+from triton.backends import backends
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dsv4core.kernels.triton._launch import recorded
+from dsv4core.kernels.triton._tuning import Device, devices
 
-TARGETS = {
-    "sm80": ("cuda", 80, 32),
-    "sm90": ("cuda", 90, 32),
-    "sm100": ("cuda", 100, 32),
-    "sm120": ("cuda", 120, 32),
-    "gfx942": ("hip", "gfx942", 64),
-    "gfx950": ("hip", "gfx950", 64),
-}
-MATRIX = re.compile(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_mfma_\w+|v_wmma_\w+")
 TYPES = {
     torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.uint8: "*u8", torch.int32: "*i32",
     torch.int64: "*i64", torch.bool: "*i1", torch.float8_e4m3fn: "*fp8e4nv",
 }  # fmt: skip
+XPU_ABILITIES = (
+    "fp16", "fp64", "bfloat16_conversions", "subgroup_2d_block_io", "subgroup_matrix_multiply_accumulate",
+    "subgroup_matrix_multiply_accumulate_tensor_float32",
+)  # fmt: skip
 META = ("num_warps", "num_stages", "num_ctas", "maxnreg", "waves_per_eu")
+
+
+def targets() -> tuple[str, ...]:
+    """The families of devices that this Triton compiles for."""
+    found = {n: GPUTarget(*d.target) for n, d in devices().items() if d.target}
+    compilers = [backend.compiler for backend in backends.values()]
+    return tuple(n for n, target in found.items() if any(c.supports_target(target) for c in compilers))
 
 
 @dataclass
@@ -54,12 +60,16 @@ class Launch:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a compiled kernel takes: registers, spills, shared memory, matrix instructions."""
+    """What a compiled kernel takes: registers, spills, shared memory, matrix instructions.
+
+    Spills are bytes of stack on NVIDIA's devices and registers on AMD's. `dots`: products in the source.
+    """
 
     registers: int
     spills: int
     shared: int
     matrix: int
+    dots: int
 
 
 def record(call: Callable[[], Any], target: str) -> list[Launch]:
@@ -101,7 +111,8 @@ def _launch(kernel: Any, arguments: tuple[Any, ...], meta: dict[str, Any]) -> La
 
 def compile_for(launch: Launch, target: str) -> Usage:
     """Compile one launch for a target."""
-    backend, arch, warp = TARGETS[target]
+    device = devices()[target]
+    matrix = re.compile(device.matrix)
     place = {name: (i,) for i, name in enumerate(launch.kernel.arg_names)}
     source = ASTSource(
         fn=launch.kernel,
@@ -110,18 +121,46 @@ def compile_for(launch: Launch, target: str) -> Usage:
         attrs={place[n]: [["tt.divisibility", 16]] for n in launch.divisible},
     )
     options = {"enable_fp_fusion": False, **launch.options}
-    compiled = triton.compile(source, target=GPUTarget(backend, arch, warp), options=options)
-    shared = int(compiled.metadata.shared)
-    if backend == "hip":
+    compiled = triton.compile(source, target=_target(device), options=options)
+    shared, dots = int(compiled.metadata.shared), compiled.asm["ttir"].count("tt.dot ")
+    if device.backend == "xpu":  # registers are given out later, by the driver's own compiler
+        return Usage(0, 0, shared, len(matrix.findall(compiled.asm["llir"])), dots)
+    if device.backend == "hip":
         text = compiled.asm["amdgcn"]
         return Usage(
             _number(text, "vgpr_count"),
             _number(text, "vgpr_spill_count") + _number(text, "sgpr_spill_count"),
-            shared, len(MATRIX.findall(text)),
+            shared, len(matrix.findall(text)), dots,
         )  # fmt: skip
     words = _resources(compiled.asm["cubin"])
-    matrix = len(MATRIX.findall(compiled.asm["ptx"]))
-    return Usage(words.get("REG", 0), words.get("STACK", 0) + words.get("LOCAL", 0), shared, matrix)
+    found = len(matrix.findall(compiled.asm["ptx"]))
+    spills = words.get("STACK", 0) + words.get("LOCAL", 0)
+    return Usage(words.get("REG", 0), spills, shared, found, dots)
+
+
+def _target(device: Device) -> GPUTarget:
+    """Triton's name of a family.
+
+    Intel's compiler wants a device's properties, and a helper built with SYCL that looks up its architecture;
+    both are answered here.
+    """
+    backend, arch, warp = device.target
+    if backend != "xpu":
+        return GPUTarget(backend, arch, warp)
+
+    def answer(*_: Any, **__: Any) -> SimpleNamespace:
+        return SimpleNamespace(parse_device_arch=lambda number: arch)
+
+    compiler = backends["intel"].compiler
+    inner = next(f.__globals__ for f in vars(compiler).values() if hasattr(f, "__globals__"))
+    inner["compile_module_from_src"] = answer
+    known = {f"has_{what}": True for what in XPU_ABILITIES}
+    sizes = {"max_work_group_size": 1024, "max_num_sub_groups": 64, "sub_group_sizes": [16, 32]}
+    names = {"name": device.of, "platform_name": "", "vendor": "Intel"}
+    names |= {"driver_version": "1.6", "version": "1.6"}
+    more = {"architecture": 0, "device_id": 0, "gpu_eu_count": 512, "gpu_subslice_count": 64}
+    limits = {"max_compute_units": 512, "max_shared_mem": device.shared}
+    return GPUTarget(backend, {**known, **sizes, **names, **more, **limits}, warp)
 
 
 def _number(text: str, word: str) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from dsv4core.ops import OPS
+from dsv4core.ops import OPS, OpImpl
 
 PRODUCTS = ("grouped_output_projection", "linear")
 """Plain matrix products: torch's own libraries are the better kernels."""
@@ -20,3 +20,9 @@ def kernels() -> dict[str, Callable[..., Any]]:
 def products() -> dict[str, Callable[..., Any]]:
     """Op name -> torch statement of the plain matrix products."""
     return {name: OPS[name].body for name in PRODUCTS}
+
+
+def implementations() -> dict[str, OpImpl]:
+    """Op name -> implementation of every op of the contract: a Triton kernel, or torch for matrix products."""
+    found = {name: OpImpl(function, "triton") for name, function in kernels().items()}
+    return found | {name: OpImpl(function, "torch") for name, function in products().items()}

@@ -1,0 +1,99 @@
+"""Programs at once against Triton's interpreter, one after another: the same bytes everywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from dsv4core.kernels.triton._launch import lockstep
+
+
+@triton.jit
+def _ways(x, out, N: tl.constexpr):
+    """Programs leave early, go different ways and loop a different number of times."""
+    pid = tl.program_id(0) * 3 + tl.program_id(1)
+    count = tl.load(x + pid)
+    if count > 0:
+        total = 0
+        for i in range(count):
+            total += i * pid
+        if count % 2 == 0:
+            tl.store(out + pid, total)
+        else:
+            tl.store(out + pid, -total - 1)
+
+
+@triton.jit
+def _own(x, N: tl.constexpr):
+    """A program reads what it wrote itself before programs part."""
+    pid = tl.program_id(0)
+    tl.store(x + pid, tl.load(x + pid) + 1)
+    for _i in range(tl.load(x + pid) % 4):
+        tl.store(x + pid, tl.load(x + pid) * 2)
+
+
+@triton.jit
+def _shapes(x, out, N: tl.constexpr):
+    """Reductions, scans, gathers, histograms, halves and products of blocks."""
+    pid = tl.program_id(0)
+    i = tl.arange(0, 8)[:, None]
+    j = tl.arange(0, 16)[None, :]
+    a = tl.load(x + pid * 128 + i * 16 + j)
+    even, odd = tl.split(tl.reshape(a, (8, 8, 2)))
+    b = tl.reshape(tl.join(even - odd, even + odd), (8, 16))
+    b = b + tl.cumsum(a, 1) + tl.sum(a, 0)[None, :] - tl.max(a, 1)[:, None] * tl.min(b, 1)[:, None]
+    b = tl.dot(b, tl.trans(a), input_precision="ieee")
+    index = tl.broadcast_to(tl.arange(0, 8)[None, :] ^ 5, (8, 8))
+    b = tl.gather(b, index, 1) + tl.sum(tl.sum(b, 0), 0) + tl.sum(b)
+    tl.store(out + pid * 64 + i * 8 + tl.arange(0, 8)[None, :], b)
+    digits = tl.reshape(tl.abs(a * 5).to(tl.int32), (128,))
+    counts = tl.histogram(digits, 8, mask=digits < 7)
+    tl.store(out + 6 * 64 + pid * 8 + tl.arange(0, 8), counts.to(tl.float32))
+
+
+@triton.jit
+def _atomic(x, N: tl.constexpr):
+    """What only single programs can do."""
+    tl.store(x + 1 + tl.program_id(0), tl.program_id(0))
+    tl.atomic_add(x, 1)
+
+
+def both(kernel: Any, grid: tuple[int, ...], *tensors: torch.Tensor) -> list[torch.Tensor]:
+    mine, other = [t.clone() for t in tensors], [t.clone() for t in tensors]
+    lockstep.run(kernel, grid, tuple(mine), {"N": 1})
+    kernel[grid](*other, N=1)
+    for a, b in zip(mine, other, strict=True):
+        assert torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+    return mine
+
+
+def test_programs_go_their_own_ways() -> None:
+    x = torch.randint(-2, 9, (120,), generator=torch.Generator().manual_seed(1), dtype=torch.int32)
+    _, out = both(_ways, (40, 3), x, torch.full((120,), 77, dtype=torch.int32))
+    assert (out[x <= 0] == 77).all()
+
+
+def test_what_was_stored_before_a_split_is_put_back() -> None:
+    both(_own, (50,), torch.arange(50, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("programs", [1, 6])
+def test_blocks(programs: int) -> None:
+    x = torch.randn(6 * 128, generator=torch.Generator().manual_seed(programs))
+    both(_shapes, (programs,), x, torch.zeros(6 * 64 + 48))
+
+
+def test_what_is_not_prepared_runs_alone() -> None:
+    (x,) = both(_atomic, (5,), torch.zeros(6, dtype=torch.int32))
+    assert x.tolist() == [5, 0, 1, 2, 3, 4]
+    assert _atomic in lockstep._alone
+
+
+def test_the_language_is_as_before_afterwards() -> None:
+    before = (tl.reduce, tl.core.reduce, tl.tensor.__bool__)
+    test_programs_go_their_own_ways()
+    assert before == (tl.reduce, tl.core.reduce, tl.tensor.__bool__)
