@@ -12,13 +12,13 @@ from dsv4core.kernels.triton import _attention_split
 from dsv4core.kernels.triton._attention import (
     LOG2E,
     NEVER,
-    advance,
     finish,
+    fold,
     listed_rows,
     query_pieces,
     row_pieces,
     store_piece,
-    tile_weights,
+    tile_scores,
 )
 from dsv4core.kernels.triton._launch import alignment, launch, pieces, supported
 from dsv4core.kernels.triton._pages import MAIN
@@ -60,9 +60,13 @@ def _attend_lists(
                 slots, t, n, length, cache, stride, pages, rows, slot_stride, column_stride, LAYOUT
             )
         ka, kb, kc, kr = row_pieces(first, scales, live, LAYOUT, ALIGN, HARDWARE)
-        p, tile_peak, tile_total = tile_weights(qa, qb, qc, qr, ka, kb, kc, kr, live, factor)
-        peak, total, past, fresh = advance(peak, total, tile_peak, tile_total)
-        w = matrix(p * fresh[:, None])
+        s = tl.zeros([qa.shape[0], KEYS], tl.float32)
+        once = tile < tiles
+        while once:  # always, and once
+            s = tile_scores(qa, qb, qc, qr, ka, kb, kc, kr, live, factor)
+            once = tile < 0
+        p, peak, total, past = fold(s, peak, total)
+        w = matrix(p)
         a = tl.dot(w, ka, a * past[:, None], input_precision="ieee")
         b = tl.dot(w, kb, b * past[:, None], input_precision="ieee")
         c = tl.dot(w, kc, c * past[:, None], input_precision="ieee")
@@ -158,16 +162,14 @@ def attend(
         "extra_rows": other["rows"], "EXTRA_LAYOUT": other["layout"], "EXTRA_ALIGN": other["align"],
         "HARDWARE": native_e4m3(q), "HEADS": size, "KEYS": cut.keys,
     }  # fmt: skip
-    meta |= {"num_warps": cut.warps, "num_stages": cut.stages}
     parts = pieces(heads, size)
     tiles = pieces(main["width"], cut.keys) + (pieces(extra["width"], cut.keys) if extra else 0)
     split = tokens * parts <= cut.few and tiles > 2 if side_by_side is None else side_by_side
     if split and tiles:
         _attention_split.run(arguments, scale, parts, numbers, meta)
     else:
-        launch(
-            sparse_attention_kernel, tokens * parts, q, *arguments, scale, parts, *numbers, **meta
-        )  # fmt: skip
+        meta |= {"num_warps": cut.warps, "num_stages": cut.stages}
+        launch(sparse_attention_kernel, tokens * parts, q, *arguments, scale, parts, *numbers, **meta)
     return lse
 
 
