@@ -21,6 +21,7 @@ from dsv4core.kernels.triton.numerics import (
     decode_e4m3,
     decode_e4m3_fnuz,
     matrix,
+    widen,
 )
 
 NEVER = tl.constexpr(-1.0e30)  # below every score, and finite: a tile without a key makes no NaN
@@ -30,18 +31,19 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def listed_rows(
-    slots, t, n, length, cache, stride, pages, rows, token_stride, column_stride, LAYOUT: tl.constexpr
-):
-    """Byte pointers to rows and to their scales, and which are there.
+    slots, t, n, length, cache, stride, limit, token_stride, column_stride, rows: tl.constexpr,
+    LAYOUT: tl.constexpr,
+):  # fmt: skip
+    """Byte pointers to rows and to their scales, and which are there: slots from 0 to limit - 1.
 
     Shapes: n i32 [N] -> pointers [N] twice, bool [N].
     """
     slot = tl.load(slots + t * token_stride + n.to(tl.int64) * column_stride, n < length, other=-1)
+    live = slot.to(tl.uint32, bitcast=True) < limit.to(tl.uint32)
+    slot = tl.where(live, slot, 0)
     page = slot // rows
     row = slot - page * rows
-    live = (slot >= 0) & (page < pages)
-    start = cache + tl.where(live, page, 0).to(tl.int64) * stride
-    row = tl.where(live, row, 0)
+    start = cache + page.to(tl.int64) * stride
     if LAYOUT == "bf16_row":
         return start + row * 1024, start, live
     elif LAYOUT == "fp8_row":
@@ -103,18 +105,19 @@ def query_pieces(q, live):
     d = tl.arange(0, 256)[None, :]
     e = tl.arange(0, 128)[None, :]
     f = tl.arange(0, 64)[None, :]
-    a = _query(q[:, None] + d, live[:, None] & (d < 256))
-    b = _query(q[:, None] + 256 + e, live[:, None] & (e < 128))
-    c = _query(q[:, None] + 384 + f, live[:, None] & (f < 64))
-    r = _query(q[:, None] + 448 + f, live[:, None] & (f < 64))
+    a = operand(q[:, None] + d, live[:, None] & (d < 256))
+    b = operand(q[:, None] + 256 + e, live[:, None] & (e < 128))
+    c = operand(q[:, None] + 384 + f, live[:, None] & (f < 64))
+    r = operand(q[:, None] + 448 + f, live[:, None] & (f < 64))
     return a, b, c, r
 
 
 @triton.jit
-def _query(pointer, mask):
+def operand(pointer, mask):
+    """bf16 values as an operand of `tl.dot`, zeros where masked. Shapes: pointers and bool of one shape."""
     x = tl.load(pointer, mask, other=0.0)
     if INTERPRETED:
-        return x.to(tl.float32)
+        return widen(x)
     else:
         return x
 

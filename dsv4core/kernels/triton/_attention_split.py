@@ -31,14 +31,14 @@ from dsv4core.kernels.triton._tuning import tuned
 from dsv4core.kernels.triton.numerics import matrix
 
 DYNAMIC = [
-    "parts", "pages", "width", "extra_pages", "extra_width", "tiles", "slots", "lens", "extra_slots",
+    "parts", "limit", "width", "extra_limit", "extra_width", "tiles", "slots", "lens", "extra_slots",
     "extra_lens",
 ]  # fmt: skip
 
 
 @triton.jit
 def _score(
-    qa, qb, qc, qr, factor, t, target, slots, lens, cache, stride, pages, width, token_stride, column_stride,
+    qa, qb, qc, qr, factor, t, target, slots, lens, cache, stride, limit, width, token_stride, column_stride,
     len_stride, start,
     rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr,
     HEADS: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr,
@@ -48,7 +48,7 @@ def _score(
     if start < length:
         n = start + tl.arange(0, BLOCK)
         first, scales, live = listed_rows(
-            slots, t, n, length, cache, stride, pages, rows, token_stride, column_stride, LAYOUT
+            slots, t, n, length, cache, stride, limit, token_stride, column_stride, rows, LAYOUT
         )
         ka, kb, kc, kr = row_pieces(first, scales, live, LAYOUT, ALIGN, HARDWARE)
         s = tile_scores(qa, qb, qc, qr, ka, kb, kc, kr, live, factor)
@@ -59,7 +59,7 @@ def _score(
 @triton.jit(do_not_specialize=DYNAMIC)
 def score_keys_kernel(
     q, cache, slots, lens, extra, extra_slots, extra_lens, sink, out, lse, scores, scale,
-    parts, tiles, heads, pages, width, extra_pages, extra_width, q_stride, q_head_stride, out_stride,
+    parts, tiles, heads, limit, width, extra_limit, extra_width, q_stride, q_head_stride, out_stride,
     out_head_stride, stride, slot_stride, column_stride, len_stride,
     extra_stride, extra_slot_stride, extra_column_stride, extra_len_stride,
     rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr,
@@ -80,12 +80,12 @@ def score_keys_kernel(
     start = tile * KEYS + pid % BLOCKS * BLOCK
     if tile < own:
         _score(
-            qa, qb, qc, qr, factor, t, target, slots, lens, cache, stride, pages, width, slot_stride,
+            qa, qb, qc, qr, factor, t, target, slots, lens, cache, stride, limit, width, slot_stride,
             column_stride, len_stride, start, rows, LAYOUT, ALIGN, HARDWARE, HEADS, KEYS, BLOCK,
         )  # fmt: skip
     elif EXTRA:
         _score(
-            qa, qb, qc, qr, factor, t, target, extra_slots, extra_lens, extra, extra_stride, extra_pages,
+            qa, qb, qc, qr, factor, t, target, extra_slots, extra_lens, extra, extra_stride, extra_limit,
             extra_width, extra_slot_stride, extra_column_stride, extra_len_stride, start - own * KEYS,
             extra_rows, EXTRA_LAYOUT, EXTRA_ALIGN, HARDWARE, HEADS, KEYS, BLOCK,
         )  # fmt: skip
@@ -110,7 +110,7 @@ def _block(
 
 @triton.jit
 def _walk(
-    acc, peak, total, t, scores, first, slots, lens, cache, stride, pages, width,
+    acc, peak, total, t, scores, first, slots, lens, cache, stride, limit, width,
     token_stride, column_stride, len_stride,
     rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr,
     HEADS: tl.constexpr, KEYS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -121,7 +121,7 @@ def _walk(
     for start in range(0, length, KEYS):
         n = start + tl.arange(0, KEYS)
         row, scales, live = listed_rows(
-            slots, t, n, length, cache, stride, pages, rows, token_stride, column_stride, LAYOUT
+            slots, t, n, length, cache, stride, limit, token_stride, column_stride, rows, LAYOUT
         )
         k = _block(row, scales, live, first, CHANNELS, LAYOUT, ALIGN, HARDWARE)
         s = tl.load(scores + start * HEADS + place)
@@ -133,7 +133,7 @@ def _walk(
 @triton.jit(do_not_specialize=DYNAMIC)
 def use_scores_kernel(
     q, cache, slots, lens, extra, extra_slots, extra_lens, sink, out, lse, scores, scale,
-    parts, tiles, heads, pages, width, extra_pages, extra_width, q_stride, q_head_stride, out_stride,
+    parts, tiles, heads, limit, width, extra_limit, extra_width, q_stride, q_head_stride, out_stride,
     out_head_stride, stride, slot_stride, column_stride, len_stride,
     extra_stride, extra_slot_stride, extra_column_stride, extra_len_stride,
     rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr,
@@ -152,13 +152,13 @@ def use_scores_kernel(
     peak = tl.zeros([HEADS], tl.float32) + NEVER
     total = tl.zeros([HEADS], tl.float32)
     acc, peak, total = _walk(
-        acc, peak, total, t, scores, first, slots, lens, cache, stride, pages, width, slot_stride,
+        acc, peak, total, t, scores, first, slots, lens, cache, stride, limit, width, slot_stride,
         column_stride, len_stride, rows, LAYOUT, ALIGN, HARDWARE, HEADS, KEYS, CHANNELS,
     )  # fmt: skip
     if EXTRA:
         acc, peak, total = _walk(
             acc, peak, total, t, scores + tl.cdiv(width, KEYS) * (HEADS * KEYS), first, extra_slots, extra_lens,
-            extra, extra_stride, extra_pages, extra_width, extra_slot_stride, extra_column_stride,
+            extra, extra_stride, extra_limit, extra_width, extra_slot_stride, extra_column_stride,
             extra_len_stride, extra_rows, EXTRA_LAYOUT, EXTRA_ALIGN, HARDWARE, HEADS, KEYS, CHANNELS,
         )  # fmt: skip
     share, natural = finish(peak, total, tl.load(sink + h, live, other=0.0))

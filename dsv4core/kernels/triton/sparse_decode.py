@@ -31,12 +31,13 @@ NAME = "sparse_decode"
 @triton.jit
 def _attend_lists(
     qa, qb, qc, qr, a, b, c, r, peak, total, factor, t,
-    cache, slots, lens, rows, pages, width, stride, slot_stride, column_stride, len_stride,
-    extra, extra_slots, extra_lens, extra_rows, extra_pages, extra_width, extra_stride, extra_slot_stride,
+    cache, slots, lens, limit, width, stride, slot_stride, column_stride, len_stride,
+    extra, extra_slots, extra_lens, extra_limit, extra_width, extra_stride, extra_slot_stride,
     extra_column_stride, extra_len_stride,
-    BOTH: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr, KEYS: tl.constexpr,
+    BOTH: tl.constexpr, rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr,
+    HARDWARE: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """All tiles of one list, or of both in one loop where pages have one layout, into the running sums."""
+    """All tiles of one list, or of both in one loop where pages are alike, into the running sums."""
     length = tl.minimum(tl.load(lens + t * len_stride), width)
     own = tl.cdiv(tl.maximum(length, 0), KEYS)
     tiles = own
@@ -50,14 +51,13 @@ def _attend_lists(
             first, scales, live = listed_rows(
                 tl.where(mine, slots, extra_slots), t, n, tl.where(mine, length, extra_length),
                 tl.where(mine, cache, extra), tl.where(mine, stride, extra_stride),
-                tl.where(mine, pages, extra_pages), tl.where(mine, rows, extra_rows),
-                tl.where(mine, slot_stride, extra_slot_stride),
-                tl.where(mine, column_stride, extra_column_stride), LAYOUT,
+                tl.where(mine, limit, extra_limit), tl.where(mine, slot_stride, extra_slot_stride),
+                tl.where(mine, column_stride, extra_column_stride), rows, LAYOUT,
             )  # fmt: skip
         else:
             n = tile * KEYS + tl.arange(0, KEYS)
             first, scales, live = listed_rows(
-                slots, t, n, length, cache, stride, pages, rows, slot_stride, column_stride, LAYOUT
+                slots, t, n, length, cache, stride, limit, slot_stride, column_stride, rows, LAYOUT
             )
         ka, kb, kc, kr = row_pieces(first, scales, live, LAYOUT, ALIGN, HARDWARE)
         s = tl.zeros([qa.shape[0], KEYS], tl.float32)
@@ -77,9 +77,9 @@ def _attend_lists(
 @triton.jit(
     do_not_specialize=[
         "parts",
-        "pages",
+        "limit",
         "width",
-        "extra_pages",
+        "extra_limit",
         "extra_width",
         "slots",
         "lens",
@@ -89,7 +89,7 @@ def _attend_lists(
 )
 def sparse_attention_kernel(
     q, cache, slots, lens, extra, extra_slots, extra_lens, sink, out, lse, scale,
-    parts, heads, pages, width, extra_pages, extra_width, q_stride, q_head_stride, out_stride,
+    parts, heads, limit, width, extra_limit, extra_width, q_stride, q_head_stride, out_stride,
     out_head_stride, stride, slot_stride, column_stride, len_stride,
     extra_stride, extra_slot_stride, extra_column_stride, extra_len_stride,
     rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr,
@@ -110,21 +110,22 @@ def sparse_attention_kernel(
     peak = tl.zeros([HEADS], tl.float32) + NEVER
     total = tl.zeros([HEADS], tl.float32)
     factor = scale * LOG2E
-    BOTH: tl.constexpr = EXTRA and LAYOUT == EXTRA_LAYOUT and ALIGN == EXTRA_ALIGN
+    SAME: tl.constexpr = LAYOUT == EXTRA_LAYOUT and ALIGN == EXTRA_ALIGN and rows == extra_rows
+    BOTH: tl.constexpr = EXTRA and SAME
     a, b, c, r, peak, total = _attend_lists(
         qa, qb, qc, qr, a, b, c, r, peak, total, factor, t,
-        cache, slots, lens, rows, pages, width, stride, slot_stride, column_stride, len_stride,
-        extra, extra_slots, extra_lens, extra_rows, extra_pages, extra_width, extra_stride, extra_slot_stride,
-        extra_column_stride, extra_len_stride, BOTH, LAYOUT, ALIGN, HARDWARE, KEYS,
+        cache, slots, lens, limit, width, stride, slot_stride, column_stride, len_stride,
+        extra, extra_slots, extra_lens, extra_limit, extra_width, extra_stride, extra_slot_stride,
+        extra_column_stride, extra_len_stride, BOTH, rows, LAYOUT, ALIGN, HARDWARE, KEYS,
     )  # fmt: skip
     if EXTRA and not BOTH:
         a, b, c, r, peak, total = _attend_lists(
             qa, qb, qc, qr, a, b, c, r, peak, total, factor, t,
-            extra, extra_slots, extra_lens, extra_rows, extra_pages, extra_width, extra_stride,
-            extra_slot_stride, extra_column_stride, extra_len_stride,
-            extra, extra_slots, extra_lens, extra_rows, extra_pages, extra_width, extra_stride,
-            extra_slot_stride, extra_column_stride, extra_len_stride,
-            False, EXTRA_LAYOUT, EXTRA_ALIGN, HARDWARE, KEYS,
+            extra, extra_slots, extra_lens, extra_limit, extra_width, extra_stride, extra_slot_stride,
+            extra_column_stride, extra_len_stride,
+            extra, extra_slots, extra_lens, extra_limit, extra_width, extra_stride, extra_slot_stride,
+            extra_column_stride, extra_len_stride,
+            False, extra_rows, EXTRA_LAYOUT, EXTRA_ALIGN, HARDWARE, KEYS,
         )  # fmt: skip
     share, sums = finish(peak, total, tl.load(sink + h, live, other=0.0))
     target = out + t * out_stride + wide * out_head_stride
@@ -154,7 +155,7 @@ def attend(
         out, lse,
     )  # fmt: skip
     numbers = (
-        heads, main["pages"], main["width"], other["pages"], other["width"], q.stride(0), q.stride(1),
+        heads, main["limit"], main["width"], other["limit"], other["width"], q.stride(0), q.stride(1),
         out.stride(0), out.stride(1), *main["strides"], *other["strides"],
     )  # fmt: skip
     meta = {
@@ -177,7 +178,7 @@ def listed(cache: Tensor, slots: Tensor, lens: Tensor, rows: int, layout: str) -
     """One list of rows as `attend` takes it."""
     return {
         "cache": cache, "slots": slots, "lens": lens, "rows": rows, "layout": layout,
-        "align": alignment(cache), "pages": cache.shape[0], "width": slots.shape[1],
+        "align": alignment(cache), "limit": min(cache.shape[0] * rows, 2**31 - 1), "width": slots.shape[1],
         "strides": (cache.stride(0), slots.stride(0), slots.stride(1), lens.stride(0)),
     }  # fmt: skip
 

@@ -1,12 +1,55 @@
-"""Attention of prefill queries over a gathered bf16 workspace: the decode kernel on pages of one row."""
+"""Attention of prefill queries over a gathered bf16 workspace: one program for some heads of a query."""
 
-import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
-from dsv4core.kernels.triton.sparse_decode import attend, listed, require_bf16
+from dsv4core.kernels.triton._attention import LOG2E, NEVER, finish, fold, operand, store_piece
+from dsv4core.kernels.triton._launch import launch, pieces
+from dsv4core.kernels.triton._tuning import tuned
+from dsv4core.kernels.triton.numerics import matrix
+from dsv4core.kernels.triton.sparse_decode import require_bf16
 
 NAME = "sparse_prefill"
+
+
+@triton.jit(do_not_specialize=["parts", "rows", "width", "indices", "lens"])
+def sparse_prefill_kernel(
+    q, kv, indices, lens, sink, out, lse, scale, parts, heads, rows, width, q_stride, q_head_stride, kv_stride,
+    index_stride, column_stride, len_stride, out_stride, out_head_stride,
+    HEADS: tl.constexpr, KEYS: tl.constexpr,
+):  # fmt: skip
+    """One program attends with HEADS heads of a query. A row is one operand, as key and as value."""
+    pid = tl.program_id(0)
+    t = (pid // parts).to(tl.int64)
+    h = (pid % parts) * HEADS + tl.arange(0, HEADS)
+    live = h < heads
+    wide = h.to(tl.int64)
+    d = tl.arange(0, 512)[None, :]
+    query = operand((q + t * q_stride + wide * q_head_stride)[:, None] + d, live[:, None] & (d < 512))
+    acc = tl.zeros([HEADS, 512], tl.float32)
+    peak = tl.zeros([HEADS], tl.float32) + NEVER
+    total = tl.zeros([HEADS], tl.float32)
+    factor = scale * LOG2E
+    length = tl.minimum(tl.load(lens + t * len_stride), width)
+    for start in range(0, length, KEYS):
+        n = start + tl.arange(0, KEYS)
+        row = tl.load(indices + t * index_stride + n.to(tl.int64) * column_stride, n < length, other=-1)
+        there = (row >= 0) & (row < rows)
+        place = kv + tl.where(there, row, 0).to(tl.int64) * kv_stride
+        k = operand(place[:, None] + d, there[:, None] & (d < 512))
+        s = tl.zeros([HEADS, KEYS], tl.float32)
+        once = start < length
+        while once:  # a scope of its own for the product: see `sparse_attention_kernel`
+            s = tl.dot(query, tl.trans(k), input_precision="ieee")
+            once = start < 0
+        s = tl.where(there[None, :], s * factor, -float("inf"))
+        p, peak, total, past = fold(s, peak, total)
+        acc = tl.dot(matrix(p), k, acc * past[:, None], input_precision="ieee")
+    share, sums = finish(peak, total, tl.load(sink + h, live, other=0.0))
+    store_piece(out + t * out_stride + wide * out_head_stride, acc, share, live, 0, 512)
+    tl.store(lse + t * heads + h, sums, live)
 
 
 def sparse_prefill(
@@ -20,5 +63,13 @@ def sparse_prefill(
     if q.dtype != kv.dtype:
         raise OpArgumentError(NAME, "kv", f"{q.dtype}, like q", str(kv.dtype))
     require_bf16(NAME, q=q, out=out)
-    rows = listed(kv.view(torch.uint8), indices, lens, 1, "bf16_row")
-    return attend(q, rows, None, attn_sink, out, scale)
+    tokens, heads, _ = q.shape
+    lse = attn_sink.new_empty(tokens, heads)
+    cut = tuned("sparse_prefill", q, heads=heads)
+    parts = pieces(heads, cut["HEADS"])
+    launch(
+        sparse_prefill_kernel, tokens * parts, q, q, kv, indices, lens, attn_sink, out, lse, scale, parts, heads,
+        kv.shape[0], indices.shape[1], q.stride(0), q.stride(1), kv.stride(0), indices.stride(0),
+        indices.stride(1), lens.stride(0), out.stride(0), out.stride(1), **cut,
+    )  # fmt: skip
+    return lse
