@@ -4,10 +4,9 @@ A row's 512 channels are taken in pieces that are powers of two and straddle nei
 part: 256, 128 and 64 quantised channels, then 64 rotated ones. A piece is dequantised in registers, straight
 from the page, and serves as key and as value.
 
-Scores live in base 2 (scale * log2 e is folded in). The order of every sum is written here or is none, so that
-a row has the same bits however its tiles are spread over programs (`_attention_split`): channels and keys go
-through matrix products 16 at a time in their order, tiles are folded in theirs, and weights are summed as
-integers.
+Scores live in base 2 (scale * log2 e is folded in). The order of every sum is written here or is none, so
+that a row has the same bits however its tiles are spread over programs (`_attention_split`): channels and
+keys go through matrix products in their order, tiles are folded in theirs, weights are summed as integers.
 """
 
 import triton
@@ -53,7 +52,7 @@ def listed_rows(
 
 
 @triton.jit
-def as_bf16(start, i, mask, ALIGN: tl.constexpr):
+def _as_bf16(start, i, mask, ALIGN: tl.constexpr):
     if INTERPRETED or ALIGN < 2:
         return matrix(load_bf16(start, i, mask, ALIGN))
     else:
@@ -67,16 +66,16 @@ def piece(
 ):  # fmt: skip
     """Channels first .. first + WIDTH - 1 of rows as an operand of `tl.dot`; zeros where no row is.
 
-    ROTATED: these are the last 64 channels, which some layouts keep in bf16.
+    ROTATED: they are of the last 64 channels, which some layouts keep in bf16.
     """
     d = tl.arange(0, WIDTH)[None, :]
     mask = live[:, None] & (d < WIDTH)
     if LAYOUT == "bf16_row":
-        return as_bf16((start + 2 * first)[:, None], d, mask, ALIGN)
+        return _as_bf16((start + 2 * first)[:, None], d, mask, ALIGN)
     elif LAYOUT == "fp8_row":
         return matrix(decode_e4m3(tl.load(start[:, None] + first + d, mask, other=0), HARDWARE))
     elif ROTATED:
-        return as_bf16((start + 448)[:, None], d, mask, ALIGN)
+        return _as_bf16((start + 448)[:, None], first - 448 + d, mask, ALIGN)
     else:
         codes = tl.load(start[:, None] + first + d, mask, other=0)
         # Four scales a word, and no dimension of groups: either would make more layouts that compute rows.

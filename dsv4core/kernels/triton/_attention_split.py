@@ -1,9 +1,9 @@
 """The same attention for few tokens: keys are scored side by side, then used channel block by channel block.
 
 A decode step of one request has one program per 64 heads, which leaves a device idle. Here a first kernel
-scores blocks of keys, each in a program of its own; a second one folds the tiles in order, for CHANNELS channels
-a program. Tiles, their order and every operation on a value are those of `sparse_attention_kernel`, so a row has
-the same bits in both forms.
+scores blocks of keys, each in a program of its own; a second one folds the tiles in order, for some channels
+a program. Tiles, their order and every operation on a value are those of
+`sparse_attention_kernel`, so a row has the same bits in both forms.
 """
 
 from typing import Any
@@ -16,7 +16,6 @@ from torch import Tensor
 from dsv4core.kernels.triton._attention import (
     LOG2E,
     NEVER,
-    as_bf16,
     finish,
     fold,
     listed_rows,
@@ -92,28 +91,11 @@ def score_keys_kernel(
 
 
 @triton.jit
-def _block(
-    start, scales, live, first, CHANNELS: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr,
-    HARDWARE: tl.constexpr,
-):  # fmt: skip
-    """Channels first .. first + CHANNELS - 1 of rows, wherever the program's block lies in a row."""
-    if LAYOUT == "bf16_row" or LAYOUT == "fp8_row":
-        return piece(start, scales, live, first, CHANNELS, False, LAYOUT, ALIGN, HARDWARE)
-    else:
-        rotated = first >= 448
-        k = piece(start, scales, tl.where(rotated, False, live), first, CHANNELS, False, LAYOUT, ALIGN, HARDWARE)
-        d = tl.arange(0, CHANNELS)[None, :]
-        mask = tl.where(rotated, live, False)[:, None] & (d < CHANNELS)
-        r = as_bf16((start + 448)[:, None], first - 448 + d, mask, ALIGN)
-        return tl.where(rotated, r, k)
-
-
-@triton.jit
 def _walk(
     acc, peak, total, t, scores, first, slots, lens, cache, stride, limit, width,
     token_stride, column_stride, len_stride,
-    rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr,
-    HEADS: tl.constexpr, KEYS: tl.constexpr, CHANNELS: tl.constexpr,
+    ROTATED: tl.constexpr, rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr,
+    HARDWARE: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """All tiles of one list folded into a block of channels. Shapes: acc f32 [HEADS, CHANNELS]."""
     length = tl.minimum(tl.load(lens + t * len_stride), width)
@@ -123,10 +105,37 @@ def _walk(
         row, scales, live = listed_rows(
             slots, t, n, length, cache, stride, limit, token_stride, column_stride, rows, LAYOUT
         )
-        k = _block(row, scales, live, first, CHANNELS, LAYOUT, ALIGN, HARDWARE)
+        k = piece(row, scales, live, first, CHANNELS, ROTATED, LAYOUT, ALIGN, HARDWARE)
         s = tl.load(scores + start * HEADS + place)
         p, peak, total, past = fold(tl.where(live[None, :], s, -float("inf")), peak, total)
         acc = tl.dot(matrix(p), k, acc * past[:, None], input_precision="ieee")
+    return acc, peak, total
+
+
+@triton.jit
+def _channels(
+    t, scores, first, cache, slots, lens, extra, extra_slots, extra_lens,
+    limit, width, extra_limit, extra_width, stride, slot_stride, column_stride, len_stride,
+    extra_stride, extra_slot_stride, extra_column_stride, extra_len_stride,
+    ROTATED: tl.constexpr, rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr,
+    EXTRA: tl.constexpr, extra_rows: tl.constexpr, EXTRA_LAYOUT: tl.constexpr, EXTRA_ALIGN: tl.constexpr,
+    HARDWARE: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Both lists for one block of channels: unscaled sums, maximum, sum of weights."""
+    acc = tl.zeros([HEADS, CHANNELS], tl.float32)
+    peak = tl.zeros([HEADS], tl.float32) + NEVER
+    total = tl.zeros([HEADS], tl.float32)
+    acc, peak, total = _walk(
+        acc, peak, total, t, scores, first, slots, lens, cache, stride, limit, width, slot_stride,
+        column_stride, len_stride, ROTATED, rows, LAYOUT, ALIGN, HARDWARE, HEADS, KEYS, CHANNELS,
+    )  # fmt: skip
+    if EXTRA:
+        acc, peak, total = _walk(
+            acc, peak, total, t, scores + tl.cdiv(width, KEYS) * (HEADS * KEYS), first, extra_slots,
+            extra_lens, extra, extra_stride, extra_limit, extra_width, extra_slot_stride,
+            extra_column_stride, extra_len_stride,
+            ROTATED, extra_rows, EXTRA_LAYOUT, EXTRA_ALIGN, HARDWARE, HEADS, KEYS, CHANNELS,
+        )  # fmt: skip
     return acc, peak, total
 
 
@@ -148,18 +157,20 @@ def use_scores_kernel(
     scores += part.to(tl.int64) * tiles * (HEADS * KEYS)
     h = (part % parts) * HEADS + tl.arange(0, HEADS)
     live = h < heads
-    acc = tl.zeros([HEADS, CHANNELS], tl.float32)
-    peak = tl.zeros([HEADS], tl.float32) + NEVER
-    total = tl.zeros([HEADS], tl.float32)
-    acc, peak, total = _walk(
-        acc, peak, total, t, scores, first, slots, lens, cache, stride, limit, width, slot_stride,
-        column_stride, len_stride, rows, LAYOUT, ALIGN, HARDWARE, HEADS, KEYS, CHANNELS,
-    )  # fmt: skip
-    if EXTRA:
-        acc, peak, total = _walk(
-            acc, peak, total, t, scores + tl.cdiv(width, KEYS) * (HEADS * KEYS), first, extra_slots, extra_lens,
-            extra, extra_stride, extra_limit, extra_width, extra_slot_stride, extra_column_stride,
-            extra_len_stride, extra_rows, EXTRA_LAYOUT, EXTRA_ALIGN, HARDWARE, HEADS, KEYS, CHANNELS,
+    # Two programs in one: matrix units take keys in another order where one operand was bytes or bf16.
+    if first >= 448:
+        acc, peak, total = _channels(
+            t, scores, first, cache, slots, lens, extra, extra_slots, extra_lens,
+            limit, width, extra_limit, extra_width, stride, slot_stride, column_stride, len_stride,
+            extra_stride, extra_slot_stride, extra_column_stride, extra_len_stride,
+            True, rows, LAYOUT, ALIGN, EXTRA, extra_rows, EXTRA_LAYOUT, EXTRA_ALIGN, HARDWARE, HEADS, KEYS, CHANNELS,
+        )  # fmt: skip
+    else:
+        acc, peak, total = _channels(
+            t, scores, first, cache, slots, lens, extra, extra_slots, extra_lens,
+            limit, width, extra_limit, extra_width, stride, slot_stride, column_stride, len_stride,
+            extra_stride, extra_slot_stride, extra_column_stride, extra_len_stride,
+            False, rows, LAYOUT, ALIGN, EXTRA, extra_rows, EXTRA_LAYOUT, EXTRA_ALIGN, HARDWARE, HEADS, KEYS, CHANNELS,
         )  # fmt: skip
     share, natural = finish(peak, total, tl.load(sink + h, live, other=0.0))
     store_piece(out + t * out_stride + h.to(tl.int64) * out_head_stride, acc, share, live, first, CHANNELS)
@@ -177,7 +188,7 @@ def run(
     tiles = pieces(width, keys) + (pieces(extra_width, keys) if meta["EXTRA"] else 0)
     scores = torch.empty(q.shape[0] * parts * tiles, heads, keys, dtype=torch.float32, device=q.device)
     rest = (*arguments, scores, scale, parts, tiles, *numbers)
-    score, use = tuned("score_keys", q), tuned("use_scores", q)
-    blocks = q.shape[0] * parts * tiles * (keys // score["BLOCK"])
-    launch(score_keys_kernel, blocks, q, *rest, **meta, **score)
-    launch(use_scores_kernel, q.shape[0] * parts * (512 // use["CHANNELS"]), q, *rest, **meta, **use)
+    programs = q.shape[0] * parts
+    score, use = tuned("score_keys", q), tuned("use_scores", q, programs=programs)
+    launch(score_keys_kernel, programs * tiles * (keys // score["BLOCK"]), q, *rest, **meta, **score)
+    launch(use_scores_kernel, programs * (512 // use["CHANNELS"]), q, *rest, **meta, **use)

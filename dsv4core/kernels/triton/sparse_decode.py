@@ -62,7 +62,9 @@ def _attend_lists(
         ka, kb, kc, kr = row_pieces(first, scales, live, LAYOUT, ALIGN, HARDWARE)
         s = tl.zeros([qa.shape[0], KEYS], tl.float32)
         once = tile < tiles
-        while once:  # always, and once
+        # Always, and once. A product whose result flows into another one gets all warps over its rows, and
+        # Hopper then computes 64 rows twice; Triton does not look through a `while`.
+        while once:
             s = tile_scores(qa, qb, qc, qr, ka, kb, kc, kr, live, factor)
             once = tile < 0
         p, peak, total, past = fold(s, peak, total)

@@ -16,39 +16,52 @@ NAME = "sparse_prefill"
 
 @triton.jit(do_not_specialize=["parts", "rows", "width", "indices", "lens"])
 def sparse_prefill_kernel(
-    q, kv, indices, lens, sink, out, lse, scale, parts, heads, rows, width, q_stride, q_head_stride, kv_stride,
-    index_stride, column_stride, len_stride, out_stride, out_head_stride,
+    q, kv, indices, lens, sink, out, lse, scale,
+    parts, heads, rows, width, q_stride, q_head_stride, kv_stride, index_stride, column_stride, len_stride,
+    out_stride, out_head_stride,
     HEADS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """One program attends with HEADS heads of a query. A row is one operand, as key and as value."""
+    """One program attends with HEADS heads of a query; a row is two operands, as keys and as values."""
     pid = tl.program_id(0)
     t = (pid // parts).to(tl.int64)
     h = (pid % parts) * HEADS + tl.arange(0, HEADS)
     live = h < heads
     wide = h.to(tl.int64)
-    d = tl.arange(0, 512)[None, :]
-    query = operand((q + t * q_stride + wide * q_head_stride)[:, None] + d, live[:, None] & (d < 512))
-    acc = tl.zeros([HEADS, 512], tl.float32)
+    d = tl.arange(0, 256)[None, :]
+    query = (q + t * q_stride + wide * q_head_stride)[:, None] + d
+    qa = operand(query, live[:, None] & (d < 256))
+    qb = operand(query + 256, live[:, None] & (d < 256))
+    a = tl.zeros([HEADS, 256], tl.float32)
+    b = tl.zeros([HEADS, 256], tl.float32)
     peak = tl.zeros([HEADS], tl.float32) + NEVER
     total = tl.zeros([HEADS], tl.float32)
     factor = scale * LOG2E
     length = tl.minimum(tl.load(lens + t * len_stride), width)
+    indices += t * index_stride
+    n = tl.arange(0, KEYS)
+    ahead = tl.load(indices + n.to(tl.int64) * column_stride, n < length, other=-1)
     for start in range(0, length, KEYS):
-        n = start + tl.arange(0, KEYS)
-        row = tl.load(indices + t * index_stride + n.to(tl.int64) * column_stride, n < length, other=-1)
+        row = ahead
+        n += KEYS  # the list is read a tile ahead of the rows
+        ahead = tl.load(indices + n.to(tl.int64) * column_stride, n < length, other=-1)
         there = (row >= 0) & (row < rows)
-        place = kv + tl.where(there, row, 0).to(tl.int64) * kv_stride
-        k = operand(place[:, None] + d, there[:, None] & (d < 512))
+        place = (kv + tl.where(there, row, 0).to(tl.int64) * kv_stride)[:, None] + d
+        ka = operand(place, there[:, None] & (d < 256))
+        kb = operand(place + 256, there[:, None] & (d < 256))
         s = tl.zeros([HEADS, KEYS], tl.float32)
         once = start < length
-        while once:  # a scope of its own for the product: see `sparse_attention_kernel`
-            s = tl.dot(query, tl.trans(k), input_precision="ieee")
+        while once:  # always, and once: see `sparse_attention_kernel`
+            s = tl.dot(qa, tl.trans(ka), input_precision="ieee") * factor
+            s += tl.dot(qb, tl.trans(kb), input_precision="ieee") * factor
             once = start < 0
-        s = tl.where(there[None, :], s * factor, -float("inf"))
-        p, peak, total, past = fold(s, peak, total)
-        acc = tl.dot(matrix(p), k, acc * past[:, None], input_precision="ieee")
+        p, peak, total, past = fold(tl.where(there[None, :], s, -float("inf")), peak, total)
+        w = matrix(p)
+        a = tl.dot(w, ka, a * past[:, None], input_precision="ieee")
+        b = tl.dot(w, kb, b * past[:, None], input_precision="ieee")
     share, sums = finish(peak, total, tl.load(sink + h, live, other=0.0))
-    store_piece(out + t * out_stride + wide * out_head_stride, acc, share, live, 0, 512)
+    target = out + t * out_stride + wide * out_head_stride
+    store_piece(target, a, share, live, 0, 256)
+    store_piece(target, b, share, live, 256, 256)
     tl.store(lse + t * heads + h, sums, live)
 
 
@@ -68,8 +81,8 @@ def sparse_prefill(
     cut = tuned("sparse_prefill", q, heads=heads)
     parts = pieces(heads, cut["HEADS"])
     launch(
-        sparse_prefill_kernel, tokens * parts, q, q, kv, indices, lens, attn_sink, out, lse, scale, parts, heads,
-        kv.shape[0], indices.shape[1], q.stride(0), q.stride(1), kv.stride(0), indices.stride(0),
-        indices.stride(1), lens.stride(0), out.stride(0), out.stride(1), **cut,
+        sparse_prefill_kernel, tokens * parts, q, q, kv, indices, lens, attn_sink, out, lse, scale,
+        parts, heads, kv.shape[0], indices.shape[1], q.stride(0), q.stride(1), kv.stride(0),
+        indices.stride(0), indices.stride(1), lens.stride(0), out.stride(0), out.stride(1), **cut,
     )  # fmt: skip
     return lse
