@@ -163,14 +163,16 @@ def use_scores_kernel(
             t, scores, first, cache, slots, lens, extra, extra_slots, extra_lens,
             limit, width, extra_limit, extra_width, stride, slot_stride, column_stride, len_stride,
             extra_stride, extra_slot_stride, extra_column_stride, extra_len_stride,
-            True, rows, LAYOUT, ALIGN, EXTRA, extra_rows, EXTRA_LAYOUT, EXTRA_ALIGN, HARDWARE, HEADS, KEYS, CHANNELS,
+            True, rows, LAYOUT, ALIGN, EXTRA, extra_rows, EXTRA_LAYOUT, EXTRA_ALIGN,
+            HARDWARE, HEADS, KEYS, CHANNELS,
         )  # fmt: skip
     else:
         acc, peak, total = _channels(
             t, scores, first, cache, slots, lens, extra, extra_slots, extra_lens,
             limit, width, extra_limit, extra_width, stride, slot_stride, column_stride, len_stride,
             extra_stride, extra_slot_stride, extra_column_stride, extra_len_stride,
-            False, rows, LAYOUT, ALIGN, EXTRA, extra_rows, EXTRA_LAYOUT, EXTRA_ALIGN, HARDWARE, HEADS, KEYS, CHANNELS,
+            False, rows, LAYOUT, ALIGN, EXTRA, extra_rows, EXTRA_LAYOUT, EXTRA_ALIGN,
+            HARDWARE, HEADS, KEYS, CHANNELS,
         )  # fmt: skip
     share, natural = finish(peak, total, tl.load(sink + h, live, other=0.0))
     store_piece(out + t * out_stride + h.to(tl.int64) * out_head_stride, acc, share, live, first, CHANNELS)
