@@ -22,7 +22,7 @@ from dsv4core.kernels.triton._attention import (
 )
 from dsv4core.kernels.triton._launch import alignment, launch, pieces, supported
 from dsv4core.kernels.triton._pages import MAIN
-from dsv4core.kernels.triton._tuning import attention, native_e4m3
+from dsv4core.kernels.triton._tuning import native_e4m3, tuned
 from dsv4core.kernels.triton.numerics import matrix
 
 NAME = "sparse_decode"
@@ -35,7 +35,7 @@ def _attend_lists(
     extra, extra_slots, extra_lens, extra_limit, extra_width, extra_stride, extra_slot_stride,
     extra_column_stride, extra_len_stride,
     BOTH: tl.constexpr, rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr,
-    HARDWARE: tl.constexpr, KEYS: tl.constexpr,
+    HARDWARE: tl.constexpr, KEYS: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
     """All tiles of one list, or of both in one loop where pages are alike, into the running sums."""
     length = tl.minimum(tl.load(lens + t * len_stride), width)
@@ -60,13 +60,16 @@ def _attend_lists(
                 slots, t, n, length, cache, stride, limit, slot_stride, column_stride, rows, LAYOUT
             )
         ka, kb, kc, kr = row_pieces(first, scales, live, LAYOUT, ALIGN, HARDWARE)
-        s = tl.zeros([qa.shape[0], KEYS], tl.float32)
-        once = tile < tiles
-        # Always, and once. A product whose result flows into another one gets all warps over its rows, and
-        # Hopper then computes 64 rows twice; Triton does not look through a `while`.
-        while once:
+        if APART:
+            # A product whose result flows into another gets all warps over its rows, and Hopper would compute
+            # 64 rows twice. Triton does not look through a `while`: this one runs always, and once.
+            s = tl.zeros([qa.shape[0], KEYS], tl.float32)
+            once = tile < tiles
+            while once:
+                s = tile_scores(qa, qb, qc, qr, ka, kb, kc, kr, live, factor)
+                once = tile < 0
+        else:
             s = tile_scores(qa, qb, qc, qr, ka, kb, kc, kr, live, factor)
-            once = tile < 0
         p, peak, total, past = fold(s, peak, total)
         w = matrix(p)
         a = tl.dot(w, ka, a * past[:, None], input_precision="ieee")
@@ -96,7 +99,7 @@ def sparse_attention_kernel(
     extra_stride, extra_slot_stride, extra_column_stride, extra_len_stride,
     rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr,
     EXTRA: tl.constexpr, extra_rows: tl.constexpr, EXTRA_LAYOUT: tl.constexpr, EXTRA_ALIGN: tl.constexpr,
-    HARDWARE: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr,
+    HARDWARE: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
     """One program attends with HEADS heads of a token: the window list, then the compressed one."""
     pid = tl.program_id(0)
@@ -118,7 +121,7 @@ def sparse_attention_kernel(
         qa, qb, qc, qr, a, b, c, r, peak, total, factor, t,
         cache, slots, lens, limit, width, stride, slot_stride, column_stride, len_stride,
         extra, extra_slots, extra_lens, extra_limit, extra_width, extra_stride, extra_slot_stride,
-        extra_column_stride, extra_len_stride, BOTH, rows, LAYOUT, ALIGN, HARDWARE, KEYS,
+        extra_column_stride, extra_len_stride, BOTH, rows, LAYOUT, ALIGN, HARDWARE, KEYS, APART,
     )  # fmt: skip
     if EXTRA and not BOTH:
         a, b, c, r, peak, total = _attend_lists(
@@ -127,7 +130,7 @@ def sparse_attention_kernel(
             extra_column_stride, extra_len_stride,
             extra, extra_slots, extra_lens, extra_limit, extra_width, extra_stride, extra_slot_stride,
             extra_column_stride, extra_len_stride,
-            False, extra_rows, EXTRA_LAYOUT, EXTRA_ALIGN, HARDWARE, KEYS,
+            False, extra_rows, EXTRA_LAYOUT, EXTRA_ALIGN, HARDWARE, KEYS, APART,
         )  # fmt: skip
     share, sums = finish(peak, total, tl.load(sink + h, live, other=0.0))
     target = out + t * out_stride + wide * out_head_stride
@@ -149,8 +152,8 @@ def attend(
     """
     tokens, heads, _ = q.shape
     lse = sink.new_empty(tokens, heads)
-    cut = attention(q, heads)
-    size = cut.heads
+    cut = tuned("sparse_attention", q, heads=heads)
+    few, size, keys = cut.pop("few"), cut["HEADS"], cut["KEYS"]
     other = extra or main
     arguments = (
         q, main["cache"], main["slots"], main["lens"], other["cache"], other["slots"], other["lens"], sink,
@@ -163,16 +166,16 @@ def attend(
     meta = {
         "rows": main["rows"], "LAYOUT": main["layout"], "ALIGN": main["align"], "EXTRA": extra is not None,
         "extra_rows": other["rows"], "EXTRA_LAYOUT": other["layout"], "EXTRA_ALIGN": other["align"],
-        "HARDWARE": native_e4m3(q), "HEADS": size, "KEYS": cut.keys,
+        "HARDWARE": native_e4m3(q),
     }  # fmt: skip
     parts = pieces(heads, size)
-    tiles = pieces(main["width"], cut.keys) + (pieces(extra["width"], cut.keys) if extra else 0)
-    split = tokens * parts <= cut.few and tiles > 2 if side_by_side is None else side_by_side
+    tiles = pieces(main["width"], keys) + (pieces(extra["width"], keys) if extra else 0)
+    split = tokens * parts <= few and tiles > 2 if side_by_side is None else side_by_side
     if split and tiles:
-        _attention_split.run(arguments, scale, parts, numbers, meta)
+        _attention_split.run(arguments, scale, parts, numbers, {**meta, "HEADS": size, "KEYS": keys})
     else:
-        meta |= {"num_warps": cut.warps, "num_stages": cut.stages}
-        launch(sparse_attention_kernel, tokens * parts, q, *arguments, scale, parts, *numbers, **meta)
+        programs = tokens * parts
+        launch(sparse_attention_kernel, programs, q, *arguments, scale, parts, *numbers, **meta, **cut)
     return lse
 
 

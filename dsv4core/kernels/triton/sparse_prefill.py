@@ -14,12 +14,19 @@ from dsv4core.kernels.triton.sparse_decode import require_bf16
 NAME = "sparse_prefill"
 
 
+@triton.jit
+def _scores(qa, qb, ka, kb, factor):
+    """Scores of a tile from both halves of its rows."""
+    s = tl.dot(qa, tl.trans(ka), input_precision="ieee") * factor
+    return s + tl.dot(qb, tl.trans(kb), input_precision="ieee") * factor
+
+
 @triton.jit(do_not_specialize=["parts", "rows", "width", "indices", "lens"])
 def sparse_prefill_kernel(
     q, kv, indices, lens, sink, out, lse, scale,
     parts, heads, rows, width, q_stride, q_head_stride, kv_stride, index_stride, column_stride, len_stride,
     out_stride, out_head_stride,
-    HEADS: tl.constexpr, KEYS: tl.constexpr,
+    HEADS: tl.constexpr, KEYS: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
     """One program attends with HEADS heads of a query; a row is two operands, as keys and as values."""
     pid = tl.program_id(0)
@@ -48,12 +55,14 @@ def sparse_prefill_kernel(
         place = (kv + tl.where(there, row, 0).to(tl.int64) * kv_stride)[:, None] + d
         ka = operand(place, there[:, None] & (d < 256))
         kb = operand(place + 256, there[:, None] & (d < 256))
-        s = tl.zeros([HEADS, KEYS], tl.float32)
-        once = start < length
-        while once:  # always, and once: see `sparse_attention_kernel`
-            s = tl.dot(qa, tl.trans(ka), input_precision="ieee") * factor
-            s += tl.dot(qb, tl.trans(kb), input_precision="ieee") * factor
-            once = start < 0
+        if APART:  # see `sparse_decode`
+            s = tl.zeros([HEADS, KEYS], tl.float32)
+            once = start < length
+            while once:
+                s = _scores(qa, qb, ka, kb, factor)
+                once = start < 0
+        else:
+            s = _scores(qa, qb, ka, kb, factor)
         p, peak, total, past = fold(tl.where(there[None, :], s, -float("inf")), peak, total)
         w = matrix(p)
         a = tl.dot(w, ka, a * past[:, None], input_precision="ieee")
