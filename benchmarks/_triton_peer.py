@@ -33,7 +33,8 @@ def peer_calls(calls: Sequence[Arguments]) -> list[Arguments]:
 
 
 def _pages(cache: Tensor, rows: int) -> Tensor:
-    return cache.view(cache.shape[0], rows, 1, 584)
+    # Records are not 584 bytes apart, and pages may be padded: only these strides name the same bytes.
+    return cache.as_strided((cache.shape[0], rows, 1, 584), (cache.stride(0), 584, 584, 1))
 
 
 def peer_decode(call: Arguments) -> Any:
