@@ -4,9 +4,10 @@
     python benchmarks/triton_aot.py --target sm90 --case "sparse*"
     python benchmarks/triton_aot.py --write              # a new baseline
 
-Every target is compiled in a process of its own, without the interpreter and with an empty cache. It fails when
-a kernel does not compile, spills more than its budget in the baseline, takes more shared memory than the target
-has, or computes a matrix product without the target's matrix instructions or with less than half as many.
+Every target is compiled in a process of its own, without the interpreter and with an empty cache. It fails
+when a kernel does not compile, spills more than its budget in the baseline, takes more shared memory than the
+target has, or computes a matrix product without the target's matrix instructions or with less than half of
+those in the baseline.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from fnmatch import fnmatchcase
@@ -30,73 +31,18 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 os.environ["DSV4CORE_CHECK"] = "0"
 
-import torch  # noqa: E402
 import triton  # noqa: E402
 
-from dsv4core.config import AttentionConfig  # noqa: E402
-from dsv4core.kernels.triton import aot, portable  # noqa: E402
-from dsv4core.kernels.triton._tuning import devices  # noqa: E402
-from dsv4core.layout import get_layout  # noqa: E402
-from dsv4core.samples import Size, sample  # noqa: E402
+from dsv4core.kernels.triton import aot  # noqa: E402
+from dsv4core.kernels.triton._devices import devices  # noqa: E402
+from dsv4core.kernels.triton.calls import calls  # noqa: E402
 
 BASELINE = HERE / "triton_aot.json"
 SLACK = 64  # spilled bytes that a budget may be passed by: another release of Triton moves some
-Call = tuple[str, dict[str, Any]]
 Found = dict[str, Any]
 
 
-def _sample(op: str, tokens: int = 3, **config: Any) -> Call:
-    return op, sample(
-        op, Size(tokens=tokens, context=200, config=AttentionConfig.preset("v4-flash", **config))
-    )
-
-
-def _decode(tokens: int, heads: int = 64, extra: int = 512, **config: Any) -> Call:
-    op, given = _sample("sparse_decode", tokens, **config)
-    given["swa_slots"] = given["swa_slots"].repeat(1, 2)
-    given["extra_slots"] = given["extra_slots"].repeat(1, extra // 64)
-    for name in ("q", "out"):
-        given[name] = given[name][:, :1].repeat(1, heads, 1)
-    given["attn_sink"] = given["attn_sink"][:1].repeat(heads)
-    return op, given
-
-
-def _compress(layout: str, ratio: int) -> Call:
-    op, given = _sample("compress_norm_rope_store")
-    found = get_layout(layout)
-    dim = found.width or 0
-    width = 2 * dim * (2 if ratio == 4 else 1)
-    return op, {
-        **given, "state_cache": torch.zeros(9, 4 if ratio == 4 else 8, width), "ratio": ratio,
-        "head_dim": dim, "norm_weight": torch.ones(dim), "layout": layout, "rotate": found.rotate,
-        "k_cache": torch.zeros(1, found.page_bytes(64), dtype=torch.uint8),
-    }  # fmt: skip
-
-
-def _with(made: Call, **changes: Any) -> Call:
-    return made[0], {**made[1], **changes}
-
-
-CASES: dict[str, Callable[[], Call]] = {
-    **{name: (lambda name=name: _sample(name)) for name in portable.KERNELS if name != "sparse_decode"},
-    "fused_indexer_q_rope_quant mxfp4 hadamard": lambda: _sample(
-        "fused_indexer_q_rope_quant", profile="official"
-    ),
-    "quantize_and_insert_k_cache bf16_row": lambda: _sample(
-        "quantize_and_insert_k_cache", main_layout="bf16_row"
-    ),
-    "indexer_topk short rows": lambda: ("indexer_topk", sample("indexer_topk", Size(tokens=3, context=40))),
-    "compress ratio 128": lambda: _compress("fp8_ds_mla", 128),
-    "compress index_fp8": lambda: _compress("index_fp8", 4),
-    "compress index_mxfp4_hadamard": lambda: _compress("index_mxfp4_hadamard", 4),
-    "indexer_logits mxfp4": lambda: _sample("indexer_logits", profile="official"),
-    "sparse_indexer in chunks": lambda: _with(_sample("sparse_indexer"), k=64, workspace_bytes=1664),
-    "sparse_decode 64 heads": lambda: _decode(60),
-    "sparse_decode 64 heads, few tokens": lambda: _decode(1),
-    "sparse_decode 16 heads": lambda: _decode(60, 16),
-    "sparse_decode bf16_row": lambda: _decode(60, main_layout="bf16_row"),
-    "sparse_decode two layouts": lambda: _with(_decode(60), extra_layout="fp8_ds_mla_fnuz"),
-}  # fmt: skip
+CASES = calls()
 
 
 def compiled(case: str, target: str) -> Iterator[Found]:
@@ -133,12 +79,18 @@ def judge(target: str, found: Found, before: dict[str, int] | None) -> list[str]
     return wrong
 
 
-def in_a_process(target: str, case: str) -> list[Found]:
+def chosen_cases(case: str, leave: list[str]) -> list[str]:
+    """The cases of a pattern, less those of other patterns."""
+    return [c for c in CASES if fnmatchcase(c, case) and not any(fnmatchcase(c, p) for p in leave)]
+
+
+def in_a_process(target: str, case: str, leave: list[str]) -> list[Found]:
     """All cases of a target, compiled in a process without the interpreter."""
     with tempfile.TemporaryDirectory(prefix="dsv4core-aot-") as folder:
         environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
         environment |= {"TRITON_CACHE_DIR": folder, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, __file__, "--compile", target, "--case", case]
+        command += [word for pattern in leave for word in ("--leave", pattern)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode:
@@ -167,12 +119,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--target", action="append", choices=aot.targets())
     parser.add_argument("--case", default="*", help="cases of this pattern only")
+    parser.add_argument("--leave", action="append", default=[], help="but not those of this pattern")
     parser.add_argument("--write", action="store_true", help="what is found becomes the baseline")
     parser.add_argument("--baseline", type=Path, default=BASELINE)
     parser.add_argument("--compile", choices=aot.targets(), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.compile:
-        for case in (c for c in CASES if fnmatchcase(c, chosen.case)):
+        for case in chosen_cases(chosen.case, chosen.leave):
             for found in compiled(case, chosen.compile):
                 print(json.dumps(found), flush=True)
         return 0
@@ -182,7 +135,8 @@ def main() -> int:
     print(f"{'target':7} {'case':44} {'kernel':36} {'regs':>6} {'spills':>6} {'shared':>6} {'matrix':>6}")
     names = chosen.target or aot.targets()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for name, results in zip(names, pool.map(lambda n: in_a_process(n, chosen.case), names), strict=True):
+        found = pool.map(lambda n: in_a_process(n, chosen.case, chosen.leave), names)
+        for name, results in zip(names, found, strict=True):
             failures += report(name, results, known.setdefault(name, {}), chosen.write)
             kernels += len(results)
     if chosen.write:

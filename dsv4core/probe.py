@@ -104,7 +104,8 @@ def interpreter() -> Availability | None:
     """Answer for a backend of Triton kernels in an interpreted process, which needs no device; else None."""
     if not interpreted():
         return None
-    return Availability.available("kernels run in Triton's interpreter on the CPU (TRITON_INTERPRET=1): slow")
+    reason = "kernels run in Triton's interpreter on the CPU (TRITON_INTERPRET=1): slow"
+    return Availability.available(reason, by_name=True)
 
 
 def with_triton(found: Availability, hint: str) -> Availability:

@@ -98,11 +98,19 @@ def select(
             )
         elif answer is None:
             trace.append(Verdict(name, False, None, "no backend has this name"))
+        elif answer.by_name and not takes(request, name, answer):
+            hint = f"DSV4CORE_BACKEND={name}"
+            trace.append(Verdict(name, False, answer.code, f"{answer.reason}; only by its name", hint))
         else:
             accepted = answer.ok and name in by_name
             chosen = by_name[name] if accepted else None
             trace.append(Verdict(name, accepted, answer.code, answer.reason, answer.hint))
     return chosen, tuple(trace)
+
+
+def takes(request: Request, name: str, answer: Availability) -> bool:
+    """Say whether a candidate that answered so can be chosen: ``auto`` leaves what only runs by name."""
+    return answer.ok and (name in request.words or not answer.by_name)
 
 
 @contextlib.contextmanager
@@ -147,7 +155,7 @@ def resolve(name: str | None = None, depth: Depth = "device") -> Choice:
     answers: dict[str, Availability] = {}
     for candidate in candidates(request, specs):
         answers[candidate] = known.probe(candidate, depth)
-        if answers[candidate].ok:
+        if takes(request, candidate, answers[candidate]):
             break
     chosen, trace = select(request, specs, answers)
     if chosen is None:

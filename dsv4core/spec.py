@@ -61,6 +61,7 @@ class Availability:
     """The answer of a probe: ok or not, a code for programs, a reason and a hint for people.
 
     ``device`` says what hardware the probe saw, even if it cannot be used; empty when it saw or sought none.
+    ``by_name``: it can run, but not on a device of its own, so ``auto`` passes over it.
     """
 
     ok: bool
@@ -68,11 +69,14 @@ class Availability:
     reason: str = ""
     hint: str = ""
     device: str = ""
+    by_name: bool = False
 
     @classmethod
-    def available(cls, reason: str = "available", device: str = "") -> "Availability":
+    def available(
+        cls, reason: str = "available", device: str = "", by_name: bool = False
+    ) -> "Availability":
         """Answer that the backend can run."""
-        return cls(True, Code.OK, reason, "", device)
+        return cls(True, Code.OK, reason, "", device, by_name)
 
     @classmethod
     def missing(cls, code: Code, reason: str, hint: str = "", device: str = "") -> "Availability":

@@ -21,6 +21,7 @@ COMMANDS = {
     "info": "show backends with reasons and hints, the one chosen, versions, layouts and variables",
     "demo": "run the three kinds of attention layer and check what they compute",
     "bench": "time ops and layers, after checking them",
+    "tune": "measure launch arguments of the Triton kernels on the device that is here",
     "layout": "show cache layouts byte by byte",
     "conformance": "judge a backend by the conformance suite",
     "matrix": "merge conformance reports into a support matrix",

@@ -76,3 +76,14 @@ def row(code: Code, priority: int | None, device: str = "") -> BackendRow:
 )
 def test_what_auto_warns_about(text: str, chosen: BackendSpec, passed: BackendRow, expected: bool) -> None:
     assert worrying(Choice(Request.parse(text, "test"), chosen, ()), [passed]) is expected
+
+
+def test_auto_passes_over_what_runs_by_name_only() -> None:
+    named = Availability.available("interpreted", by_name=True)
+    answers = {"fast": named, "also": named, "good": YES}
+    chosen, trace = select(Request.parse("auto", "test"), SPECS, answers)
+    assert chosen is GOOD
+    assert (trace[0].accepted, trace[0].reason) == (False, "interpreted; only by its name")
+    assert trace[0].hint == "DSV4CORE_BACKEND=fast"
+    for words in ("fast", "fast,auto", "host,fast"):
+        assert select(Request.parse(words, "test"), SPECS, {"fast": named, "host": NO})[0] is FAST

@@ -4,6 +4,7 @@ Intel's extension for PyTorch is looked at by its metadata only: stock torch dri
 the extension next to another minor version of torch ends the process.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from dsv4core import env
@@ -27,6 +28,7 @@ TORCH_FIRST = (
 TRITON = "torch's XPU wheels bring triton-xpu; on a CPU: python -m pip install triton"
 DEVICES = ("xpu", "cuda", "cpu")
 IPEX = "intel_extension_for_pytorch"
+VLLM = "vllm-xpu-kernels"
 
 SPEC = BackendSpec(
     name="xpu",
@@ -60,14 +62,31 @@ def dsv4core_probe(spec: BackendSpec, depth: Depth) -> Availability | None:
 
 @hookimpl
 def dsv4core_info(spec: BackendSpec) -> list[str] | None:
-    """Say what the extension for PyTorch would add, where it is installed: nothing is imported."""
-    version = installed_version(IPEX)
-    if spec.name != SPEC.name or version is None:
+    """Say what other packages for Intel's devices would add, where they are installed; none is imported."""
+    if spec.name != SPEC.name:
         return None
-    torch = installed_version("torch") or ""
+    torch = installed_version("torch") or "none"
+    here = {name: installed_version(name) for name in OTHERS}
+    return [OTHERS[name](version, torch) for name, version in here.items() if version] or None
+
+
+def _ipex(version: str, torch: str) -> str:
+    build = "" if "+xpu" in version else ", a CPU build"
     same = torch.split(".")[:2] == version.split(".")[:2]
-    fit = "fits" if same else f"does not fit torch {torch}: importing it would end the process"
-    return [f"{IPEX} {version} ({fit}); end of life upstream, and no op here needs it"]
+    fit = f"fits torch {torch}" if same else f"does not fit torch {torch}: importing it would end the process"
+    adds = "adds no op of this package, so it is left alone; end of life upstream"
+    return f"{IPEX} {version}{build} ({fit}): {adds}"
+
+
+def _vllm(version: str, torch: str) -> str:
+    why = (
+        "its writers' bits and its lists' order are not this contract's, it has no sparse attention, "
+        "and its index scores were never compared on a device"
+    )
+    return f"{VLLM} {version} (beside torch {torch}): not used: {why}"
+
+
+OTHERS = {IPEX: _ipex, VLLM: _vllm}
 
 
 def _installed() -> Availability:
@@ -96,7 +115,8 @@ def _borrowed(torch: Any) -> Availability:
     if not torch.cuda.is_available():
         reason = f"DSV4CORE_XPU_DEVICE=cuda, but torch {torch.__version__} sees no such device"
         return Availability.missing(Code.NO_DEVICE, reason, "unset DSV4CORE_XPU_DEVICE")
-    return Availability.available("for development, on a foreign device (DSV4CORE_XPU_DEVICE=cuda)", "cuda")
+    reason = "for development, on a foreign device (DSV4CORE_XPU_DEVICE=cuda)"
+    return Availability.available(reason, "cuda", by_name=True)
 
 
 def _look(torch: Any) -> Availability:
@@ -105,4 +125,16 @@ def _look(torch: Any) -> Availability:
     kind = "a CUDA build" if torch.version.cuda else "a ROCm build" if torch.version.hip else ""
     if count == 0 and (kind or build is None):
         return other_build(torch, kind or "built without XPU", TORCH_FIRST)
-    return counted(torch, count, ("XPU", str(build)), "check the driver with sycl-ls and ZE_AFFINITY_MASK")
+    found = counted(torch, count, ("XPU", str(build)), "check the driver with sycl-ls and ZE_AFFINITY_MASK")
+    return replace(found, reason=f"{found.reason}: {_abilities(torch)}") if found.ok else found
+
+
+def _abilities(torch: Any) -> str:
+    """The first device: its name, driver and what it can do, for whoever reads a report."""
+    from dsv4core.kernels.triton._devices import devices, family  # not before there is a device to describe
+
+    here = torch.xpu.get_device_properties(0)
+    known = devices()[family("xpu", {"name": here.name})]
+    double = "fp64" if getattr(here, "has_fp64", False) else "no fp64"
+    small = "fp8 conversions" if known.e4m3 else "fp8 converted in integers"
+    return f"{here.name}, driver {getattr(here, 'driver_version', 'unknown')}, {double}, {small}"

@@ -32,6 +32,8 @@ def prepare() -> None:
         _keep_types()
     if hasattr(interpreter, "_get_np_dtype"):
         _keep_formats(interpreter)
+    if hasattr(getattr(interpreter, "interpreter_semantic", None), "broadcast_impl_value"):
+        _leave_equal_shapes(interpreter.interpreter_semantic)
 
 
 class _Nothing:
@@ -85,3 +87,16 @@ def _keep_formats(interpreter: Any) -> None:
         return known
 
     interpreter._get_np_dtype = get
+
+
+def _leave_equal_shapes(semantic: Any) -> None:
+    """Blocks of one shape are as they are when they meet."""
+    meet = semantic.broadcast_impl_value
+
+    def broadcast(lhs: Any, rhs: Any) -> tuple[Any, Any]:
+        a, b = lhs.type, rhs.type
+        if a.is_block() and b.is_block() and list(a.shape) == list(b.shape):
+            return lhs, rhs
+        return meet(lhs, rhs)
+
+    semantic.broadcast_impl_value = broadcast

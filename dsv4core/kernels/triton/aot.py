@@ -21,8 +21,8 @@ from triton.backends import backends
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from dsv4core.kernels.triton._devices import Device, devices
 from dsv4core.kernels.triton._launch import recorded
-from dsv4core.kernels.triton._tuning import Device, devices
 
 TYPES = {
     torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.uint8: "*u8", torch.int32: "*i32",

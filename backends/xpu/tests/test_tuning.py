@@ -1,0 +1,105 @@
+"""The table of launch arguments: who reads which row, and how `dsv4core tune` finds and writes rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dsv4core.cli import main
+from dsv4core.config import AttentionConfig
+from dsv4core.kernels.triton import calls, tune
+from dsv4core.kernels.triton._devices import DEFAULT, FOLDER, devices, family
+from dsv4core.kernels.triton._tuning import Place, tuned
+from dsv4core.samples import Size, sample
+
+HERE = torch.empty(0)
+
+
+@pytest.mark.parametrize(
+    ("backend", "arch", "name"),
+    [
+        ("cuda", 80, "sm80"),
+        ("cuda", 89, "sm80"),
+        ("cuda", 90, "sm90"),
+        ("cuda", 103, "sm100"),
+        ("cuda", 120, "sm120"),
+        ("cuda", 75, "default"),
+        ("hip", "gfx942", "gfx942"),
+        ("hip", "gfx950", "gfx950"),
+        ("hip", "gfx1201", "default"),
+        ("xpu", {"name": "Intel(R) Arc(TM) A770 Graphics"}, "arc_a"),
+        ("xpu", {"name": "Intel(R) Arc(TM) Pro B60 Graphics"}, "arc_b"),
+        ("xpu", {"name": "Intel(R) Data Center GPU Max 1550"}, "max"),
+        ("xpu", {"name": "Intel(R) Graphics"}, "default"),
+    ],
+)
+def test_a_target_of_triton_belongs_to_one_family(backend: str, arch: Any, name: str) -> None:
+    assert family(backend, arch) == name
+
+
+@pytest.mark.parametrize("name", sorted(devices()))
+def test_files_are_as_they_are_written(name: str) -> None:
+    assert (FOLDER / f"{name}.json").read_text() == tune.text(devices()[name])
+
+
+def test_every_kernel_has_rows_for_any_device_and_any_shape() -> None:
+    default = devices()[DEFAULT].kernels
+    for found in devices().values():
+        assert set(found.kernels) <= set(default)
+        for rows in found.kernels.values():
+            assert "least" not in rows[-1] and all("least" in row for row in rows[:-1])
+
+
+def test_a_shape_chooses_the_first_row_that_it_reaches() -> None:
+    sizes = [tuned("sparse_attention", HERE, heads=heads)["HEADS"] for heads in (1, 16, 63, 64, 128)]
+    assert sizes == [16, 16, 16, 64, 64]
+
+
+def one_call() -> dict[str, Any]:
+    size = Size(3, 70, AttentionConfig.preset("tiny"))
+    return {"decode": lambda: ("sparse_decode", sample("sparse_decode", size))}
+
+
+def keys_of_32_are_fastest(functions: Any) -> dict[str, float]:
+    seconds: dict[str, float] = {}
+    for name, function in functions.items():
+        function()
+        row = next(c.cell_contents for c in function.__closure__ if isinstance(c.cell_contents, dict))
+        seconds[name] = 1e-3 * (1 + abs(row["KEYS"] - 32)) + 1e-5 * row["num_warps"]
+    return seconds
+
+
+def test_tuning_takes_what_is_faster_and_right() -> None:
+    (outcome,) = tune.tune(one_call(), "cpu", (), keys_of_32_are_fastest, 0)
+    assert outcome.place == Place("interpreter", "sparse_attention", 1)
+    assert outcome.before["KEYS"] > outcome.after["KEYS"] == 32
+    assert outcome.after["HEADS"] == outcome.before["HEADS"]
+    assert outcome.seconds_after < outcome.seconds_before
+    written = json.loads(tune.tuned_file("interpreter", [outcome], "here"))
+    assert written["measured"] == "here"
+    assert written["kernels"]["sparse_attention"][1]["KEYS"] == 32
+    assert tuned("sparse_attention", HERE, heads=4) == outcome.before, "this process has the table it had"
+
+
+def test_what_gives_other_results_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune._Trial, "close", lambda *_: False)
+    (outcome,) = tune.tune(one_call(), "cpu", (), keys_of_32_are_fastest, 0)
+    assert outcome.after == outcome.before
+
+
+def test_the_command_writes_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(calls, "calls", lambda *_, **__: one_call())
+    monkeypatch.setattr(tune, "LIMITS", {"HEADS": 0, "KEYS": 0, "num_warps": 0, "num_stages": 0})
+    assert main(["tune", "--tokens", "3", "--out", str(tmp_path)]) == 0
+    assert "sparse_attention" in capsys.readouterr().out
+    assert set(json.loads((tmp_path / "interpreter.json").read_text())["kernels"]) == set(
+        devices()["interpreter"].kernels
+    )
+    assert main(["tune", "--kernel", "nothing"]) == 2
+    assert "the table has" in capsys.readouterr().err
