@@ -1,4 +1,4 @@
-"""Times of the Triton kernels on a CUDA device, beside floors and beside FlashMLA's figures."""
+"""Times of the Triton kernels on a CUDA device, beside floors and beside FlashMLA where it is installed."""
 
 from __future__ import annotations
 
@@ -19,16 +19,10 @@ from _triton_calls import (
     timed,
     volume,
 )
+from _triton_peer import peer_calls, peer_decode, peer_prefill, peer_time
 
 from dsv4core.layout import get_layout
 
-FLASHMLA = {  # us on an H100: (heads, keys of the second list, batch)
-    (64, 512, 1): 16.0, (64, 512, 8): 20.1, (64, 512, 32): 27.2, (64, 512, 128): 49.5, (64, 512, 512): 183.8,
-    (64, 1024, 1): 19.3, (64, 1024, 8): 22.3, (64, 1024, 32): 40.3, (64, 1024, 128): 78.8,
-    (64, 1024, 512): 289.9, (128, 1024, 1): 19.0, (128, 1024, 8): 26.0, (128, 1024, 32): 56.1,
-    (128, 1024, 128): 108.1, (128, 1024, 512): 484.9,
-}  # fmt: skip
-PREFILL = {(64, 640): 750.0, (64, 1152): 1200.0, (128, 640): 1510.0, (128, 1152): 2490.0}
 TOKENS = 32768
 PAGES: dict[str, Any] = {"rows": 64, "layout": "fp8_ds_mla"}
 
@@ -140,13 +134,12 @@ def states(copy: float, t: torch.Tensor) -> None:
 
 
 def decode() -> None:
-    """Decode beside FlashMLA's figures; for few tokens both ways of cutting."""
+    """Decode beside FlashMLA on the same calls; for few tokens both ways of cutting."""
     for heads, extra in ((64, 512), (64, 1024), (128, 512), (128, 1024)):
         for batch in (1, 8, 32, 128, 512):
             calls = decode_calls(batch, heads, extra, "fp8_ds_mla")
+            theirs, said = peer_time([partial(peer_decode, c) for c in peer_calls(calls)])
             us, eager = timed([partial(kernel("sparse_decode"), **c) for c in calls])
-            peer = FLASHMLA.get((heads, extra, batch))
-            beside = f"FlashMLA {peer:6.1f} ratio {peer / us:5.2f}" if peer else ""
             flops = batch * heads * (128 + extra) * 512 * 4 / us / 1e6
             both = ""
             if batch <= 32:
@@ -155,31 +148,32 @@ def decode() -> None:
                 )
                 both = f"  (one program a token {one:.1f}, side by side {two:.1f})"
             print(
-                f"decode {heads:3} heads, 128 + {extra:4} keys, batch {batch:3}: {us:8.1f} us {beside:30} "
-                f"{flops:4.0f} TFLOP/s, host {eager:5.1f} us, {len(calls)} calls{both}",
+                f"decode {heads:3} heads, 128 + {extra:4} keys, batch {batch:3}: {us:8.1f} us, ratio "
+                f"{theirs / us:4.2f}, {flops:4.0f} TFLOP/s, host {eager:5.1f} us, {said}, {len(calls)} calls"
+                + both,
                 flush=True,
             )
             del calls
 
 
 def prefill() -> None:
-    """Prefill of 4096 queries over 32,768 gathered rows."""
-    for (heads, keys), peer in PREFILL.items():
-        tokens, rows = 4096, 32768
-        q = torch.randn(tokens, heads, 512, device=DEVICE).bfloat16()
-        kv = torch.randn(rows, 512, device=DEVICE).bfloat16()
-        indices = torch.randint(0, rows, (tokens, keys), dtype=torch.int32, device=DEVICE)
-        sink, out = torch.randn(heads, device=DEVICE), torch.empty_like(q)
-        call = partial(
-            kernel("sparse_prefill"), q, kv, indices, lens(tokens, keys), sink, out, scale=512**-0.5
-        )
-        us, _ = timed([call], 8)
-        flops = tokens * heads * keys * 512 * 4 / us / 1e6
-        print(
-            f"prefill {heads:3} heads, {keys:4} keys: {us:8.1f} us, FlashMLA {peer:.0f}, ratio "
-            f"{peer / us:.2f}, {flops:.0f} TFLOP/s",
-            flush=True,
-        )
+    """Prefill of 4096 queries over 32,768 gathered rows, beside FlashMLA on the same tensors."""
+    for heads in (64, 128):
+        for keys in (640, 1152):
+            tokens, rows = 4096, 32768
+            q = torch.randn(tokens, heads, 512, device=DEVICE).bfloat16()
+            kv = torch.randn(rows, 512, device=DEVICE).bfloat16()
+            indices = torch.randint(0, rows, (tokens, keys), dtype=torch.int32, device=DEVICE)
+            sink, out, seen = torch.randn(heads, device=DEVICE), torch.empty_like(q), lens(tokens, keys)
+            theirs, said = peer_time([partial(peer_prefill, q, kv, indices, seen, sink)], 8)
+            call = partial(kernel("sparse_prefill"), q, kv, indices, seen, sink, out, scale=512**-0.5)
+            us, eager = timed([call], 8)
+            flops = tokens * heads * keys * 512 * 4 / us / 1e6
+            print(
+                f"prefill {heads:3} heads, {keys:4} keys: {us:8.1f} us, ratio {theirs / us:4.2f}, "
+                f"{flops:.0f} TFLOP/s, host {eager:5.1f} us, {said}",
+                flush=True,
+            )
 
 
 def indexer(copy: float) -> None:

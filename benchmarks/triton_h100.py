@@ -156,34 +156,46 @@ def check_logits() -> bool:
 
 
 def check_attention() -> bool:
-    """Against float64, alone against in a batch, and the two ways of cutting."""
+    """Against float64, and every row alone against in batches of up to 512, both ways of cutting."""
     good = True
     for heads, extra in ((64, 512), (128, 1024), (16, 512), (7, 100)):
         call = decode_calls(8, heads, extra, "fp8_ds_mla", cold=1)[0]
         call["swa_lens"][2], call["extra_lens"][2] = 0, 0
         call["extra_slots"][3, ::3] = -1
         call["attn_sink"][0], call["attn_sink"][1] = torch.inf, -torch.inf
-        outs = []
-        for side in (False, True):
-            out = torch.zeros_like(call["q"])
-            lse = cut(call, out, side)
-            outs.append((out, lse))
-        equal = torch.equal(outs[0][0], outs[1][0]) and torch.equal(outs[0][1], outs[1][1])
-        alone = {k: v[5:6] if k in PER_TOKEN else v for k, v in call.items()}
-        one = torch.zeros_like(call["q"][:1])
-        cut(alone, one, None)
-        invariant = torch.equal(one, outs[0][0][5:6])
+        out = torch.zeros_like(call["q"])
+        lse = cut(call, out, None)
         on_host = {**moved(call, "cpu"), "out": torch.zeros(call["q"].shape, dtype=torch.bfloat16)}
-        lse = OPS["sparse_decode"].body(**on_host)
-        a, b = outs[0][0].cpu().double(), on_host["out"].double()
+        expected = OPS["sparse_decode"].body(**on_host)
+        a, b = out.cpu().double(), on_host["out"].double()
         error = float((a - b).norm() / b.norm())
-        off = float((outs[0][1].cpu() - lse).nan_to_num(0, 0, 0).abs().max())
-        good &= error < 4e-3 and off < 2e-5 and equal and invariant
-        print(
-            f"decode {heads:3} heads, 128 + {extra:4}: error {error:.1e}, lse {off:.1e}, "
-            f"cut both ways equal {equal}, alone = in a batch {invariant}"
-        )
+        off = float((lse.cpu() - expected).nan_to_num(0, 0, 0).abs().max())
+        good &= error < 4e-3 and off < 2e-5
+        print(f"decode {heads:3} heads, 128 + {extra:4}: error {error:.1e}, lse {off:.1e}", flush=True)
+    for heads in (1, 2, 3, 4, 7, 8, 15, 16, 31, 32, 33, 63, 64, 65, 96, 127, 128):
+        good &= check_batches(heads)
     return good
+
+
+def check_batches(heads: int) -> bool:
+    """Rows of a batch of 512 with lists of every length, equal to the same rows in smaller batches."""
+    call = decode_calls(512, heads, 300, "fp8_ds_mla", cold=1)[0]
+    call["swa_lens"] = torch.randint(0, 129, (512,), dtype=torch.int32, device=DEVICE)
+    call["extra_lens"] = torch.randint(0, 301, (512,), dtype=torch.int32, device=DEVICE)
+    call["extra_slots"][3, ::3] = -1
+    whole = torch.zeros_like(call["q"])
+    lse = cut(call, whole, False)
+    differ = 0
+    for size in (1, 2, 8, 32, 128, 512):
+        for start in range(0, min(512, 16 * size), size):
+            rows = slice(start, start + size)
+            part = {k: v[rows] if k in PER_TOKEN else v for k, v in call.items()}
+            for side in (None, False, True):
+                out = torch.zeros_like(part["q"])
+                got = cut(part, out, side)
+                differ += not (torch.equal(raw(out), raw(whole[rows])) and torch.equal(got, lse[rows]))
+    print(f"decode {heads:3} heads, rows alone to 512 together: {differ or 'none'} differ", flush=True)
+    return not differ
 
 
 PER_TOKEN = ("q", "swa_slots", "swa_lens", "extra_slots", "extra_lens")

@@ -4,17 +4,24 @@ A row's 512 channels are taken in pieces that are powers of two and straddle nei
 part: 256, 128 and 64 quantised channels, then 64 rotated ones. A piece is dequantised in registers, straight
 from the page, and serves as key and as value.
 
-Scores live in base 2 (scale * log2 e is folded in). A tile's weights are taken against the tile's own maximum
-and then brought to the running one, so that a tile can be scored by one program and used by another with the
-same bits: see `_attention_split`.
+Scores live in base 2 (scale * log2 e is folded in). The order of every sum is written here or is none, so
+that a row has the same bits however its tiles are spread over programs (`_attention_split`): channels and
+keys go through matrix products in their order, tiles are folded in theirs, weights are summed as integers.
 """
 
 import triton
 import triton.language as tl
 
 from dsv4core.kernels.triton._flags import INTERPRETED
-from dsv4core.kernels.triton._pages import load_bf16, store_as
-from dsv4core.kernels.triton.numerics import byte_scale, decode_e4m3, decode_e4m3_fnuz, matrix
+from dsv4core.kernels.triton._pages import load_bf16, load_u32, store_as
+from dsv4core.kernels.triton.numerics import (
+    bits_of,
+    byte_scale,
+    decode_e4m3,
+    decode_e4m3_fnuz,
+    matrix,
+    widen,
+)
 
 NEVER = tl.constexpr(-1.0e30)  # below every score, and finite: a tile without a key makes no NaN
 LN2 = tl.constexpr(0.6931471805599453)
@@ -23,18 +30,19 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def listed_rows(
-    slots, t, n, length, cache, stride, pages, rows, token_stride, column_stride, LAYOUT: tl.constexpr
-):
-    """Byte pointers to rows and to their scales, and which are there.
+    slots, t, n, length, cache, stride, limit, token_stride, column_stride, rows: tl.constexpr,
+    LAYOUT: tl.constexpr,
+):  # fmt: skip
+    """Byte pointers to rows and to their scales, and which are there: slots from 0 to limit - 1.
 
     Shapes: n i32 [N] -> pointers [N] twice, bool [N].
     """
     slot = tl.load(slots + t * token_stride + n.to(tl.int64) * column_stride, n < length, other=-1)
+    live = slot.to(tl.uint32, bitcast=True) < limit.to(tl.uint32)
+    slot = tl.where(live, slot, 0)
     page = slot // rows
     row = slot - page * rows
-    live = (slot >= 0) & (page < pages)
-    start = cache + tl.where(live, page, 0).to(tl.int64) * stride
-    row = tl.where(live, row, 0)
+    start = cache + page.to(tl.int64) * stride
     if LAYOUT == "bf16_row":
         return start + row * 1024, start, live
     elif LAYOUT == "fp8_row":
@@ -58,7 +66,7 @@ def piece(
 ):  # fmt: skip
     """Channels first .. first + WIDTH - 1 of rows as an operand of `tl.dot`; zeros where no row is.
 
-    ROTATED: these are the last 64 channels, which some layouts keep in bf16.
+    ROTATED: they are of the last 64 channels, which some layouts keep in bf16.
     """
     d = tl.arange(0, WIDTH)[None, :]
     mask = live[:, None] & (d < WIDTH)
@@ -67,19 +75,17 @@ def piece(
     elif LAYOUT == "fp8_row":
         return matrix(decode_e4m3(tl.load(start[:, None] + first + d, mask, other=0), HARDWARE))
     elif ROTATED:
-        return _as_bf16((start + 448)[:, None], d, mask, ALIGN)
+        return _as_bf16((start + 448)[:, None], first - 448 + d, mask, ALIGN)
     else:
-        N: tl.constexpr = start.shape[0]
-        GROUPS: tl.constexpr = WIDTH // 64
         codes = tl.load(start[:, None] + first + d, mask, other=0)
-        g = tl.arange(0, GROUPS)[None, :]
-        byte = tl.load(scales[:, None] + first // 64 + g, live[:, None] & (g < GROUPS), other=127)
+        # Four scales a word, and no dimension of groups: either would make more layouts that compute rows.
+        word = load_u32(scales + first // 256 * 4, live, ALIGN)
+        byte = (word[:, None] >> ((first // 64 % 4 + d // 64) * 8)) & 0xFF
         if LAYOUT == "fp8_ds_mla_fnuz":
             values = decode_e4m3_fnuz(codes)
         else:
             values = decode_e4m3(codes, HARDWARE)
-        scaled = tl.reshape(values, (N, GROUPS, 64)) * byte_scale(byte)[:, :, None]
-        return matrix(tl.reshape(scaled, (N, WIDTH)))
+        return matrix(values * byte_scale(byte))
 
 
 @triton.jit
@@ -98,45 +104,48 @@ def query_pieces(q, live):
     d = tl.arange(0, 256)[None, :]
     e = tl.arange(0, 128)[None, :]
     f = tl.arange(0, 64)[None, :]
-    a = _query(q[:, None] + d, live[:, None] & (d < 256))
-    b = _query(q[:, None] + 256 + e, live[:, None] & (e < 128))
-    c = _query(q[:, None] + 384 + f, live[:, None] & (f < 64))
-    r = _query(q[:, None] + 448 + f, live[:, None] & (f < 64))
+    a = operand(q[:, None] + d, live[:, None] & (d < 256))
+    b = operand(q[:, None] + 256 + e, live[:, None] & (e < 128))
+    c = operand(q[:, None] + 384 + f, live[:, None] & (f < 64))
+    r = operand(q[:, None] + 448 + f, live[:, None] & (f < 64))
     return a, b, c, r
 
 
 @triton.jit
-def _query(pointer, mask):
+def operand(pointer, mask):
+    """bf16 values as an operand of `tl.dot`, zeros where masked. Shapes: pointers and bool of one shape."""
     x = tl.load(pointer, mask, other=0.0)
     if INTERPRETED:
-        return x.to(tl.float32)
+        return widen(x)
     else:
         return x
 
 
 @triton.jit
-def tile_weights(qa, qb, qc, qr, ka, kb, kc, kr, live, factor):
-    """Weights of a tile against its own maximum, that maximum, and the sum of the weights.
+def tile_scores(qa, qb, qc, qr, ka, kb, kc, kr, live, factor):
+    """Scores of a tile; -inf where no key is.
 
-    Shapes: q pieces [H, ..], k pieces [N, ..], live bool [N] -> f32 [H, N], f32 [H], f32 [H].
+    Shapes: q pieces [H, ..], k pieces [N, ..], live bool [N] -> f32 [H, N].
     """
-    s = tl.dot(qa, tl.trans(ka), input_precision="ieee")
-    s = tl.dot(qb, tl.trans(kb), s, input_precision="ieee")
-    s = tl.dot(qc, tl.trans(kc), s, input_precision="ieee")
-    s = tl.dot(qr, tl.trans(kr), s, input_precision="ieee")
-    s = tl.where(live[None, :], s * factor, -float("inf"))
-    peak = tl.maximum(tl.max(s, 1), NEVER)
-    p = tl.exp2(s - peak[:, None])
-    return p, peak, tl.sum(p, 1)
+    s = tl.dot(qa, tl.trans(ka), input_precision="ieee") * factor
+    s += tl.dot(qb, tl.trans(kb), input_precision="ieee") * factor
+    s += tl.dot(qc, tl.trans(kc), input_precision="ieee") * factor
+    s += tl.dot(qr, tl.trans(kr), input_precision="ieee") * factor
+    return tl.where(live[None, :], s, -float("inf"))
 
 
 @triton.jit
-def advance(peak, total, tile_peak, tile_total):
-    """Fold a tile into the running maximum and sum: -> both, factor of the past, factor of the tile."""
-    new = tl.maximum(peak, tile_peak)
+def fold(s, peak, total):
+    """Take the scores of a tile into the running maximum and sum.
+
+    Shapes: f32 [H, N], f32 [H] twice -> weights f32 [H, N], both, and the factor of what was before f32 [H].
+    """
+    new = tl.maximum(peak, tl.max(s, 1))
+    p = tl.exp2(s - new[:, None])
     past = tl.exp2(peak - new)
-    fresh = tl.exp2(tile_peak - new)
-    return new, total * past + tile_total * fresh, past, fresh
+    # p + 1 holds the nearest multiple of 2^-23 in its low bits: a sum of integers has no order.
+    steps = tl.sum(bits_of(p + 1.0) - 0x3F800000, 1)
+    return p, new, total * past + steps.to(tl.float32) * 1.1920928955078125e-07, past
 
 
 @triton.jit

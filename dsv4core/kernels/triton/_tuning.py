@@ -63,26 +63,6 @@ def trial(choose: Callable[[Place], dict[str, int]]) -> Iterator[None]:
         _trial = None
 
 
-@dataclass(frozen=True)
-class Attention:
-    """How `sparse_attention_kernel` is cut: heads a program, keys a tile, warps, stages of the key loads.
-
-    `few`: programs up to which the device is so idle that tiles are scored side by side instead.
-    """
-
-    heads: int
-    keys: int
-    warps: int
-    stages: int
-    few: int
-
-
-def attention(tensor: Tensor, heads: int) -> Attention:
-    """The row for a device and a number of heads: nothing else, or bits would depend on the batch."""
-    row = tuned("sparse_attention", tensor, heads=heads)
-    return Attention(row["HEADS"], row["KEYS"], row["num_warps"], row["num_stages"], row["few"])
-
-
 def device_class(tensor: Tensor) -> str:
     """The name of the family of a tensor's device; a device that no file names takes modest sizes."""
     if _launch.assumed is not None:

@@ -12,17 +12,17 @@ from dsv4core.kernels.triton import _attention_split
 from dsv4core.kernels.triton._attention import (
     LOG2E,
     NEVER,
-    advance,
     finish,
+    fold,
     listed_rows,
     query_pieces,
     row_pieces,
     store_piece,
-    tile_weights,
+    tile_scores,
 )
 from dsv4core.kernels.triton._launch import alignment, launch, pieces, supported
 from dsv4core.kernels.triton._pages import MAIN
-from dsv4core.kernels.triton._tuning import attention, native_e4m3
+from dsv4core.kernels.triton._tuning import native_e4m3, tuned
 from dsv4core.kernels.triton.numerics import matrix
 
 NAME = "sparse_decode"
@@ -31,12 +31,13 @@ NAME = "sparse_decode"
 @triton.jit
 def _attend_lists(
     qa, qb, qc, qr, a, b, c, r, peak, total, factor, t,
-    cache, slots, lens, rows, pages, width, stride, slot_stride, column_stride, len_stride,
-    extra, extra_slots, extra_lens, extra_rows, extra_pages, extra_width, extra_stride, extra_slot_stride,
+    cache, slots, lens, limit, width, stride, slot_stride, column_stride, len_stride,
+    extra, extra_slots, extra_lens, extra_limit, extra_width, extra_stride, extra_slot_stride,
     extra_column_stride, extra_len_stride,
-    BOTH: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr, KEYS: tl.constexpr,
+    BOTH: tl.constexpr, rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr,
+    HARDWARE: tl.constexpr, KEYS: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
-    """All tiles of one list, or of both in one loop where pages have one layout, into the running sums."""
+    """All tiles of one list, or of both in one loop where pages are alike, into the running sums."""
     length = tl.minimum(tl.load(lens + t * len_stride), width)
     own = tl.cdiv(tl.maximum(length, 0), KEYS)
     tiles = own
@@ -50,19 +51,27 @@ def _attend_lists(
             first, scales, live = listed_rows(
                 tl.where(mine, slots, extra_slots), t, n, tl.where(mine, length, extra_length),
                 tl.where(mine, cache, extra), tl.where(mine, stride, extra_stride),
-                tl.where(mine, pages, extra_pages), tl.where(mine, rows, extra_rows),
-                tl.where(mine, slot_stride, extra_slot_stride),
-                tl.where(mine, column_stride, extra_column_stride), LAYOUT,
+                tl.where(mine, limit, extra_limit), tl.where(mine, slot_stride, extra_slot_stride),
+                tl.where(mine, column_stride, extra_column_stride), rows, LAYOUT,
             )  # fmt: skip
         else:
             n = tile * KEYS + tl.arange(0, KEYS)
             first, scales, live = listed_rows(
-                slots, t, n, length, cache, stride, pages, rows, slot_stride, column_stride, LAYOUT
+                slots, t, n, length, cache, stride, limit, slot_stride, column_stride, rows, LAYOUT
             )
         ka, kb, kc, kr = row_pieces(first, scales, live, LAYOUT, ALIGN, HARDWARE)
-        p, tile_peak, tile_total = tile_weights(qa, qb, qc, qr, ka, kb, kc, kr, live, factor)
-        peak, total, past, fresh = advance(peak, total, tile_peak, tile_total)
-        w = matrix(p * fresh[:, None])
+        if APART:
+            # A product whose result flows into another gets all warps over its rows, and Hopper would compute
+            # 64 rows twice. Triton does not look through a `while`: this one runs always, and once.
+            s = tl.zeros([qa.shape[0], KEYS], tl.float32)
+            once = tile < tiles
+            while once:
+                s = tile_scores(qa, qb, qc, qr, ka, kb, kc, kr, live, factor)
+                once = tile < 0
+        else:
+            s = tile_scores(qa, qb, qc, qr, ka, kb, kc, kr, live, factor)
+        p, peak, total, past = fold(s, peak, total)
+        w = matrix(p)
         a = tl.dot(w, ka, a * past[:, None], input_precision="ieee")
         b = tl.dot(w, kb, b * past[:, None], input_precision="ieee")
         c = tl.dot(w, kc, c * past[:, None], input_precision="ieee")
@@ -73,9 +82,9 @@ def _attend_lists(
 @triton.jit(
     do_not_specialize=[
         "parts",
-        "pages",
+        "limit",
         "width",
-        "extra_pages",
+        "extra_limit",
         "extra_width",
         "slots",
         "lens",
@@ -85,12 +94,12 @@ def _attend_lists(
 )
 def sparse_attention_kernel(
     q, cache, slots, lens, extra, extra_slots, extra_lens, sink, out, lse, scale,
-    parts, heads, pages, width, extra_pages, extra_width, q_stride, q_head_stride, out_stride,
+    parts, heads, limit, width, extra_limit, extra_width, q_stride, q_head_stride, out_stride,
     out_head_stride, stride, slot_stride, column_stride, len_stride,
     extra_stride, extra_slot_stride, extra_column_stride, extra_len_stride,
     rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr,
     EXTRA: tl.constexpr, extra_rows: tl.constexpr, EXTRA_LAYOUT: tl.constexpr, EXTRA_ALIGN: tl.constexpr,
-    HARDWARE: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr,
+    HARDWARE: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
     """One program attends with HEADS heads of a token: the window list, then the compressed one."""
     pid = tl.program_id(0)
@@ -106,21 +115,22 @@ def sparse_attention_kernel(
     peak = tl.zeros([HEADS], tl.float32) + NEVER
     total = tl.zeros([HEADS], tl.float32)
     factor = scale * LOG2E
-    BOTH: tl.constexpr = EXTRA and LAYOUT == EXTRA_LAYOUT and ALIGN == EXTRA_ALIGN
+    SAME: tl.constexpr = LAYOUT == EXTRA_LAYOUT and ALIGN == EXTRA_ALIGN and rows == extra_rows
+    BOTH: tl.constexpr = EXTRA and SAME
     a, b, c, r, peak, total = _attend_lists(
         qa, qb, qc, qr, a, b, c, r, peak, total, factor, t,
-        cache, slots, lens, rows, pages, width, stride, slot_stride, column_stride, len_stride,
-        extra, extra_slots, extra_lens, extra_rows, extra_pages, extra_width, extra_stride, extra_slot_stride,
-        extra_column_stride, extra_len_stride, BOTH, LAYOUT, ALIGN, HARDWARE, KEYS,
+        cache, slots, lens, limit, width, stride, slot_stride, column_stride, len_stride,
+        extra, extra_slots, extra_lens, extra_limit, extra_width, extra_stride, extra_slot_stride,
+        extra_column_stride, extra_len_stride, BOTH, rows, LAYOUT, ALIGN, HARDWARE, KEYS, APART,
     )  # fmt: skip
     if EXTRA and not BOTH:
         a, b, c, r, peak, total = _attend_lists(
             qa, qb, qc, qr, a, b, c, r, peak, total, factor, t,
-            extra, extra_slots, extra_lens, extra_rows, extra_pages, extra_width, extra_stride,
-            extra_slot_stride, extra_column_stride, extra_len_stride,
-            extra, extra_slots, extra_lens, extra_rows, extra_pages, extra_width, extra_stride,
-            extra_slot_stride, extra_column_stride, extra_len_stride,
-            False, EXTRA_LAYOUT, EXTRA_ALIGN, HARDWARE, KEYS,
+            extra, extra_slots, extra_lens, extra_limit, extra_width, extra_stride, extra_slot_stride,
+            extra_column_stride, extra_len_stride,
+            extra, extra_slots, extra_lens, extra_limit, extra_width, extra_stride, extra_slot_stride,
+            extra_column_stride, extra_len_stride,
+            False, extra_rows, EXTRA_LAYOUT, EXTRA_ALIGN, HARDWARE, KEYS, APART,
         )  # fmt: skip
     share, sums = finish(peak, total, tl.load(sink + h, live, other=0.0))
     target = out + t * out_stride + wide * out_head_stride
@@ -142,32 +152,30 @@ def attend(
     """
     tokens, heads, _ = q.shape
     lse = sink.new_empty(tokens, heads)
-    cut = attention(q, heads)
-    size = cut.heads
+    cut = tuned("sparse_attention", q, heads=heads)
+    few, size, keys = cut.pop("few"), cut["HEADS"], cut["KEYS"]
     other = extra or main
     arguments = (
         q, main["cache"], main["slots"], main["lens"], other["cache"], other["slots"], other["lens"], sink,
         out, lse,
     )  # fmt: skip
     numbers = (
-        heads, main["pages"], main["width"], other["pages"], other["width"], q.stride(0), q.stride(1),
+        heads, main["limit"], main["width"], other["limit"], other["width"], q.stride(0), q.stride(1),
         out.stride(0), out.stride(1), *main["strides"], *other["strides"],
     )  # fmt: skip
     meta = {
         "rows": main["rows"], "LAYOUT": main["layout"], "ALIGN": main["align"], "EXTRA": extra is not None,
         "extra_rows": other["rows"], "EXTRA_LAYOUT": other["layout"], "EXTRA_ALIGN": other["align"],
-        "HARDWARE": native_e4m3(q), "HEADS": size, "KEYS": cut.keys,
+        "HARDWARE": native_e4m3(q),
     }  # fmt: skip
-    meta |= {"num_warps": cut.warps, "num_stages": cut.stages}
     parts = pieces(heads, size)
-    tiles = pieces(main["width"], cut.keys) + (pieces(extra["width"], cut.keys) if extra else 0)
-    split = tokens * parts <= cut.few and tiles > 2 if side_by_side is None else side_by_side
+    tiles = pieces(main["width"], keys) + (pieces(extra["width"], keys) if extra else 0)
+    split = tokens * parts <= few and tiles > 2 if side_by_side is None else side_by_side
     if split and tiles:
-        _attention_split.run(arguments, scale, parts, numbers, meta)
+        _attention_split.run(arguments, scale, parts, numbers, {**meta, "HEADS": size, "KEYS": keys})
     else:
-        launch(
-            sparse_attention_kernel, tokens * parts, q, *arguments, scale, parts, *numbers, **meta
-        )  # fmt: skip
+        programs = tokens * parts
+        launch(sparse_attention_kernel, programs, q, *arguments, scale, parts, *numbers, **meta, **cut)
     return lse
 
 
@@ -175,7 +183,7 @@ def listed(cache: Tensor, slots: Tensor, lens: Tensor, rows: int, layout: str) -
     """One list of rows as `attend` takes it."""
     return {
         "cache": cache, "slots": slots, "lens": lens, "rows": rows, "layout": layout,
-        "align": alignment(cache), "pages": cache.shape[0], "width": slots.shape[1],
+        "align": alignment(cache), "limit": min(cache.shape[0] * rows, 2**31 - 1), "width": slots.shape[1],
         "strides": (cache.stride(0), slots.stride(0), slots.stride(1), lens.stride(0)),
     }  # fmt: skip
 

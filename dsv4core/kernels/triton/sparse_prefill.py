@@ -1,12 +1,77 @@
-"""Attention of prefill queries over a gathered bf16 workspace: the decode kernel on pages of one row."""
+"""Attention of prefill queries over a gathered bf16 workspace: one program for some heads of a query."""
 
-import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
-from dsv4core.kernels.triton.sparse_decode import attend, listed, require_bf16
+from dsv4core.kernels.triton._attention import LOG2E, NEVER, finish, fold, operand, store_piece
+from dsv4core.kernels.triton._launch import launch, pieces
+from dsv4core.kernels.triton._tuning import tuned
+from dsv4core.kernels.triton.numerics import matrix
+from dsv4core.kernels.triton.sparse_decode import require_bf16
 
 NAME = "sparse_prefill"
+
+
+@triton.jit
+def _scores(qa, qb, ka, kb, factor):
+    """Scores of a tile from both halves of its rows."""
+    s = tl.dot(qa, tl.trans(ka), input_precision="ieee") * factor
+    return s + tl.dot(qb, tl.trans(kb), input_precision="ieee") * factor
+
+
+@triton.jit(do_not_specialize=["parts", "rows", "width", "indices", "lens"])
+def sparse_prefill_kernel(
+    q, kv, indices, lens, sink, out, lse, scale,
+    parts, heads, rows, width, q_stride, q_head_stride, kv_stride, index_stride, column_stride, len_stride,
+    out_stride, out_head_stride,
+    HEADS: tl.constexpr, KEYS: tl.constexpr, APART: tl.constexpr,
+):  # fmt: skip
+    """One program attends with HEADS heads of a query; a row is two operands, as keys and as values."""
+    pid = tl.program_id(0)
+    t = (pid // parts).to(tl.int64)
+    h = (pid % parts) * HEADS + tl.arange(0, HEADS)
+    live = h < heads
+    wide = h.to(tl.int64)
+    d = tl.arange(0, 256)[None, :]
+    query = (q + t * q_stride + wide * q_head_stride)[:, None] + d
+    qa = operand(query, live[:, None] & (d < 256))
+    qb = operand(query + 256, live[:, None] & (d < 256))
+    a = tl.zeros([HEADS, 256], tl.float32)
+    b = tl.zeros([HEADS, 256], tl.float32)
+    peak = tl.zeros([HEADS], tl.float32) + NEVER
+    total = tl.zeros([HEADS], tl.float32)
+    factor = scale * LOG2E
+    length = tl.minimum(tl.load(lens + t * len_stride), width)
+    indices += t * index_stride
+    n = tl.arange(0, KEYS)
+    ahead = tl.load(indices + n.to(tl.int64) * column_stride, n < length, other=-1)
+    for start in range(0, length, KEYS):
+        row = ahead
+        n += KEYS  # the list is read a tile ahead of the rows
+        ahead = tl.load(indices + n.to(tl.int64) * column_stride, n < length, other=-1)
+        there = (row >= 0) & (row < rows)
+        place = (kv + tl.where(there, row, 0).to(tl.int64) * kv_stride)[:, None] + d
+        ka = operand(place, there[:, None] & (d < 256))
+        kb = operand(place + 256, there[:, None] & (d < 256))
+        if APART:  # see `sparse_decode`
+            s = tl.zeros([HEADS, KEYS], tl.float32)
+            once = start < length
+            while once:
+                s = _scores(qa, qb, ka, kb, factor)
+                once = start < 0
+        else:
+            s = _scores(qa, qb, ka, kb, factor)
+        p, peak, total, past = fold(tl.where(there[None, :], s, -float("inf")), peak, total)
+        w = matrix(p)
+        a = tl.dot(w, ka, a * past[:, None], input_precision="ieee")
+        b = tl.dot(w, kb, b * past[:, None], input_precision="ieee")
+    share, sums = finish(peak, total, tl.load(sink + h, live, other=0.0))
+    target = out + t * out_stride + wide * out_head_stride
+    store_piece(target, a, share, live, 0, 256)
+    store_piece(target, b, share, live, 256, 256)
+    tl.store(lse + t * heads + h, sums, live)
 
 
 def sparse_prefill(
@@ -20,5 +85,13 @@ def sparse_prefill(
     if q.dtype != kv.dtype:
         raise OpArgumentError(NAME, "kv", f"{q.dtype}, like q", str(kv.dtype))
     require_bf16(NAME, q=q, out=out)
-    rows = listed(kv.view(torch.uint8), indices, lens, 1, "bf16_row")
-    return attend(q, rows, None, attn_sink, out, scale)
+    tokens, heads, _ = q.shape
+    lse = attn_sink.new_empty(tokens, heads)
+    cut = tuned("sparse_prefill", q, heads=heads)
+    parts = pieces(heads, cut["HEADS"])
+    launch(
+        sparse_prefill_kernel, tokens * parts, q, q, kv, indices, lens, attn_sink, out, lse, scale,
+        parts, heads, kv.shape[0], indices.shape[1], q.stride(0), q.stride(1), kv.stride(0),
+        indices.stride(0), indices.stride(1), lens.stride(0), out.stride(0), out.stride(1), **cut,
+    )  # fmt: skip
+    return lse
