@@ -70,7 +70,8 @@ class ScaledMatmul(LinearKernel):
         tokens = x.shape[0]
         if tokens <= FEW:
             return self.few.apply(problem, stored, x, x_scales)
-        codes, x_scales = quantise_activation(F.pad(x, (0, 0, 0, -tokens % COLUMN)), by_column=True)
+        short = -tokens % COLUMN
+        codes, x_scales = quantise_activation(F.pad(x, (0, 0, 0, short)) if short else x, by_column=True)
         product = torch._scaled_mm(
             codes, weight, scale_a=x_scales, scale_b=scales, out_dtype=torch.bfloat16
         )
