@@ -21,7 +21,7 @@ COLUMN = 4  # f32 scales: cuBLASLt wants columns of whole 16 bytes
 
 def kernels() -> list[LinearKernel]:
     """All of them, available or not."""
-    return [CuteDslNvfp4(), DeepGemm(), TritonLinear(), ScaledMatmul(), WideSum()]
+    return [CuteDslNvfp4(), DeepGemm(), TritonLinear(), ScaledMatmul(), WideResult()]
 
 
 def capability(device: torch.device) -> tuple[int, int]:
@@ -38,6 +38,25 @@ def fp8_blocks(problem: Problem) -> Literal[True] | str:
     if problem.rows % BLOCK or problem.inputs % BLOCK or problem.out != torch.bfloat16:
         return f"it needs whole blocks of {BLOCK} and a bf16 result, not {problem}"
     return True
+
+
+class WideResult(LinearKernel):
+    """bf16 operands, f32 sums and result: the compressors' product, without widening their weights."""
+
+    name = "wide"
+    rank = 30
+
+    def supports(self, problem: Problem) -> Literal[True] | str:
+        """Plain bf16 weights and an f32 result."""
+        if problem.format != "bf16" or problem.groups or problem.out != torch.float32:
+            return f"it multiplies bf16 weights to an f32 result, not {problem}"
+        if problem.x != torch.bfloat16 or problem.device.type != "cuda":
+            return f"it multiplies bf16 activations on a CUDA device, not {problem.x} on {problem.device}"
+        return True
+
+    def apply(self, problem: Problem, prepared: Any, x: Tensor, x_scales: Tensor | None) -> Tensor:
+        """One product."""
+        return torch.mm(x, prepared.mT, out_dtype=torch.float32)
 
 
 class ScaledMatmul(LinearKernel):
@@ -70,30 +89,12 @@ class ScaledMatmul(LinearKernel):
         tokens = x.shape[0]
         if tokens <= FEW:
             return self.few.apply(problem, stored, x, x_scales)
-        codes, x_scales = quantise_activation(F.pad(x, (0, 0, 0, -tokens % COLUMN)), by_column=True)
+        short = -tokens % COLUMN
+        codes, x_scales = quantise_activation(F.pad(x, (0, 0, 0, short)) if short else x, by_column=True)
         product = torch._scaled_mm(
             codes, weight, scale_a=x_scales, scale_b=scales, out_dtype=torch.bfloat16
         )
         return product[:tokens]
-
-
-class WideSum(LinearKernel):
-    """A product of bf16 that is wanted in f32: half the bytes of f32 operands, and matrix units."""
-
-    name = "mm_f32"
-    rank = 20
-
-    def supports(self, problem: Problem) -> Literal[True] | str:
-        """bf16 weights and activations with an f32 result: the compressors' projections."""
-        if problem.format != "bf16" or problem.x != torch.bfloat16 or problem.out != torch.float32:
-            return f"it multiplies bf16 by bf16 into f32, not {problem}"
-        if problem.device.type != "cuda":
-            return f"torch has this product on CUDA devices, not on {problem.device.type}"
-        return True
-
-    def apply(self, problem: Problem, prepared: Any, x: Tensor, x_scales: Tensor | None) -> Tensor:
-        """One product."""
-        return torch.mm(x, prepared.T, out_dtype=torch.float32)
 
 
 class DeepGemm(LinearKernel):

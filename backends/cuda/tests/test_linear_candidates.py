@@ -9,7 +9,7 @@ import torch
 
 from dsv4core.linear import Problem, triton_kernel
 from dsv4core_cuda import linear
-from dsv4core_cuda.linear import CuteDslNvfp4, DeepGemm, ScaledMatmul, interleaved, kernels
+from dsv4core_cuda.linear import CuteDslNvfp4, DeepGemm, ScaledMatmul, WideResult, interleaved, kernels
 
 BF16 = torch.bfloat16
 FP8 = Problem("fp8_block", torch.float32, 1536, 4096, BF16, BF16, torch.device("cpu"), quantise=True)
@@ -37,6 +37,14 @@ def test_scaled_matmul(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "keeps bf16" in str(kernel.supports(replace(FP8, quantise=False)))
     assert "multiplies fp8_block weights, not nvfp4" in str(kernel.supports(NVFP4))
     assert "whole blocks of 128" in str(kernel.supports(replace(FP8, rows=130)))
+
+
+def test_wide_results() -> None:
+    kernel = WideResult()
+    wide = Problem("bf16", None, 2048, 4096, BF16, torch.float32, torch.device("cuda"))
+    assert kernel.supports(wide) is True
+    assert "bf16 weights to an f32 result" in str(kernel.supports(replace(wide, out=BF16)))
+    assert "on a CUDA device" in str(kernel.supports(replace(wide, device=torch.device("cpu"))))
 
 
 def test_deepgemm(monkeypatch: pytest.MonkeyPatch) -> None:

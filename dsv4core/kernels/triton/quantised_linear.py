@@ -25,7 +25,8 @@ from dsv4core.kernels.triton.numerics import (
 
 FP8, NVFP4, MXFP4 = 0, 1, 2
 FORMATS = {"fp8_block": FP8, "nvfp4": NVFP4, "mxfp4": MXFP4}
-ROWS, NARROW, WIDE = 64, 16, 64  # outputs and tokens of a tile
+ROWS = 64  # outputs of a tile
+WIDTHS = (16, 32, 64)  # tokens of a tile: the first that holds all, else the last
 PROGRAMS = 256  # about two for every multiprocessor; beyond, a sum is not split
 LEAST_INPUTS = 1024  # of a part of a sum
 SCALED = 128  # inputs that share a block scale, and a scale of quantised activations
@@ -226,7 +227,7 @@ def counters(tiles: int, device: torch.device) -> Tensor:
 
 def choose_tile(tokens: int, rows: int, inputs: int) -> Tile:
     """How a product is cut: few tokens get narrow tiles, few programs get sums in parts."""
-    width = NARROW if tokens <= NARROW else WIDE
+    width = next((width for width in WIDTHS if tokens <= width), WIDTHS[-1])
     tiles, split = pieces(rows, ROWS) * pieces(tokens, width), 1
     while tiles * split * 2 <= PROGRAMS and inputs // (split * 2) >= LEAST_INPUTS:
         split *= 2
