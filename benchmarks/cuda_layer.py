@@ -32,7 +32,7 @@ BATCHES = (1, 32, 128)
 SHARES = {
     "attention": r"mla|splitkv|combine|sparse_attention|sched_meta|clean_list",
     "index scores": r"score|logits", "top-k": r"topk|select|radix|compute_global",
-    "compress": r"compress_norm|partial_states", "norm, rope, insert": r"rmsnorm|qnorm|rope|quant_insert",
+    "compress": r"compress_norm|partial_states", "norm rope insert": r"rmsnorm|qnorm|rope|quant_insert",
     "products": r"gemm|nvjet|cutlass|cublas|splitK|sm90_xmma|gemv|dot_kernel|reduce",
 }  # fmt: skip
 

@@ -93,6 +93,8 @@ class Workspace:
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         """An uninitialised tensor at the start of the buffer. Shapes: -> `shape`."""
+        if torch.compiler.is_compiling():  # a compiled graph plans its own memory, and knows no streams
+            return torch.empty(shape, dtype=dtype, device=device)
         count = 1
         for size in shape:
             count *= size
