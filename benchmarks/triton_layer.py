@@ -156,9 +156,9 @@ def one(kind: str, compiled: bool) -> int:
     if compiled:
         w = worlds[2]
         rows, plan = w.rows(step), w.cache.plan(dict(step))
-        call = vars(torch)["compile"](attention.forward, fullgraph=True)
+        whole = torch.compile(attention.forward, fullgraph=True)  # pyright: ignore[reportUnknownMemberType]
         began = time.perf_counter()
-        out = call(rows, w.cache, plan)
+        out = whole(rows, w.cache, plan)
         torch.cuda.synchronize()
         print(f"  torch.compile(fullgraph=True): {time.perf_counter() - began:.1f} s")
         good &= same("compiled", out, w, expected, worlds[0])

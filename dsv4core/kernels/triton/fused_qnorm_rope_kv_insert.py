@@ -98,7 +98,8 @@ def fused_qnorm_rope_kv_insert(
     launch(
         fused_qnorm_rope_kv_insert_kernel, q_programs + pieces(count, meta["KEYS"]), q, q, kv, positions,
         cos_sin, k_cache, slot_mapping, out, tokens, count, q_programs, heads, padded_heads, q.stride(0),
-        q.stride(1), kv.stride(0), positions.stride(0), cos_sin.stride(0), k_cache.stride(0), slot_mapping.stride(0), eps,
+        q.stride(1), kv.stride(0), positions.stride(0), cos_sin.stride(0), k_cache.stride(0),
+        slot_mapping.stride(0), eps,
         rows=rows, LAYOUT=layout, ALIGN=alignment(k_cache), HARDWARE=native_e4m3(q), **meta,
     )  # fmt: skip
     return out
