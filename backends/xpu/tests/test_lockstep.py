@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -97,3 +99,19 @@ def test_the_language_is_as_before_afterwards() -> None:
     before = (tl.reduce, tl.core.reduce, tl.tensor.__bool__)
     test_programs_go_their_own_ways()
     assert before == (tl.reduce, tl.core.reduce, tl.tensor.__bool__)
+
+
+def test_threads_take_turns() -> None:
+    x = torch.randn(6 * 128, generator=torch.Generator().manual_seed(5))
+    expected = torch.zeros(6 * 64 + 48)
+    lockstep.run(_shapes, (6,), (x, expected), {"N": 1})
+    outs = [torch.zeros_like(expected) for _ in range(16)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for done in [pool.submit(lockstep.run, _shapes, (6,), (x, out), {"N": 1}) for out in outs]:
+                done.result()
+    finally:
+        sys.setswitchinterval(before)
+    assert all(torch.equal(out, expected) for out in outs)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from itertools import product
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 GROUP = 64
 _alone: set[Any] = set()
+_turn = RLock()  # the language is replaced for the whole process: threads take turns
 
 
 class _Split(BaseException):
@@ -39,6 +41,11 @@ class _Alone(BaseException):
 
 def run(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], meta: dict[str, Any]) -> None:
     """Start an interpreted kernel over a grid; tensors are in host memory."""
+    with _turn:
+        _run(kernel, grid, arguments, meta)
+
+
+def _run(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], meta: dict[str, Any]) -> None:
     if kernel not in _alone and _known():
         given = {name: value for name, value in meta.items() if name in kernel.arg_names}
         named = inspect.getcallargs(kernel.fn, *arguments, **given)
