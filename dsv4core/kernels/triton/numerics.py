@@ -298,8 +298,8 @@ def side_by_side(low, high):
 def hadamard128(x):
     """Hadamard-128 of rows (CA1 rule 10), rounded to bf16. Shapes: f32 [R, 128] -> f32 [R, 128].
 
-    A thread that loaded two runs of 8 channels, with 7 others beside it, does the strides 1, 2, 4 and 64 alone.
-    For 8, 16 and 32 it needs its neighbour's value: the sum of both as integers, less its own.
+    A thread that loaded two runs of 8 channels, with 7 others beside it, does the strides 1, 2, 4 and 64
+    alone. For 8, 16 and 32 it needs its neighbour's value: the sum of both as integers, less its own.
     """
     R: tl.constexpr = x.shape[0]
     y = tl.reshape(x, (R, 16, 2, 2, 2))
