@@ -79,12 +79,18 @@ def judge(target: str, found: Found, before: dict[str, int] | None) -> list[str]
     return wrong
 
 
-def in_a_process(target: str, case: str) -> list[Found]:
+def chosen_cases(case: str, leave: list[str]) -> list[str]:
+    """The cases of a pattern, less those of other patterns."""
+    return [c for c in CASES if fnmatchcase(c, case) and not any(fnmatchcase(c, p) for p in leave)]
+
+
+def in_a_process(target: str, case: str, leave: list[str]) -> list[Found]:
     """All cases of a target, compiled in a process without the interpreter."""
     with tempfile.TemporaryDirectory(prefix="dsv4core-aot-") as folder:
         environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
         environment |= {"TRITON_CACHE_DIR": folder, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, __file__, "--compile", target, "--case", case]
+        command += [word for pattern in leave for word in ("--leave", pattern)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode:
@@ -113,12 +119,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--target", action="append", choices=aot.targets())
     parser.add_argument("--case", default="*", help="cases of this pattern only")
+    parser.add_argument("--leave", action="append", default=[], help="but not those of this pattern")
     parser.add_argument("--write", action="store_true", help="what is found becomes the baseline")
     parser.add_argument("--baseline", type=Path, default=BASELINE)
     parser.add_argument("--compile", choices=aot.targets(), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.compile:
-        for case in (c for c in CASES if fnmatchcase(c, chosen.case)):
+        for case in chosen_cases(chosen.case, chosen.leave):
             for found in compiled(case, chosen.compile):
                 print(json.dumps(found), flush=True)
         return 0
@@ -128,7 +135,8 @@ def main() -> int:
     print(f"{'target':7} {'case':44} {'kernel':36} {'regs':>6} {'spills':>6} {'shared':>6} {'matrix':>6}")
     names = chosen.target or aot.targets()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for name, results in zip(names, pool.map(lambda n: in_a_process(n, chosen.case), names), strict=True):
+        found = pool.map(lambda n: in_a_process(n, chosen.case, chosen.leave), names)
+        for name, results in zip(names, found, strict=True):
             failures += report(name, results, known.setdefault(name, {}), chosen.write)
             kernels += len(results)
     if chosen.write:
