@@ -24,6 +24,7 @@ from _triton_peer import peer_calls, peer_decode, peer_prefill, peer_time
 from dsv4core.layout import get_layout
 
 TOKENS = 32768
+TENSOR = 786e12  # bf16 operations a second of a large matrix product on an H100
 PAGES: dict[str, Any] = {"rows": 64, "layout": "fp8_ds_mla"}
 
 
@@ -177,31 +178,44 @@ def prefill() -> None:
 
 
 def indexer(copy: float) -> None:
-    """Logits against the copy and the tensor peak, top-k apart."""
-    for batch, entries in ((1, 1 << 20), (32, 1 << 20), (32, 1 << 16), (1, 1 << 16), (128, 1 << 14)):
-        per = entries // 64
-        pages = paged("index_fp8", batch * per, 64, DEVICE)
-        order = torch.randperm(batch * per, device=DEVICE).to(torch.int32).view(batch, per)
+    """Logits against the copy or the tensor peak, whichever binds; top-k apart."""
+    for layout in ("index_fp8", "index_mxfp4"):
+        for batch, entries in ((1, 1 << 20), (32, 1 << 20), (32, 1 << 16), (1, 1 << 16), (128, 1 << 14)):
+            _indexed(layout, batch, entries, copy)
+
+
+def _indexed(layout: str, batch: int, entries: int, copy: float) -> None:
+    per = entries // 64
+    pages = paged(layout, batch * per, 64, DEVICE)
+    order = torch.randperm(batch * per, device=DEVICE).to(torch.int32).view(batch, per)
+    scales = None
+    if layout == "index_mxfp4":
+        q = torch.randint(0, 256, (batch, 64, 64), dtype=torch.uint8, device=DEVICE)
+        scales = torch.randint(120, 130, (batch, 64, 4), dtype=torch.uint8, device=DEVICE)
+    else:
         q = torch.randn(batch, 64, 128, device=DEVICE).to(torch.float8_e4m3fn)
-        w = torch.randn(batch, 64, device=DEVICE)
-        seen = lens(batch, entries)
-        requests = torch.arange(batch, dtype=torch.int32, device=DEVICE)
-        call = partial(
-            kernel("indexer_logits"), q, None, w, pages, seen, requests, order, rows=64, layout="index_fp8",
-            max_len=entries,
-        )  # fmt: skip
-        us, eager = timed([call], 8)
-        size, flops = batch * entries * (132 + 4), batch * entries * 64 * 256 / us / 1e6
-        print(
-            f"indexer_logits batch {batch:3}, {entries:7} entries: {us:9.1f} us, {size / us / 1e3:5.0f} "
-            f"GB/s, {100 * size / us * 1e6 / copy:3.0f} % of copy, {flops:4.0f} TFLOP/s, host {eager:5.1f}",
-            flush=True,
-        )
-        logits = call()
+    w = torch.randn(batch, 64, device=DEVICE)
+    seen = lens(batch, entries)
+    requests = torch.arange(batch, dtype=torch.int32, device=DEVICE)
+    call = partial(
+        kernel("indexer_logits"), q, scales, w, pages, seen, requests, order, rows=64, layout=layout,
+        max_len=entries,
+    )  # fmt: skip
+    us, eager = timed([call], 8)
+    size = batch * entries * (get_layout(layout).record_bytes + 4)
+    flops = batch * entries * 64 * 256
+    floor = max(size / copy, flops / TENSOR) * 1e6
+    print(
+        f"indexer_logits {layout:11} batch {batch:3}, {entries:7} entries: {us:8.1f} us, "
+        f"{size / us / 1e3:5.0f} GB/s, {flops / us / 1e6:4.0f} TFLOP/s, floor {floor:7.1f} us, "
+        f"{100 * floor / us:3.0f} % of it, host {eager:5.1f} us",
+        flush=True,
+    )
+    logits = call()
+    if layout == "index_fp8":
         us, _ = timed([partial(kernel("indexer_topk"), logits, seen, k=512)], 8)
         print(
-            f"indexer_topk   batch {batch:3}, {entries:7} entries: {us:9.1f} us, "
+            f"indexer_topk batch {batch:3}, {entries:7} entries: {us:8.1f} us, "
             f"{volume(logits) / us / 1e3:5.0f} GB/s",
             flush=True,
         )
-        del logits, pages, call

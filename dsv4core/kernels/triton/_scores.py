@@ -181,7 +181,7 @@ def score(
 ) -> None:  # fmt: skip
     """Scores of entries first .. first + count - 1 into out[:, :count]. Shapes: out f32 [T, >= count]."""
     tokens, heads, _ = q.shape
-    meta = tuned("index_scores", q)
+    meta = tuned("index_scores", q, mxfp4=int(scales is not None))
     # Runs long enough that reading the queries does not count, and as many as keep the device busy.
     runs = pieces(meta.pop("programs"), max(tokens, 1))
     chunk = meta["BLOCK"] * max(meta.pop("tiles"), pieces(pieces(count, meta["BLOCK"]), runs))

@@ -83,7 +83,7 @@ def _pool(scores, values, ENTRIES: tl.constexpr, SEGMENTS: tl.constexpr):
 def _windows(
     state, table, request, last, live, width, page_stride, row_stride, table_stride, column_stride,
     STATE_ROWS: tl.constexpr, RATIO: tl.constexpr, WINDOW: tl.constexpr, DIM: tl.constexpr,
-    SEGMENTS: tl.constexpr, CHANNELS: tl.constexpr, VECTOR: tl.constexpr, STAGES: tl.constexpr,
+    SEGMENTS: tl.constexpr, CHANNELS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Pooled windows that end at `last`. Shapes: request i64, last i32, live bool [E] -> f32 [E, DIM].
 
@@ -119,7 +119,7 @@ def _windows(
     else:
         number = tl.arange(0, BLOCKS)[None, :, None]
         pooled = tl.zeros([E, BLOCKS, CHANNELS], tl.float32)
-        for b in tl.range(0, BLOCKS, num_stages=STAGES):
+        for b in range(BLOCKS):
             c = tl.max_contiguous(b * CHANNELS + tl.arange(0, CHANNELS)[None, None, :], (1, 1, VECTOR))
             scores = tl.load(row + c + SCORE, mask & (c >= 0), other=-float("inf"))
             values = tl.load(row + c, mask & (c >= 0), other=0.0)
@@ -134,7 +134,6 @@ def _entries(
     STATE_ROWS: tl.constexpr, RATIO: tl.constexpr, WINDOW: tl.constexpr, DIM: tl.constexpr,
     rows: tl.constexpr, LAYOUT: tl.constexpr, HADAMARD: tl.constexpr, ALIGN: tl.constexpr,
     HARDWARE: tl.constexpr, SEGMENTS: tl.constexpr, CHANNELS: tl.constexpr, VECTOR: tl.constexpr,
-    STAGES: tl.constexpr,
 ):  # fmt: skip
     """Make and store the entries of windows that end at `last`. Shapes: request, slot i64, last i32 [E]."""
     # Asked for before the states, so that nothing waits for them behind the pooling.
@@ -146,7 +145,7 @@ def _entries(
     w = widen(tl.load(weight + tl.arange(0, DIM)))[None, :]
     y = _windows(
         state, table, request, last, live, width, state_stride, state_row_stride, table_stride,
-        column_stride, STATE_ROWS, RATIO, WINDOW, DIM, SEGMENTS, CHANNELS, VECTOR, STAGES,
+        column_stride, STATE_ROWS, RATIO, WINDOW, DIM, SEGMENTS, CHANNELS, VECTOR,
     )  # fmt: skip
     y = (y * inverse_rms(y, DIM, eps)[:, None]) * w
     tail = rotate(_sixty_four(y, DIM // 64 - 1, DIM // 64), cos, sin, False, 64)
@@ -172,7 +171,7 @@ def compress_norm_rope_store_kernel(
     STATE_ROWS: tl.constexpr, RATIO: tl.constexpr, WINDOW: tl.constexpr, DIM: tl.constexpr,
     rows: tl.constexpr, LAYOUT: tl.constexpr, HADAMARD: tl.constexpr, ALIGN: tl.constexpr,
     HARDWARE: tl.constexpr, SCAN: tl.constexpr, ENTRIES: tl.constexpr, SEGMENTS: tl.constexpr,
-    CHANNELS: tl.constexpr, VECTOR: tl.constexpr, STAGES: tl.constexpr,
+    CHANNELS: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """One program goes through ENTRIES runs of tokens side by side, SCAN at a time, and closes windows."""
     i = tl.arange(0, SCAN)[None, :]
@@ -196,7 +195,7 @@ def compress_norm_rope_store_kernel(
                 state, table, cos_sin, weight, cache, request, last, slot, done < SCAN, width, state_stride,
                 state_row_stride, table_stride, column_stride, angle_stride, page_stride, eps,
                 STATE_ROWS, RATIO, WINDOW, DIM, rows, LAYOUT, HADAMARD, ALIGN, HARDWARE, SEGMENTS, CHANNELS,
-                VECTOR, STAGES,
+                VECTOR,
             )  # fmt: skip
 
 

@@ -298,22 +298,21 @@ def side_by_side(low, high):
 def hadamard128(x):
     """Hadamard-128 of rows (CA1 rule 10), rounded to bf16. Shapes: f32 [R, 128] -> f32 [R, 128].
 
-    Rows are taken as [2, 8, 8]: a thread that loaded two runs of 8 channels, with 7 others beside it, does
-    the strides 1, 2, 4 and 64 alone and exchanges for 8, 16 and 32.
+    A thread that loaded two runs of 8 channels, with 7 others beside it, does the strides 1, 2, 4 and 64
+    alone. For 8, 16 and 32 it needs its neighbour's value: the sum of both as integers, less its own.
     """
     R: tl.constexpr = x.shape[0]
     y = tl.reshape(x, (R, 16, 2, 2, 2))
     for _ in tl.static_range(3):
         a, b = tl.split(y)
         y = tl.permute(tl.join(a + b, a - b), (0, 1, 4, 2, 3))
-    y = tl.reshape(y, (R, 2, 8, 8))
-    index = tl.arange(0, 8)[None, None, :, None] + tl.zeros([R, 2, 8, 8], tl.int32)
+    sign = (1 - 2 * tl.arange(0, 2))[None, :, None].to(tl.float32)
     for step in tl.static_range(3):
-        sign = 1.0 - ((index >> step) & 1).to(tl.float32) * 2.0
-        y = tl.fma(y, sign, tl.gather(y, index ^ (1 << step), 2))  # a product with +-1 is exact
-    a, b = tl.split(tl.permute(y, (0, 2, 3, 1)))
-    a, b = tl.reshape(a + b, (R, 64)), tl.reshape(a - b, (R, 64))
-    return round_bf16(side_by_side(a, b) * 0.08838834764831845)
+        y = tl.reshape(y, (R * (8 >> step), 2, 8 << step))
+        other = float_of(tl.sum(bits_of(y), 1, keep_dims=True) - bits_of(y))
+        y = tl.fma(y, sign + tl.zeros_like(y), other)  # a product with +-1 is exact
+    a, b = tl.split(tl.permute(tl.reshape(y, (R, 2, 64)), (0, 2, 1)))
+    return round_bf16(side_by_side(a + b, a - b) * 0.08838834764831845)
 
 
 @triton.jit
