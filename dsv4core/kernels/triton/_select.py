@@ -173,7 +173,7 @@ def select(scores: Tensor, lens: Tensor, out: Tensor, *, count: int, span: int =
     Shapes: scores f32 [T, >= count], lens i32 [T] (entries visible), out i32 [T, k] contiguous (written).
     """
     tokens, k = out.shape
-    if count <= SHORT:
+    if interpreted and count <= SHORT:  # a device lists such rows in the same kernel as longer ones
         wide = power(k)
         at_once = block(4, many_rows(max(wide, SHORT)))
         launch(
