@@ -130,7 +130,7 @@ MUTANTS = (
         "decode of a ratio-128 layer reads no more entries than the indexer may choose",
         (
             Edit(
-                "dsv4core.ops_attention:OpsAttention.decode",
+                "dsv4core.ops_attention:OpsAttention.entries",
                 "plan.c128_slots[rows], plan.c128_lens[rows]",
                 "plan.c128_slots[rows], plan.c128_lens[rows].clamp(max=self.config.index_topk)",
             ),

@@ -79,7 +79,7 @@ def piece(
     else:
         codes = tl.load(start[:, None] + first + d, mask, other=0)
         # Four scales a word, and no dimension of groups: either would make more layouts that compute rows.
-        word = load_u32(scales + first // 256 * 4, live, ALIGN)
+        word = load_u32(scales, first // 256, live, ALIGN)
         byte = (word[:, None] >> ((first // 64 % 4 + d // 64) * 8)) & 0xFF
         if LAYOUT == "fp8_ds_mla_fnuz":
             values = decode_e4m3_fnuz(codes)
