@@ -66,7 +66,7 @@ MUTANTS = (
         "entries are rotated with the table of the window layers",
         (
             Edit(
-                "dsv4core.attention:DeepseekV4Attention.compress",
+                "dsv4core.attention:DeepseekV4Attention.close_windows",
                 "self.compressor(self.ops, x, pages.state, pages.compressed, plan, cos_sin)",
                 "self.compressor(self.ops, x, pages.state, pages.compressed, plan,\n"
                 "                            tables.cos_sin(self.config.rope_theta, None, cos_sin.shape[0]))",
