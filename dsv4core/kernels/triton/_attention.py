@@ -140,7 +140,8 @@ def fold(s, peak, total):
 
     Shapes: f32 [H, N], f32 [H] twice -> weights f32 [H, N], both, and the factor of what was before f32 [H].
     """
-    new = tl.maximum(peak, tl.max(s, 1))
+    # Whole steps: factors are powers of two, so that a weight rounds to the same bf16 in whatever tile it meets.
+    new = tl.ceil(tl.maximum(peak, tl.max(s, 1)))
     p = tl.exp2(s - new[:, None])
     past = tl.exp2(peak - new)
     # p + 1 holds the nearest multiple of 2^-23 in its low bits: a sum of integers has no order.
