@@ -37,8 +37,9 @@ def sparse_indexer(
         refuse_hidden_holes(NAME, block_table, token_to_req, context_lens, rows, k_cache.shape[0])
     q, q_scales = q.contiguous(), q_scales if q_scales is None else q_scales.contiguous()
     tokens = q.shape[0]
-    columns = min(block_table.shape[1], k_cache.shape[0]) if block_table.shape[0] else 0
-    entries = columns * rows  # a request has no page twice, however wide its table is
+    entries = block_table.shape[1] * rows if block_table.shape[0] else 0
+    if context_lens.device.type == "cpu" and tokens:  # no device to wait for: empty columns cost nothing
+        entries = min(entries, max(int(context_lens.max()), 0))
     out = context_lens.new_empty(tokens, k)
     at_once = workspace_bytes // (max(entries, 1) * SCORE_BYTES + candidate_bytes(entries, k))
     for start in range(0, tokens, max(at_once, 1)):
