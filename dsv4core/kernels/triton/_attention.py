@@ -140,7 +140,7 @@ def fold(s, peak, total):
 
     Shapes: f32 [H, N], f32 [H] twice -> weights f32 [H, N], both, and the factor of what was before f32 [H].
     """
-    # Whole steps: factors are powers of two, so that a weight rounds to the same bf16 in whatever tile it meets.
+    # Whole steps: factors are powers of two, and a weight rounds to the same bf16 in whatever tile it is.
     new = tl.ceil(tl.maximum(peak, tl.max(s, 1)))
     p = tl.exp2(s - new[:, None])
     past = tl.exp2(peak - new)
