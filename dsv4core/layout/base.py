@@ -27,6 +27,11 @@ class CacheLayout(PageGeometry, ABC):
         return self._width()
 
     @property
+    def in_rows(self) -> bool:
+        """Whether a row's bytes lie together, so that `parts` has views of them."""
+        return True
+
+    @property
     def dtype(self) -> torch.dtype:
         """What `decode` gives."""
         return DTYPES[self.value_dtype]

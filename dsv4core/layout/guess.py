@@ -91,7 +91,7 @@ def _order(c: Candidate) -> tuple[float, int, int]:
 
 def _shapes(total: int, rows: int | None) -> Iterator[tuple[CacheLayout, int, int]]:
     """Layout, rows a page and bytes from page to page, where whole pages make up the size."""
-    for layout in layouts():
+    for layout in filter(lambda known: known.in_rows, layouts()):
         sized = [layout] if layout.width is not None else [layout.sized(w) for w in STATES]
         for one in sized:
             usual = ROWS if layout.width is not None else (STATES[one.width or 0],)

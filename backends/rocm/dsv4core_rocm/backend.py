@@ -10,6 +10,7 @@ import torch
 from dsv4core.errors import BackendUnavailableError, ConfigError
 from dsv4core.ops import OpImpl
 from dsv4core.probe import interpreted
+from dsv4core_rocm import layouts
 from dsv4core_rocm.aiter import decode, entries, indexer, prefill
 from dsv4core_rocm.attention import DeepseekV4ROCMAttention
 from dsv4core_rocm.gfx import DEVICES, Gfx, gfx
@@ -42,6 +43,7 @@ class RocmBackend:
             from dsv4core.kernels.triton import portable
         except ImportError as error:
             raise BackendUnavailableError(f"backend rocm: its kernels need triton: {error}") from error
+        layouts.provide()
         self.gfx = _gfx(self.settings)
         self.aiter = entries.load() if self._wants_aiter() else entries.Loaded({})
         self.ops: dict[str, OpImpl] = portable.implementations()

@@ -1,7 +1,7 @@
 """Layouts of aiter's caches: split rows, and index pages in the order of matrix tiles.
 
-Importing this module registers them. Split rows are pages like others, so `transcode` has them; a page in
-tile order has no rows to copy, so `convert` moves its bytes.
+Creating the backend registers them, and `provide` does. Split rows are pages like others, so `transcode` has
+them; a page in tile order has no rows to copy, so `convert` moves its bytes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dsv4core.errors import LayoutError
-from dsv4core.layout import CacheField, CacheLayout, get_layout, register
+from dsv4core.layout import CacheField, CacheLayout, get_layout, layouts, register
 from dsv4core.layout.rounding import as_bytes, blocks, finite_bf16, from_bytes, in_blocks, scaled
 from dsv4core.numerics import e4m3, ue8m0
 
@@ -47,6 +47,11 @@ class TiledPage(CacheLayout):
     """The records of a row-by-row layout, their bytes in the order in which matrix units read a page."""
 
     mode: str
+
+    @property
+    def in_rows(self) -> bool:
+        """No: a tile holds parts of 16 rows."""
+        return False
 
     @property
     def plain(self) -> CacheLayout:
@@ -143,8 +148,17 @@ def _tiled(plain: str, mode: str) -> TiledPage:
     )
 
 
-register(SPLIT)
-for _plain in ("index_fp8", "index_fp8_hadamard_f32"):
-    register(_tiled(_plain, "fp8"))
-for _plain in ("index_mxfp4", "index_mxfp4_hadamard"):
-    register(_tiled(_plain, "mxfp4"))
+LAYOUTS: tuple[CacheLayout, ...] = (
+    SPLIT,
+    *(_tiled(plain, "fp8") for plain in ("index_fp8", "index_fp8_hadamard_f32")),
+    *(_tiled(plain, "mxfp4") for plain in ("index_mxfp4", "index_mxfp4_hadamard")),
+)
+"""All five."""
+
+
+def provide() -> None:
+    """Register the layouts that are not registered yet."""
+    known = {layout.id for layout in layouts()}
+    for layout in LAYOUTS:
+        if layout.id not in known:
+            register(layout)

@@ -14,10 +14,21 @@ from pathlib import Path
 
 import pytest
 
+from dsv4core.layout import registry
+
 FAKE = Path(__file__).parent / "fake"
 collect_ignore = ["fake"]
 if os.environ.get("TRITON_INTERPRET") != "1" or find_spec("triton") is None:
     collect_ignore += ["test_rocm_backend.py", "test_rocm_encodings.py"]
+
+
+@pytest.fixture(autouse=True)
+def layouts_of_the_core_afterwards() -> Iterator[None]:
+    """What a test registers is gone for tests of others in the same process."""
+    before = dict(registry._known)
+    yield
+    registry._known.clear()
+    registry._known.update(before)
 
 
 @pytest.fixture

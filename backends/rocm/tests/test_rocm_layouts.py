@@ -8,9 +8,15 @@ from torch import Tensor
 
 from dsv4core.errors import LayoutError
 from dsv4core.layout import conversion, get_layout, transcode
+from dsv4core.layout.guess import guess
 from dsv4core_rocm import layouts
 
 ROWS, COUNT = 32, 3
+
+
+@pytest.fixture(autouse=True)
+def provided() -> None:
+    layouts.provide()
 
 
 def encoded(layout: str, seed: int = 1) -> Tensor:
@@ -112,3 +118,10 @@ def test_fnuz_pages_both_ways_and_the_code_0x80() -> None:
     other[0, 5] = 0x80
     with pytest.raises(LayoutError):
         transcode(other, "fp8_ds_mla_fnuz", "fp8_ds_mla", rows=ROWS)
+
+
+def test_layouts_are_provided_once_and_guessing_passes_over_tiles() -> None:
+    layouts.provide()
+    assert not get_layout("index_fp8_tiled").in_rows
+    plain = encoded("index_fp8")
+    assert all(found.layout.id != "index_fp8_tiled" for found in guess(plain.flatten()))
