@@ -44,20 +44,19 @@ def fact(what: str, held: Tensor, by_chance: float, expected: float) -> Fact:
 def facts(layout: CacheLayout, record: Tensor) -> list[Fact]:
     """Everything that can be said about rows that are not all zero. Shapes: u8 [n, record_bytes]."""
     found: list[Fact] = []
-    scale = next((f for f in layout.tail_fields if f.name == "scale"), None)
-    start = layout.row_bytes
-    tail = record[:, start : start + scale.nbytes] if scale else None
-    for field in layout.row_fields:
-        data = record[:, field.offset : field.offset + field.nbytes]
-        found += _FIELDS[field.dtype](field, data, tail, layout)
-    for field in layout.tail_fields:
-        data = record[:, start + field.offset : start + field.offset + field.nbytes]
+    places = [(f, f.offset) for f in layout.row_fields]
+    places += [(f, layout.row_bytes + f.offset) for f in layout.tail_fields]
+    bytes_of = {f.name: record[:, at : at + f.nbytes] for f, at in places}
+    for field, _ in places:
+        data = bytes_of[field.name]
         if field.dtype == "zero":
             found.append(fact("pad bytes are 0", data == 0, 1 / 256, 0.9999))
         elif field.dtype == "ue8m0":
             found += _bytes(layout, data)
-        else:
+        elif field.name == "scale":
             found += _scales(layout, record, data)
+        else:
+            found += _FIELDS[field.dtype](field, data, bytes_of.get("scale"), layout)
     return found
 
 
@@ -88,7 +87,7 @@ def _codes(field: CacheField, data: Tensor, tail: Tensor | None, layout: CacheLa
 
 def _at_floor(layout: CacheLayout, field: CacheField, tail: Tensor, top: Tensor) -> Tensor:
     """Blocks whose scale is the smallest there is: they need not fill it."""
-    if layout.tail_fields[0].dtype == "ue8m0":
+    if any(f.name == "scale" and f.dtype == "ue8m0" for f in (*layout.row_fields, *layout.tail_fields)):
         return tail[:, : top.shape[1]] == FLOOR_SCALE[field.dtype]
     return (from_bytes(tail, torch.int32) >> 23) == FLOOR_SCALE[field.dtype]
 

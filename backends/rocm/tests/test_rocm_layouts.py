@@ -125,3 +125,6 @@ def test_layouts_are_provided_once_and_guessing_passes_over_tiles() -> None:
     assert not get_layout("index_fp8_tiled").in_rows
     plain = encoded("index_fp8")
     assert all(found.layout.id != "index_fp8_tiled" for found in guess(plain.flatten()))
+    split = get_layout("fp8_ds_mla_split")
+    pages = split.encode_pages(torch.randn(4, 64, 512, generator=torch.Generator().manual_seed(1)).bfloat16())
+    assert [found.layout.id for found in guess(pages.flatten())] == [split.id]
