@@ -9,6 +9,7 @@ import importlib.util
 import os
 import re
 import sys
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -19,7 +20,7 @@ AVAILABLE = Availability.available()
 """The answer when nothing stands in the way and there is nothing to add."""
 
 NO_OPS_HINT = "`dsv4core info` lists the backends that can run"
-"""What to do about a backend without ops, where its plugin knows nothing better."""
+"""What to do about a backend without ops."""
 
 
 def probe(spec: BackendSpec, depth: Depth) -> Availability:
@@ -34,7 +35,36 @@ def probe(spec: BackendSpec, depth: Depth) -> Availability:
         torch = import_torch()
         if isinstance(torch, Availability):
             return torch
-    return with_ops(spec, AVAILABLE)
+    if not spec.factory:  # no device could make it run
+        reason = f"this release ships no ops for {spec.name} yet"
+        return Availability.missing(Code.NO_OPS, reason, NO_OPS_HINT)
+    return AVAILABLE
+
+
+def probe_kernels(
+    spec: BackendSpec,
+    depth: Depth,
+    installed: Callable[[], Availability],
+    look: Callable[[Any], Availability],
+    triton: str,
+) -> Availability:
+    """Answer for a backend of Triton kernels: its requirements, where it would run, then triton.
+
+    It runs in the interpreter, else on what ``installed()`` reads from files at depth ``static`` and
+    ``look(torch)`` finds at depth ``device``, which counts devices and makes no context on any. ``triton``
+    says what to do where triton, which is not imported, is not installed.
+    """
+    found = unmet(spec)
+    if found is not None:
+        return found
+    found = _interpreter()
+    if found is None:
+        torch = None if depth == "static" else import_torch()
+        found = installed() if torch is None else torch if isinstance(torch, Availability) else look(torch)
+    if not found.ok or module_exists("triton"):
+        return found
+    reason = f"{found.reason}, but module 'triton' is not installed"
+    return Availability.missing(Code.NOT_INSTALLED, reason, triton, found.device)
 
 
 def other_build(torch: Any, kind: str, hint: str = "", device: str = "") -> Availability:
@@ -65,38 +95,17 @@ def unmet(spec: BackendSpec) -> Availability | None:
     return None
 
 
-def with_ops(spec: BackendSpec, found: Availability, hint: str = NO_OPS_HINT) -> Availability:
-    """Return what a probe found, unless the backend has no ops: no device could make it run then.
-
-    The finding stays in the reason, and hardware that is there in ``device``.
-    """
-    if spec.factory:
-        return found
-    reason = f"this release ships no ops for {spec.name} yet"
-    if found.reason != AVAILABLE.reason:
-        reason = f"{found.reason}; {reason}"
-    return Availability.missing(Code.NO_OPS, reason, hint, found.device)
-
-
 def interpreted() -> bool:
     """Say whether Triton kernels of this process run in its interpreter, on host tensors."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def interpreter() -> Availability | None:
+def _interpreter() -> Availability | None:
     """Answer for a backend of Triton kernels in an interpreted process, which needs no device; else None."""
     if not interpreted():
         return None
     reason = "kernels run in Triton's interpreter on the CPU (TRITON_INTERPRET=1): slow"
     return Availability.available(reason, by_name=True)
-
-
-def with_triton(found: Availability, hint: str) -> Availability:
-    """Return what a probe found, unless the kernels it is about lack triton, which is not imported."""
-    if not found.ok or module_exists("triton"):
-        return found
-    reason = f"{found.reason}, but module 'triton' is not installed"
-    return Availability.missing(Code.NOT_INSTALLED, reason, hint, found.device)
 
 
 def import_torch() -> ModuleType | Availability:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from dsv4core.errors import BackendUnavailableError, ConfigError
+from dsv4core.kernels.triton import implementations
 from dsv4core.ops import OpImpl
 from dsv4core.probe import describe, interpreted
 from dsv4core_cuda import ops, products
@@ -42,11 +43,7 @@ class CudaBackend:
     def __init__(self, settings: Mapping[str, str]) -> None:
         self.settings = dict(settings)
         self.device_type = "cpu" if interpreted() else "cuda"
-        try:
-            from dsv4core.kernels.triton import portable
-        except ImportError as error:
-            raise BackendUnavailableError(f"backend cuda: its kernels need triton: {error}") from error
-        self.ops = portable.implementations()
+        self.ops = implementations(self.name)
         self.ops["grouped_output_projection"] = OpImpl(products.grouped_output_projection, "torch")
         self.stream_tokens = _count(self.settings.get("stream_tokens", ""), STREAM_TOKENS)
         self.streams, self.schedules = SideStreams(), Schedules()

@@ -11,15 +11,7 @@ from typing import Any
 
 from dsv4core.hookspecs import hookimpl
 from dsv4core.kernels.triton import LAYOUTS
-from dsv4core.probe import (
-    counted,
-    import_torch,
-    installed_version,
-    interpreter,
-    other_build,
-    unmet,
-    with_triton,
-)
+from dsv4core.probe import counted, installed_version, other_build, probe_kernels
 from dsv4core.spec import Availability, BackendSpec, Code, Depth, Requirement
 
 TORCH_FIRST = "install a CUDA build of torch: https://pytorch.org/get-started/locally"
@@ -51,11 +43,7 @@ def dsv4core_probe(spec: BackendSpec, depth: Depth) -> Availability | None:
     """Answer for ``cuda``: the interpreter, or torch's build and the number of devices; then triton."""
     if spec.name != SPEC.name:
         return None
-    answer = unmet(spec)
-    if answer is not None:
-        return answer
-    found = interpreter() or (_installed() if depth == "static" else _on_device())
-    return with_triton(found, TRITON)
+    return probe_kernels(spec, depth, _installed, _look, TRITON)
 
 
 @hookimpl
@@ -78,11 +66,6 @@ def _installed() -> Availability:
         reason = f"torch {version} is not a CUDA build"
         return Availability.missing(Code.NO_DEVICE, reason, TORCH_FIRST)
     return Availability.available()
-
-
-def _on_device() -> Availability:
-    torch = import_torch()
-    return torch if isinstance(torch, Availability) else _look(torch)
 
 
 @hookimpl

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from dsv4core.errors import BackendUnavailableError, ConfigError
+from dsv4core.errors import ConfigError
+from dsv4core.kernels.triton import implementations
 from dsv4core.ops import OpImpl
 from dsv4core.probe import interpreted
 from dsv4core_rocm import layouts
@@ -39,14 +40,10 @@ class RocmBackend:
     def __init__(self, settings: Mapping[str, str]) -> None:
         self.settings = dict(settings)
         self.device_type = "cpu" if interpreted() else "cuda"
-        try:
-            from dsv4core.kernels.triton import portable
-        except ImportError as error:
-            raise BackendUnavailableError(f"backend rocm: its kernels need triton: {error}") from error
+        self.ops: dict[str, OpImpl] = implementations(self.name)
         layouts.provide()
         self.gfx = _gfx(self.settings)
         self.aiter = entries.load() if self._wants_aiter() else entries.Loaded({})
-        self.ops: dict[str, OpImpl] = portable.implementations()
         for op, (entry, make) in PROVIDERS.items():
             function = self.aiter.functions.get(entry)
             if function is not None:

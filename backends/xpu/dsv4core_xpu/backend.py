@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dsv4core.errors import BackendUnavailableError
+from dsv4core.kernels.triton import implementations
 from dsv4core.probe import interpreted
 from dsv4core_xpu.attention import DeepseekV4XPUAttention
 
@@ -22,11 +22,7 @@ class XpuBackend:
     def __init__(self, settings: Mapping[str, str]) -> None:
         self.settings = dict(settings)
         self.device_type = device_type(self.settings)
-        try:
-            from dsv4core.kernels.triton import portable
-        except ImportError as error:
-            raise BackendUnavailableError(f"backend xpu: its kernels need triton: {error}") from error
-        self.ops = portable.implementations()
+        self.ops = implementations(self.name)
 
     @property
     def launches(self) -> int:

@@ -10,15 +10,7 @@ from typing import Any
 from dsv4core import env
 from dsv4core.hookspecs import hookimpl
 from dsv4core.kernels.triton import LAYOUTS
-from dsv4core.probe import (
-    counted,
-    import_torch,
-    installed_version,
-    interpreter,
-    other_build,
-    unmet,
-    with_triton,
-)
+from dsv4core.probe import counted, installed_version, other_build, probe_kernels
 from dsv4core.spec import Availability, BackendSpec, Code, Depth, Requirement
 
 TORCH_FIRST = (
@@ -26,7 +18,6 @@ TORCH_FIRST = (
     "python -m pip install torch --index-url https://download.pytorch.org/whl/xpu"
 )
 TRITON = "torch's XPU wheels bring triton-xpu; on a CPU: python -m pip install triton"
-DEVICES = ("xpu", "cuda", "cpu")
 IPEX = "intel_extension_for_pytorch"
 VLLM = "vllm-xpu-kernels"
 
@@ -53,11 +44,7 @@ def dsv4core_probe(spec: BackendSpec, depth: Depth) -> Availability | None:
     """Answer for ``xpu``: torch, the interpreter or a device, then triton, which is not imported."""
     if spec.name != SPEC.name:
         return None
-    answer = unmet(spec)
-    if answer is not None:
-        return answer
-    found = interpreter() or (_installed() if depth == "static" else _on_device())
-    return with_triton(found, TRITON)
+    return probe_kernels(spec, depth, _installed, _on_device, TRITON)
 
 
 @hookimpl
@@ -107,10 +94,8 @@ def _installed() -> Availability:
     return Availability.missing(Code.NO_DEVICE, f"torch {version} is not an XPU build", TORCH_FIRST)
 
 
-def _on_device() -> Availability:
-    torch = import_torch()
-    if isinstance(torch, Availability):
-        return torch
+def _on_device(torch: Any) -> Availability:
+    """An XPU, or the device that the settings name."""
     wanted = env.settings(SPEC.name).get("device", "xpu")
     if wanted == "cuda":
         return _borrowed(torch)
