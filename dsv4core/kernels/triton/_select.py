@@ -167,10 +167,13 @@ def candidate_bytes(entries: int, k: int, span: int = SPAN) -> int:
     return pieces(entries, span) * k * CANDIDATE_BYTES if entries > 2 * span else 0
 
 
-def select(scores: Tensor, lens: Tensor, out: Tensor, *, count: int, span: int = SPAN) -> None:
+def select(
+    scores: Tensor, lens: Tensor, out: Tensor, *, count: int, span: int = SPAN, room: Tensor | None = None
+) -> None:
     """The k best of the first `count` scores of each row.
 
-    Shapes: scores f32 [T, >= count], lens i32 [T] (entries visible), out i32 [T, k] contiguous (written).
+    Shapes: scores f32 [T, >= count], lens i32 [T] (entries visible), out i32 [T, k] contiguous (written),
+    room f32 [>= T * `candidate_bytes` / 4] (written), made here without one.
     """
     tokens, k = out.shape
     if interpreted and count <= SHORT:  # a device lists such rows in the same kernel as longer ones
@@ -192,8 +195,9 @@ def select(scores: Tensor, lens: Tensor, out: Tensor, *, count: int, span: int =
         )  # fmt: skip
         return
     spans = pieces(count, span)
-    best = torch.empty(tokens, spans * k, dtype=torch.int32, device=out.device)
-    best_scores = torch.empty(tokens, spans * k, dtype=torch.float32, device=out.device)
+    room = scores.new_empty(2 * tokens * spans * k) if room is None else room
+    best_scores, rest = room.split([tokens * spans * k, room.numel() - tokens * spans * k])
+    best = rest.view(torch.int32)
     launch(
         select_kernel, (tokens, spans), out, scores, out, lens, best, best_scores, 0, count, scores.stride(0),
         k, lens.stride(0), spans * k, spans * k, MODE="plain", SCORES=True, SPAN=span, **meta,
