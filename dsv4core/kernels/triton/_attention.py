@@ -15,6 +15,7 @@ import triton.language as tl
 from dsv4core.kernels.triton._flags import INTERPRETED
 from dsv4core.kernels.triton._pages import load_bf16, load_u32, store_as
 from dsv4core.kernels.triton.numerics import (
+    SUM,
     bits_of,
     byte_scale,
     decode_e4m3,
@@ -116,7 +117,7 @@ def operand(pointer, mask):
     """bf16 values as an operand of `tl.dot`, zeros where masked. Shapes: pointers and bool of one shape."""
     x = tl.load(pointer, mask, other=0.0)
     if INTERPRETED:
-        return widen(x)
+        return matrix(widen(x))
     else:
         return x
 
@@ -131,7 +132,7 @@ def tile_scores(qa, qb, qc, qr, ka, kb, kc, kr, live, factor):
     s += tl.dot(qb, tl.trans(kb), input_precision="ieee") * factor
     s += tl.dot(qc, tl.trans(kc), input_precision="ieee") * factor
     s += tl.dot(qr, tl.trans(kr), input_precision="ieee") * factor
-    return tl.where(live[None, :], s, -float("inf"))
+    return tl.where(live[None, :], s.to(tl.float32), -float("inf"))
 
 
 @triton.jit
@@ -142,11 +143,15 @@ def fold(s, peak, total):
     """
     # Whole steps: factors are powers of two, and a weight rounds to the same bf16 in whatever tile it is.
     new = tl.ceil(tl.maximum(peak, tl.max(s, 1)))
-    p = tl.exp2(s - new[:, None])
+    p = tl.exp2(s.to(SUM) - new[:, None])
     past = tl.exp2(peak - new)
-    # p + 1 holds the nearest multiple of 2^-23 in its low bits: a sum of integers has no order.
-    steps = tl.sum(bits_of(p + 1.0) - 0x3F800000, 1)
-    return p, new, total * past + steps.to(tl.float32) * 1.1920928955078125e-07, past
+    if INTERPRETED:
+        here = tl.sum(p, 1)
+    else:
+        # p + 1 holds the nearest multiple of 2^-23 in its low bits: a sum of integers has no order.
+        steps = tl.sum(bits_of(p + 1.0) - 0x3F800000, 1)
+        here = steps.to(tl.float32) * 1.1920928955078125e-07
+    return p, new, total * past + here, past
 
 
 @triton.jit
@@ -169,5 +174,5 @@ def store_piece(out, acc, share, live, first, WIDTH: tl.constexpr):
     """
     d = tl.arange(0, WIDTH)[None, :]
     # A share of 0 with an infinite sum would be NaN: the row is 0 there.
-    value = tl.where(share[:, None] == 0, 0.0, acc * share[:, None])
+    value = tl.where(share[:, None] == 0, 0.0, (acc * share[:, None]).to(tl.float32))
     store_as(out[:, None] + first + d, value, live[:, None] & (d < WIDTH))

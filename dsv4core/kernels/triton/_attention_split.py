@@ -27,7 +27,7 @@ from dsv4core.kernels.triton._attention import (
 )
 from dsv4core.kernels.triton._launch import launch, pieces
 from dsv4core.kernels.triton._tuning import tuned
-from dsv4core.kernels.triton.numerics import matrix
+from dsv4core.kernels.triton.numerics import add_product, matrix
 
 DYNAMIC = [
     "parts", "limit", "width", "extra_limit", "extra_width", "tiles", "slots", "lens", "extra_slots",
@@ -108,7 +108,7 @@ def _walk(
         k = piece(row, scales, live, first, CHANNELS, ROTATED, LAYOUT, ALIGN, HARDWARE)
         s = tl.load(scores + start * HEADS + place)
         p, peak, total, past = fold(tl.where(live[None, :], s, -float("inf")), peak, total)
-        acc = tl.dot(matrix(p), k, acc * past[:, None], input_precision="ieee")
+        acc = add_product(acc * past[:, None], matrix(p), k)
     return acc, peak, total
 
 

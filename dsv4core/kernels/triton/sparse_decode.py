@@ -23,7 +23,7 @@ from dsv4core.kernels.triton._attention import (
 from dsv4core.kernels.triton._launch import alignment, launch, pieces, supported
 from dsv4core.kernels.triton._pages import MAIN
 from dsv4core.kernels.triton._tuning import native_e4m3, tuned
-from dsv4core.kernels.triton.numerics import matrix
+from dsv4core.kernels.triton.numerics import add_product, matrix
 
 NAME = "sparse_decode"
 
@@ -72,10 +72,10 @@ def _attend_lists(
             s = tile_scores(qa, qb, qc, qr, ka, kb, kc, kr, live, factor)
         p, peak, total, past = fold(s, peak, total)
         w = matrix(p)
-        a = tl.dot(w, ka, a * past[:, None], input_precision="ieee")
-        b = tl.dot(w, kb, b * past[:, None], input_precision="ieee")
-        c = tl.dot(w, kc, c * past[:, None], input_precision="ieee")
-        r = tl.dot(w, kr, r * past[:, None], input_precision="ieee")
+        a = add_product(a * past[:, None], w, ka)
+        b = add_product(b * past[:, None], w, kb)
+        c = add_product(c * past[:, None], w, kc)
+        r = add_product(r * past[:, None], w, kr)
     return a, b, c, r, peak, total
 
 

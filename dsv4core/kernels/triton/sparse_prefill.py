@@ -8,7 +8,7 @@ from dsv4core.errors import OpArgumentError
 from dsv4core.kernels.triton._attention import LOG2E, NEVER, finish, fold, operand, store_piece
 from dsv4core.kernels.triton._launch import launch, pieces
 from dsv4core.kernels.triton._tuning import tuned
-from dsv4core.kernels.triton.numerics import matrix
+from dsv4core.kernels.triton.numerics import add_product, matrix
 from dsv4core.kernels.triton.sparse_decode import require_bf16
 
 NAME = "sparse_prefill"
@@ -18,7 +18,8 @@ NAME = "sparse_prefill"
 def _scores(qa, qb, ka, kb, factor):
     """Scores of a tile from both halves of its rows."""
     s = tl.dot(qa, tl.trans(ka), input_precision="ieee") * factor
-    return s + tl.dot(qb, tl.trans(kb), input_precision="ieee") * factor
+    s += tl.dot(qb, tl.trans(kb), input_precision="ieee") * factor
+    return s.to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["parts", "rows", "width", "indices", "lens"])
@@ -65,8 +66,8 @@ def sparse_prefill_kernel(
             s = _scores(qa, qb, ka, kb, factor)
         p, peak, total, past = fold(tl.where(there[None, :], s, -float("inf")), peak, total)
         w = matrix(p)
-        a = tl.dot(w, ka, a * past[:, None], input_precision="ieee")
-        b = tl.dot(w, kb, b * past[:, None], input_precision="ieee")
+        a = add_product(a * past[:, None], w, ka)
+        b = add_product(b * past[:, None], w, kb)
     share, sums = finish(peak, total, tl.load(sink + h, live, other=0.0))
     target = out + t * out_stride + wide * out_head_stride
     store_piece(target, a, share, live, 0, 256)
