@@ -48,7 +48,7 @@ def sparse_prefill_kernel(
     indices += t * index_stride
     n = tl.arange(0, KEYS)
     ahead = tl.load(indices + n.to(tl.int64) * column_stride, n < length, other=-1)
-    for start in range(0, length, KEYS):
+    for start in range(0, tl.cdiv(length, KEYS) * KEYS, KEYS):  # interpreted queries with fewer go along
         row = ahead
         n += KEYS  # the list is read a tile ahead of the rows
         ahead = tl.load(indices + n.to(tl.int64) * column_stride, n < length, other=-1)
