@@ -21,6 +21,7 @@ from dsv4core.kernels.triton.numerics import (
     decode_e4m3,
     decode_e4m3_fnuz,
     matrix,
+    round_bf16,
     widen,
 )
 
@@ -136,32 +137,39 @@ def tile_scores(qa, qb, qc, qr, ka, kb, kc, kr, live, factor):
 
 
 @triton.jit
-def fold(s, peak, total):
-    """Take the scores of a tile into the running maximum and sum.
+def _sum(p):
+    """Sum of weights from 0 to 1 in the last dimension, in multiples of 2^-23. Shapes: [H, N] -> [H]."""
+    if INTERPRETED:
+        return tl.sum(p.to(SUM), 1)
+    else:
+        # p + 1 holds the nearest multiple in its low bits: a sum of integers has no order.
+        return tl.sum(bits_of(p.to(tl.float32) + 1.0) - 0x3F800000, 1).to(tl.float32) * 1.1920928955078125e-07
 
-    Shapes: f32 [H, N], f32 [H] twice -> weights f32 [H, N], both, and the factor of what was before f32 [H].
+
+@triton.jit
+def fold(s, peak, total, rounded):
+    """Take the scores of a tile into the running maximum and the sums of weights and of rounded weights.
+
+    Shapes: f32 [H, N], f32 [H] three times -> rounded weights [H, N], an operand of `tl.dot`, all three, and
+    the factor of what was before f32 [H].
     """
     # Whole steps: factors are powers of two, and a weight rounds to the same bf16 in whatever tile it is.
     new = tl.ceil(tl.maximum(peak, tl.max(s, 1)))
     p = tl.exp2(s.to(SUM) - new[:, None])
     past = tl.exp2(peak - new)
-    if INTERPRETED:
-        here = tl.sum(p, 1)
-    else:
-        # p + 1 holds the nearest multiple of 2^-23 in its low bits: a sum of integers has no order.
-        steps = tl.sum(bits_of(p + 1.0) - 0x3F800000, 1)
-        here = steps.to(tl.float32) * 1.1920928955078125e-07
-    return p, new, total * past + here, past
+    w = matrix(round_bf16(p.to(tl.float32)))
+    return w, new, total * past + _sum(p), rounded * past + _sum(w), past
 
 
 @triton.jit
-def finish(peak, total, sink):
-    """Share of every weight in the output, and the natural log of the sum without the sink (+inf: no key).
+def finish(peak, total, rounded, sink):
+    """Share of every rounded weight in the output, and the natural log of the sum without the sink.
 
-    Shapes: f32 [H] three times -> f32 [H] twice.
+    That is +inf without a key. Shapes: f32 [H] four times -> f32 [H] twice.
     """
     whole = total + tl.exp2(sink * LOG2E - peak)
-    share = tl.where(total > 0, 1.0 / tl.where(total > 0, whole, 1.0), 0.0)
+    # A weight that outweighs all others may be 0.4 % off, which total / rounded takes out again.
+    share = tl.where(total > 0, total / tl.where(total > 0, rounded * whole, 1.0), 0.0)
     lse = tl.where(total > 0, (peak + tl.log2(tl.where(total > 0, total, 1.0))) * LN2, float("inf"))
     return share, lse
 

@@ -8,7 +8,7 @@ from dsv4core.errors import OpArgumentError
 from dsv4core.kernels.triton._attention import LOG2E, NEVER, finish, fold, operand, store_piece
 from dsv4core.kernels.triton._launch import launch, pieces
 from dsv4core.kernels.triton._tuning import tuned
-from dsv4core.kernels.triton.numerics import add_product, matrix
+from dsv4core.kernels.triton.numerics import add_product
 from dsv4core.kernels.triton.sparse_decode import require_bf16
 
 NAME = "sparse_prefill"
@@ -43,6 +43,7 @@ def sparse_prefill_kernel(
     b = tl.zeros([HEADS, 256], tl.float32)
     peak = tl.zeros([HEADS], tl.float32) + NEVER
     total = tl.zeros([HEADS], tl.float32)
+    rounded = tl.zeros([HEADS], tl.float32)
     factor = scale * LOG2E
     length = tl.minimum(tl.load(lens + t * len_stride), width)
     indices += t * index_stride
@@ -64,11 +65,11 @@ def sparse_prefill_kernel(
                 once = start < 0
         else:
             s = _scores(qa, qb, ka, kb, factor)
-        p, peak, total, past = fold(tl.where(there[None, :], s, -float("inf")), peak, total)
-        w = matrix(p)
+        s = tl.where(there[None, :], s, -float("inf"))
+        w, peak, total, rounded, past = fold(s, peak, total, rounded)
         a = add_product(a * past[:, None], w, ka)
         b = add_product(b * past[:, None], w, kb)
-    share, sums = finish(peak, total, tl.load(sink + h, live, other=0.0))
+    share, sums = finish(peak, total, rounded, tl.load(sink + h, live, other=0.0))
     target = out + t * out_stride + wide * out_head_stride
     store_piece(target, a, share, live, 0, 256)
     store_piece(target, b, share, live, 256, 256)
