@@ -27,7 +27,7 @@ from dsv4core.kernels.triton._attention import (
 )
 from dsv4core.kernels.triton._launch import launch, pieces
 from dsv4core.kernels.triton._tuning import tuned
-from dsv4core.kernels.triton.numerics import matrix
+from dsv4core.kernels.triton.numerics import add_product
 
 DYNAMIC = [
     "parts", "limit", "width", "extra_limit", "extra_width", "tiles", "slots", "lens", "extra_slots",
@@ -92,7 +92,7 @@ def score_keys_kernel(
 
 @triton.jit
 def _walk(
-    acc, peak, total, t, scores, first, slots, lens, cache, stride, limit, width,
+    acc, peak, total, rounded, t, scores, first, slots, lens, cache, stride, limit, width,
     token_stride, column_stride, len_stride,
     ROTATED: tl.constexpr, rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr,
     HARDWARE: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -107,9 +107,10 @@ def _walk(
         )
         k = piece(row, scales, live, first, CHANNELS, ROTATED, LAYOUT, ALIGN, HARDWARE)
         s = tl.load(scores + start * HEADS + place)
-        p, peak, total, past = fold(tl.where(live[None, :], s, -float("inf")), peak, total)
-        acc = tl.dot(matrix(p), k, acc * past[:, None], input_precision="ieee")
-    return acc, peak, total
+        s = tl.where(live[None, :], s, -float("inf"))
+        w, peak, total, rounded, past = fold(s, peak, total, rounded)
+        acc = add_product(acc * past[:, None], w, k)
+    return acc, peak, total, rounded
 
 
 @triton.jit
@@ -121,22 +122,23 @@ def _channels(
     EXTRA: tl.constexpr, extra_rows: tl.constexpr, EXTRA_LAYOUT: tl.constexpr, EXTRA_ALIGN: tl.constexpr,
     HARDWARE: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Both lists for one block of channels: unscaled sums, maximum, sum of weights."""
+    """Both lists for one block of channels: unscaled sums, maximum, both sums of weights."""
     acc = tl.zeros([HEADS, CHANNELS], tl.float32)
     peak = tl.zeros([HEADS], tl.float32) + NEVER
     total = tl.zeros([HEADS], tl.float32)
-    acc, peak, total = _walk(
-        acc, peak, total, t, scores, first, slots, lens, cache, stride, limit, width, slot_stride,
+    rounded = tl.zeros([HEADS], tl.float32)
+    acc, peak, total, rounded = _walk(
+        acc, peak, total, rounded, t, scores, first, slots, lens, cache, stride, limit, width, slot_stride,
         column_stride, len_stride, ROTATED, rows, LAYOUT, ALIGN, HARDWARE, HEADS, KEYS, CHANNELS,
     )  # fmt: skip
     if EXTRA:
-        acc, peak, total = _walk(
-            acc, peak, total, t, scores + tl.cdiv(width, KEYS) * (HEADS * KEYS), first, extra_slots,
+        acc, peak, total, rounded = _walk(
+            acc, peak, total, rounded, t, scores + tl.cdiv(width, KEYS) * (HEADS * KEYS), first, extra_slots,
             extra_lens, extra, extra_stride, extra_limit, extra_width, extra_slot_stride,
             extra_column_stride, extra_len_stride,
             ROTATED, extra_rows, EXTRA_LAYOUT, EXTRA_ALIGN, HARDWARE, HEADS, KEYS, CHANNELS,
         )  # fmt: skip
-    return acc, peak, total
+    return acc, peak, total, rounded
 
 
 @triton.jit(do_not_specialize=DYNAMIC)
@@ -159,7 +161,7 @@ def use_scores_kernel(
     live = h < heads
     # Two programs in one: matrix units take keys in another order where one operand was bytes or bf16.
     if first >= 448:
-        acc, peak, total = _channels(
+        acc, peak, total, rounded = _channels(
             t, scores, first, cache, slots, lens, extra, extra_slots, extra_lens,
             limit, width, extra_limit, extra_width, stride, slot_stride, column_stride, len_stride,
             extra_stride, extra_slot_stride, extra_column_stride, extra_len_stride,
@@ -167,14 +169,14 @@ def use_scores_kernel(
             HARDWARE, HEADS, KEYS, CHANNELS,
         )  # fmt: skip
     else:
-        acc, peak, total = _channels(
+        acc, peak, total, rounded = _channels(
             t, scores, first, cache, slots, lens, extra, extra_slots, extra_lens,
             limit, width, extra_limit, extra_width, stride, slot_stride, column_stride, len_stride,
             extra_stride, extra_slot_stride, extra_column_stride, extra_len_stride,
             False, rows, LAYOUT, ALIGN, EXTRA, extra_rows, EXTRA_LAYOUT, EXTRA_ALIGN,
             HARDWARE, HEADS, KEYS, CHANNELS,
         )  # fmt: skip
-    share, natural = finish(peak, total, tl.load(sink + h, live, other=0.0))
+    share, natural = finish(peak, total, rounded, tl.load(sink + h, live, other=0.0))
     store_piece(out + t * out_stride + h.to(tl.int64) * out_head_stride, acc, share, live, first, CHANNELS)
     if first == 0:
         tl.store(lse + t * heads + h, natural, live)
