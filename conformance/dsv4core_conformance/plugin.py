@@ -82,11 +82,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give every case its time limit."""
+    """Give every case its time limit; with `--dist loadgroup` one process has all that fill a device."""
+    processes = config.pluginmanager.hasplugin("xdist")
     for item in items:
         case = _case(item)
-        if case is not None:
-            item.add_marker(pytest.mark.timeout(case.limit))
+        if case is None:
+            continue
+        item.add_marker(pytest.mark.timeout(case.limit))
+        if processes and case.family == "bigoff":
+            item.add_marker(pytest.mark.xdist_group(case.family))
 
 
 @pytest.fixture
