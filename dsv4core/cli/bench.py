@@ -81,7 +81,7 @@ def _run(args: argparse.Namespace, chosen: Sequence[Case]) -> int:
     sides = _sides(args)
     kinds = list(dict.fromkeys(side.device for side in sides))
     timers: dict[str, Timer] = {kind: timer(args.clock, kind) for kind in kinds}
-    # Floors take a second: only where a case says what it moves. In a graph a copy is slower than it could be.
+    # Floors take a second: only where a case says what it moves. Graphs copy slower than kernels do.
     rated = any(case.bytes or case.flops for case in chosen)
     clock = args.clock if args.clock == "cpu" else "wall"
     limits: dict[str, Floors] = (
