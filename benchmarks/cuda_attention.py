@@ -111,7 +111,7 @@ def decode(libraries: list[Library], heads: int, extra: int, batch: int) -> str:
         for library in libraries:
             kept = library.schedule()
             ways[f"{library.name} raw"] = lambda c, b=library, k=kept: partial(raw, b, c, k)
-        ways["raw, own schedule"] = lambda c: partial(_fresh, libraries[0], c)
+        ways["raw with its own schedule"] = lambda c: partial(_fresh, libraries[0], c)
     shared = libraries[0].schedule()
     ways["adapter"] = lambda c: partial(adapted, flash, c, shared)
     ways["op"] = lambda c: partial(op, ops.sparse_decode(flash, kernel("sparse_decode")), c)

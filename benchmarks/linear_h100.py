@@ -84,7 +84,7 @@ def measure(name: str, tokens: int, rounds: int) -> None:
             made = [candidate(kernel, w, groups, quantise) for w in copies(weight, tokens)]
             linears = [found for found in made if isinstance(found, Linear)]
             if linears:
-                way = f"{kernel.name}, {'fp8' if quantise else 'bf16'} activations"
+                way = f"{kernel.name} with {'fp8' if quantise else 'bf16'} activations"
                 errors[way] = float((linears[0](*given).flatten(1).float() - exact).norm() / exact.norm())
                 calls[way] = [partial(linear, *given) for linear in linears]
     graphs = dict.fromkeys(calls, timer("graph", DEVICE))
