@@ -81,6 +81,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("case", cases, ids=[case.id for case in cases])
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist's own, which looks at the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give every case its time limit; with `--dist loadgroup` one process has all that fill a device."""
     processes = config.pluginmanager.hasplugin("xdist")
