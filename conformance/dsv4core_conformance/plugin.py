@@ -21,6 +21,7 @@ from dsv4core_conformance import deviations, outcome
 from dsv4core_conformance.case import LEVELS, Case, NotRun, Unclaimed, load_cases
 from dsv4core_conformance.deviations import Declared, covers
 from dsv4core_conformance.devices import device_words
+from dsv4core_conformance.inputs import vast
 from dsv4core_conformance.recorder import RECORDER, Recorder
 from dsv4core_conformance.subject import Subject, open_subject
 
@@ -81,17 +82,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("case", cases, ids=[case.id for case in cases])
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist's own, which looks at the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give every case its time limit; with `--dist loadgroup` one process has all that fill a device."""
-    processes = config.pluginmanager.hasplugin("xdist")
+    """Give every case its time limit."""
     for item in items:
         case = _case(item)
-        if case is None:
-            continue
-        item.add_marker(pytest.mark.timeout(case.limit))
-        if processes and case.family == "bigoff":
-            item.add_marker(pytest.mark.xdist_group(case.family))
+        if case is not None:
+            item.add_marker(pytest.mark.timeout(case.limit))
 
 
 @pytest.fixture
@@ -113,6 +109,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"unclaimed: {', '.join(unclaimed)}")
     if inherited:
         pytest.skip(f"portable: {', '.join(inherited)}")
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Let other processes have the memory of a device that a case filled."""
+    if _case(item) is not None:
+        vast.release()
 
 
 @pytest.hookimpl(wrapper=True)
