@@ -96,3 +96,9 @@ def driver() -> ctypes.CDLL:
         pointer, ctypes.c_char_p, pointer, pointer, unsigned, pointer, pointer, unsigned
     ]  # fmt: skip
     return library
+
+
+@cache
+def processors(device: int) -> int:
+    """Multiprocessors of a device."""
+    return torch.cuda.get_device_properties(device).multi_processor_count

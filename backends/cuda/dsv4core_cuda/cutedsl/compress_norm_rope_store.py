@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dsv4core.kernels.triton._launch import alignment, pieces, value_checks
 from dsv4core_cuda.cutedsl._build import Program
+from dsv4core_cuda.cutedsl._driver import processors
 
 STAGE = 8192
 """Bytes that a warp copies ahead at a time."""
@@ -31,12 +32,6 @@ def windows(state_rows: int, rows: int, bf16: bool, stages: int) -> Program:
     """The kernel of ratio 128; a block of 8 warps makes an entry."""
     shared = 8 * (stages * STAGE + 32 * (16 * 4 + 16) + 256 + 512 + 4 + 8)
     return Program("compress_windows", ARGUMENTS, (state_rows, rows, bf16, stages), 256, shared)
-
-
-@cache
-def processors(device: int) -> int:
-    """Multiprocessors of a device."""
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def bind(fallback: Callable[..., None], stages: int = 3, warps: int = 4, blocks_: int = 2) -> Callable[..., None]:

@@ -219,3 +219,29 @@ def store_u8(address, value, *, loc=None, ip=None):
     """The low 8 bits of i32 to global memory."""
     text = "{.reg .b16 t; cvt.u16.u32 t, $1; st.global.b8 [$0], t;}"
     _asm(None, [Int64(address), Int32(value)], text, "l,r", loc, ip, effects=True)
+
+
+def _two(text):
+    @dsl_user_op
+    def operation(a, b, *, loc=None, ip=None):
+        return Int32(_asm(T.i32(), [Int32(a), Int32(b)], f"{text} $0, $1, $2;", "=r,r,r", loc, ip))
+
+    return operation
+
+
+pair_add = _two("add.rn.bf16x2")
+"""Sums of two pairs of bf16, rounded once."""
+pair_mul = _two("mul.rn.bf16x2")
+"""Products of two pairs of bf16, rounded once."""
+pair_least = _two("min.u16x2")
+"""The smaller of two pairs of u16."""
+pair_most = _two("max.u16x2")
+"""The larger of two pairs of u16."""
+
+
+@dsl_user_op
+def permuted(a, b, order, *, loc=None, ip=None):
+    """Four bytes of two words: nibbles of `order`, the lowest first, choose from a (0..3) and b (4..7)."""
+    return Int32(
+        _asm(T.i32(), [Int32(a), Int32(b)], f"prmt.b32 $0, $1, $2, {order};", "=r,r,r", loc, ip)
+    )
