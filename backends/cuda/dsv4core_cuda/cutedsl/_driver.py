@@ -31,7 +31,7 @@ class Loaded:
     def __call__(self, grid: tuple[int, int, int], *arguments: int | float) -> None:
         """Start it on the device's current stream; a grid without a block starts nothing."""
         if 0 in grid:
-            return
+            return None
         if torch.cuda.current_device() != self.device:
             with torch.cuda.device(self.device):
                 return self(grid, *arguments)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dsv4core.kernels.triton._launch import alignment, pieces, value_checks
+from dsv4core.layout import get_layout
 from dsv4core_cuda.cutedsl._build import Program
 from dsv4core_cuda.cutedsl._driver import processors
 
@@ -16,14 +17,22 @@ STAGE = 8192
 """Bytes that a warp copies ahead at a time."""
 FAR = 1 << 31
 """States are addressed in units of 16 bytes, 31 bits."""
+LAYOUTS = {
+    4: ("fp8_ds_mla", "index_fp8", "index_fp8_ue8m0x4", "index_fp8_hadamard_f32", "index_mxfp4",
+        "index_mxfp4_hadamard"),
+    128: ("fp8_ds_mla",),
+}  # fmt: skip
+"""Layouts that are written, by ratio."""
 ARGUMENTS = "q" * 9 + "iii" + "q" * 10 + "f"
 
 
 @cache
-def overlapping(dim: int, state_rows: int, rows: int, bf16: bool, stages: int, warps: int) -> Program:
+def overlapping(
+    dim: int, layout: str, state_rows: int, rows: int, bf16: bool, stages: int, warps: int
+) -> Program:  # fmt: skip
     """The kernel of ratio 4; each of `warps` warps of a block has `stages` of states in flight."""
     shared = warps * (stages * STAGE + 32 * (8 * 4 + 16) + dim * 4)
-    constants = (dim, state_rows, rows, bf16, stages, warps)
+    constants = (dim, layout, state_rows, rows, bf16, stages, warps)
     return Program("compress_overlapping", ARGUMENTS, constants, 32 * warps, shared)
 
 
@@ -44,7 +53,7 @@ def bind(fallback: Callable[..., None], stages: int = 3, warps: int = 4, blocks_
     ) -> None:  # fmt: skip
         """For every token that completes a window: pool, norm, rotate at the window's first position, store."""
         if not (
-            ratio in (4, 128) and head_dim == 512 and layout == "fp8_ds_mla" and rotate == "none"
+            _known(ratio, head_dim, layout, rotate)
             and _reachable(state_cache, cos_sin, norm_weight, k_cache) and not value_checks(state_cache)
         ):  # fmt: skip
             return fallback(
@@ -55,7 +64,7 @@ def bind(fallback: Callable[..., None], stages: int = 3, warps: int = 4, blocks_
         device, tokens = state_cache.device.index, slot_mapping.shape[0]
         state_rows, bf16 = state_cache.shape[1], norm_weight.dtype == torch.bfloat16
         if ratio == 4:
-            program, many, blocks = overlapping(head_dim, state_rows, rows, bf16, stages, warps), warps, blocks_
+            program, many, blocks = overlapping(head_dim, layout, state_rows, rows, bf16, stages, warps), warps, blocks_
         else:
             program, many, blocks = windows(state_rows, rows, bf16, stages), 1, 1
         run = max(1, pieces(tokens, processors(device) * blocks * many))
@@ -71,6 +80,14 @@ def bind(fallback: Callable[..., None], stages: int = 3, warps: int = 4, blocks_
         return None
 
     return compress_norm_rope_store
+
+
+def _known(ratio: int, dim: int, layout: str, rotate: str) -> bool:
+    """Whether there is a kernel; arguments that contradict each other are the other implementation's to refuse."""
+    if layout not in LAYOUTS.get(ratio, ()):
+        return False
+    found = get_layout(layout)
+    return found.width == dim and found.rotate == rotate
 
 
 def _reachable(state: Tensor, cos_sin: Tensor, weight: Tensor, cache: Tensor) -> bool:

@@ -72,12 +72,16 @@ def _several(kind, n, loc, ip, value):
 
 @dsl_user_op
 def load_words(address, n, *, loc=None, ip=None):
-    """n (2 or 4) i32 from global memory that nobody writes meanwhile, at an address that 4 n divides."""
+    """n (2 or 4) i32 from global memory, at an address that 4 n divides.
+
+    Not through the read-only path and said to have effects, so that no compiler moves it behind a store:
+    what a thread loads at once is under way at once.
+    """
     outs = ", ".join(f"${i}" for i in range(n))
     result = llvm.StructType.get_literal([T.i32()] * n)
     value = _asm(
-        result, [Int64(address)], f"ld.global.nc.L1::no_allocate.v{n}.b32 {{{outs}}}, [${n}];",
-        ",".join(["=r"] * n) + ",l", loc, ip,
+        result, [Int64(address)], f"ld.global.L1::no_allocate.v{n}.b32 {{{outs}}}, [${n}];",
+        ",".join(["=r"] * n) + ",l", loc, ip, effects=True,
     )  # fmt: skip
     return _several(Int32, n, loc, ip, value)
 
@@ -245,3 +249,14 @@ def permuted(a, b, order, *, loc=None, ip=None):
     return Int32(
         _asm(T.i32(), [Int32(a), Int32(b)], f"prmt.b32 $0, $1, $2, {order};", "=r,r,r", loc, ip)
     )
+
+
+@dsl_user_op
+def from_pair_e4m3(codes, *, loc=None, ip=None):
+    """The two f32 of the e4m3fn codes in the low half of an i32."""
+    result = llvm.StructType.get_literal([T.f32()] * 2)
+    text = (
+        "{.reg .b16 c, l, h; .reg .b32 p; cvt.u16.u32 c, $2; cvt.rn.f16x2.e4m3x2 p, c; mov.b32 {l, h}, p; "
+        "cvt.f32.f16 $0, l; cvt.f32.f16 $1, h;}"
+    )
+    return _several(Float32, 2, loc, ip, _asm(result, [Int32(codes)], text, "=f,=f,r", loc, ip))

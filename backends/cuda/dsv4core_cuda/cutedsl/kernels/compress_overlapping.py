@@ -3,9 +3,11 @@
 import cutlass
 from cutlass import Float32, Int32, Int64, cute
 
-from dsv4core_cuda.cutedsl.kernels._main_row import codes, row_places, settled, tail_words
+from dsv4core_cuda.cutedsl.kernels._index_row import hadamard, store_index_row
+from dsv4core_cuda.cutedsl.kernels._main_row import row_places, settled, store_main_row
 from dsv4core_cuda.cutedsl.kernels._numerics import (
     across,
+    choose,
     exp_nonpositive,
     inverse_rms,
     maximum,
@@ -15,7 +17,6 @@ from dsv4core_cuda.cutedsl.kernels._numerics import (
     whole_squares,
     widest,
 )
-from dsv4core_cuda.cutedsl.kernels._windows import closed, last_of, list_bytes, look_up, slot_of
 from dsv4core_cuda.cutedsl.kernels._ptx import (
     add,
     bits,
@@ -28,10 +29,10 @@ from dsv4core_cuda.cutedsl.kernels._ptx import (
     mul,
     read_shared,
     shared_base,
-    store_words,
     sub,
     write_shared,
 )
+from dsv4core_cuda.cutedsl.kernels._windows import closed, last_of, list_bytes, look_up, slot_of
 
 RATIO, WINDOW = 4, 8
 STAGE = WINDOW * 2 * 512
@@ -89,7 +90,7 @@ def kernel(
     position_stride: Int64, request_stride: Int64, slot_stride: Int64, kv_slot_stride: Int64,
     state_stride: Int64, state_row_stride: Int64, table_stride: Int64, column_stride: Int64,
     angle_stride: Int64, page_stride: Int64, eps: Float32,
-    DIM: cutlass.Constexpr, STATE_ROWS: cutlass.Constexpr, ROWS: cutlass.Constexpr,
+    DIM: cutlass.Constexpr, LAYOUT: cutlass.Constexpr, STATE_ROWS: cutlass.Constexpr, ROWS: cutlass.Constexpr,
     WEIGHT_BF16: cutlass.Constexpr, STAGES: cutlass.Constexpr, WARPS: cutlass.Constexpr,
 ):  # fmt: skip
     """Each warp goes through `run` tokens, 32 at a time; strides are bytes, those of states 16 bytes.
@@ -137,13 +138,13 @@ def kernel(
                 copies_commit()
                 slot_of_ring = slot_of_ring + 1 if slot_of_ring < STAGES - 1 else Int32(0)
             entry(
-                kept, amax, weight, cache, target, page_stride, cos, sin, eps, DIM, ROWS, WEIGHT_BF16
+                kept, amax, weight, cache, target, page_stride, cos, sin, eps, DIM, LAYOUT, ROWS, WEIGHT_BF16
             )  # fmt: skip
         cute.arch.sync_warp()
 
 
 @cute.jit
-def entry(kept, amax, weight, cache, target, page_stride, cos, sin, eps, DIM, ROWS, WEIGHT_BF16):
+def entry(kept, amax, weight, cache, target, page_stride, cos, sin, eps, DIM, LAYOUT, ROWS, WEIGHT_BF16):
     """Normalise, rotate, round and store one entry whose pooled channels lie at `kept`."""
     lane = cute.arch.lane_idx()
     CHUNKS = cutlass.const_expr(DIM // 128)
@@ -161,25 +162,14 @@ def entry(kept, amax, weight, cache, target, page_stride, cos, sin, eps, DIM, RO
         *rotate(tail[0], tail[1], from_bits(cos[0]), from_bits(sin[0])),
         *rotate(tail[2], tail[3], from_bits(cos[1]), from_bits(sin[1])),
     ]
-    start, behind = row_places(cache, target, ROWS, page_stride)
-    bytes_of_scale = Int32(0)
-    for c in cutlass.range_constexpr(CHUNKS):
-        values = settled(y[4 * c : 4 * c + 4])
-        word, byte = codes(values, across(widest(values), 16, "max"))
-        if c < DIM // 128 - 1:
-            store_words(start + c * 128 + lane * 4, [word])
-        else:
-            byte = byte if lane < 16 else Int32(0)
-            if lane < 16:
-                store_words(start + c * 128 + lane * 4, [word])
-            else:
-                store_words(start + c * 128 + Int64(lane - 16) * 8 + 64, tail_words(settled(turned)))
-        bytes_of_scale = bytes_of_scale | (byte << (8 * c))
-    other = cute.arch.shuffle_sync_bfly(bytes_of_scale, 16)
-    if lane == 0:
-        low = interleaved(bytes_of_scale & 0xFFFF, other & 0xFFFF)
-        high = interleaved(bytes_of_scale.to(cutlass.Uint32) >> 16, other.to(cutlass.Uint32) >> 16)
-        store_words(behind, [low, Int32(high)])
+    start, behind = row_places(LAYOUT, cache, target, ROWS, page_stride)
+    if cutlass.const_expr(DIM == 128):
+        row = [choose(Float32, lane < 16, a, b) for a, b in zip(tail, turned, strict=True)]
+        if cutlass.const_expr("hadamard" in LAYOUT):
+            row = hadamard(row)
+        store_index_row(start, behind, row, LAYOUT)
+    else:
+        store_main_row(start, behind, y, settled(turned))
 
 
 def weights(weight, channel, BF16):
@@ -188,9 +178,3 @@ def weights(weight, channel, BF16):
         low, high = load_words(weight + Int64(channel) * 2, 2)
         return [*unpack_bf16(low), *unpack_bf16(high)]
     return [from_bits(w) for w in load_words(weight + Int64(channel) * 4, 4)]
-
-
-def interleaved(even, odd):
-    """Bytes of two words of 16 bits, in turn."""
-    spread = [(x | (x << 8)) & 0x00FF00FF for x in (even, odd)]
-    return spread[0] | (spread[1] << 8)

@@ -23,7 +23,6 @@ from dsv4core_cuda.cutedsl.kernels._ptx import (
     copy_ahead,
     div,
     from_bits,
-    larger,
     load_i32,
     load_words,
     mul,
@@ -192,7 +191,7 @@ def entry(even, odd, inverse, weight, cache, target, page_stride, cos, sin, ROWS
         else [from_bits(x) for x in load_words(weight + channel * 4, 2)]
     )
     y = [mul(mul(even, inverse), w[0]), mul(mul(odd, inverse), w[1])]
-    start, behind = row_places(cache, target, ROWS, page_stride)
+    start, behind = row_places("fp8_ds_mla", cache, target, ROWS, page_stride)
     if warp < SEGMENTS - 1:
         values = settled(y)
         pair, byte = byte_pair(values, across(widest(values), 32, "max"))
