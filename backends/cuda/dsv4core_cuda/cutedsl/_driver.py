@@ -31,10 +31,11 @@ class Loaded:
     def __call__(self, grid: tuple[int, int, int], *arguments: int | float) -> None:
         """Start it on the device's current stream; a grid without a block starts nothing."""
         if 0 in grid:
-            return None
+            return
         if torch.cuda.current_device() != self.device:
             with torch.cuda.device(self.device):
-                return self(grid, *arguments)
+                self(grid, *arguments)
+            return
         stream = torch._C._cuda_getCurrentRawStream(self.device)
         with self._lock:
             self.layout.pack_into(self._memory, 0, *arguments)
@@ -61,7 +62,7 @@ def load(
     image, library, kernel, count = code(arch), ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_uint()
     cuda = driver()
     with torch.cuda.device(device):
-        torch.cuda.current_stream().cuda_stream  # the context is there from here on
+        torch.cuda.synchronize()  # makes the context where there is none
         check(cuda.cuLibraryLoadData(ctypes.byref(library), image, None, None, 0, None, None, 0), "load")
         check(cuda.cuLibraryGetKernelCount(ctypes.byref(count), library), "cuLibraryGetKernelCount")
         if count.value != 1:

@@ -12,6 +12,7 @@ from dsv4core.kernels.triton._launch import pieces
 from dsv4core_cuda.cutedsl._build import Program
 from dsv4core_cuda.cutedsl._driver import processors
 
+FORMS = ("mxfp4 none", "mxfp4 hadamard")
 WARPS = 4
 ENOUGH = 32
 """Warps of a multiprocessor below which the heads of a token are shared out."""
@@ -25,15 +26,20 @@ def program(hadamard: bool, bf16: bool) -> Program:
     return Program("index_q_mxfp4", "q" * 7 + "iii" + "q" * 5 + "ff", (hadamard, bf16, WARPS), 32 * WARPS)
 
 
-def bind(fallback: Callable[..., Result]) -> Callable[..., Result]:
-    """The op; formats other than mxfp4 go to `fallback`."""
+def programs(arch: str) -> dict[str, Program]:
+    """A program of every form that an architecture has, for ahead-of-time compilation."""
+    return {form: program(form.endswith("hadamard"), True) for form in FORMS}
+
+
+def bind(fallback: Callable[..., Result], forms: frozenset[str], arch: str) -> Callable[..., Result]:
+    """The op: `forms` ("mxfp4 hadamard") by the kernel here, anything else by `fallback`."""
 
     def fused_indexer_q_rope_quant(
         positions: Tensor, q: Tensor, cos_sin: Tensor, weights: Tensor, *,
         softmax_scale: float, head_scale: float, format: str, rotate: str,
     ) -> Result:  # fmt: skip
         """RoPE on the last 64 channels, optional Hadamard, one bf16 rounding, then e2m1."""
-        if format != "mxfp4" or rotate not in ("none", "hadamard") or not _aligned(q, cos_sin):
+        if f"{format} {rotate}" not in forms or not _aligned(q, cos_sin):
             return fallback(
                 positions, q, cos_sin, weights,
                 softmax_scale=softmax_scale, head_scale=head_scale, format=format, rotate=rotate,

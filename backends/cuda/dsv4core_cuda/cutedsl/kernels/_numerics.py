@@ -1,4 +1,4 @@
-"""The canonical arithmetic (CA1) for one thread's values: every rounding is an operation that is written here.
+"""The canonical arithmetic (CA1) for a thread's values: every rounding is an operation written here.
 
 The same steps as `dsv4core.kernels.triton.numerics`, whose docstrings say why they are right.
 """

@@ -1,4 +1,4 @@
-"""Instructions that CuTeDSL does not choose by itself: explicit roundings (CA1 rule 1), wide loads and stores.
+"""Instructions that CuTeDSL does not choose by itself: explicit roundings (CA1 rule 1), wide accesses.
 
 A plain `a * b + c` may be contracted into one rounding; `mul.rn` and `add.rn` may not. Addresses are i64.
 """

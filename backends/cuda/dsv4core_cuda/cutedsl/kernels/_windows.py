@@ -1,4 +1,4 @@
-"""Which windows a run of tokens closes, and where their states lie: a list of a warp's own in shared memory."""
+"""Which windows a run of tokens closes, and where their states lie: a warp's own list in shared memory."""
 
 import cutlass
 from cutlass import Int32, Int64, cute

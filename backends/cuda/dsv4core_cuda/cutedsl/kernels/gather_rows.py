@@ -1,4 +1,4 @@
-"""Rows of pages as dense bf16: a warp has several rows on their way at once, 8 neighbouring channels a lane."""
+"""Rows of pages as dense bf16: a warp has several rows on their way at once, 8 channels a lane."""
 
 import cutlass
 from cutlass import Int32, Int64, cute

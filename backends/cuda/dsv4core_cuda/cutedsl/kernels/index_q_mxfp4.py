@@ -87,7 +87,8 @@ def kernel(
     positions: Int64, q: Int64, cos_sin: Int64, weights: Int64, values: Int64, scales: Int64, folded: Int64,
     tokens: Int32, heads: Int32, parts: Int32, position_stride: Int64, token_stride: Int64,
     head_stride: Int64, table_stride: Int64, weight_stride: Int64, softmax_scale: Float32,
-    head_scale: Float32, HADAMARD: cutlass.Constexpr, WEIGHT_BF16: cutlass.Constexpr, WARPS: cutlass.Constexpr,
+    head_scale: Float32,
+    HADAMARD: cutlass.Constexpr, WEIGHT_BF16: cutlass.Constexpr, WARPS: cutlass.Constexpr,
 ):  # fmt: skip
     """`parts` warps share a token's heads; strides are bytes. Four lanes have a row, 8 neighbours each."""
     lane = cute.arch.lane_idx()
