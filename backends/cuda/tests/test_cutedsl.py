@@ -48,7 +48,7 @@ def test_the_name_of_compiled_code_changes_with_all_that_it_depends_on(
     base = Program("check", "qff", (), 32)
     names = {key(base, "sm_90a"), key(base, "sm_100a")}
     others = [
-        Program("gather_rows", "qff", (), 32),
+        Program("index_q_mxfp4", "qff", (), 32),
         Program("check", "qfq", (), 32),
         Program("check", "qff", (1,), 32),
         Program("check", "qff", (), 64),
@@ -81,7 +81,7 @@ def test_a_kernel_is_compiled_once_for_a_folder(tmp_path: Path, monkeypatch: pyt
 
 def test_without_the_compiler_the_reason_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dsv4core_cuda.cutedsl._compiler", None)
-    with pytest.raises(BackendUnavailableError, match="has to be compiled.*pip install nvidia-cutlass"):
+    with pytest.raises(BackendUnavailableError, match=r"has to be compiled.*pip install nvidia-cutlass"):
         _build.compile_for(Program("check", "qff", (), 32), "sm_90a")
 
 
@@ -136,9 +136,8 @@ def test_what_cannot_be_had_is_refused_with_the_reason(installed: Callable[[str 
 
 CALLS: dict[str, Callable[[dict[str, Any]], None]] = {
     "compress_norm_rope_store": lambda c: c.update(state_cache=c["state_cache"][:, :, 1:]),
-    "dequantize_and_gather_k_cache": lambda c: c.update(k_cache=c["k_cache"].view(-1)[1:].view(1, -1)),
     "fused_indexer_q_rope_quant": lambda c: c.update(cos_sin=c["cos_sin"][:, 1:]),
-    "quantize_and_insert_k_cache": lambda c: c.update(layout="bf16_row"),
+    "fused_qnorm_rope_kv_insert": lambda c: c.update(layout="bf16_row"),
 }
 """What makes a call one for the other kernel."""
 

@@ -18,9 +18,8 @@ from dsv4core_cuda.cutedsl._probe import ARCHITECTURES, reason_against
 
 OPS = (
     "compress_norm_rope_store",
-    "dequantize_and_gather_k_cache",
     "fused_indexer_q_rope_quant",
-    "quantize_and_insert_k_cache",
+    "fused_qnorm_rope_kv_insert",
 )
 """Ops with a launcher here, in a module of the same name."""
 

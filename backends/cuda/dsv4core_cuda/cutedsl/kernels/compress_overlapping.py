@@ -120,7 +120,7 @@ def kernel(
             if s < steps:
                 fetch(ring + s * STAGE, place, Int32(s), state, DIM)
             copies_commit()
-        slot_of_ring = Int32(0)
+        turn = Int32(0)
         for e in cutlass.range(count, unroll=1):
             last, target = last_of(place, e, WINDOW), slot_of(place, e, WINDOW)
             angle = cos_sin + Int64(last - (RATIO - 1)) * angle_stride + Int64((lane & 15) * 8)
@@ -128,15 +128,15 @@ def kernel(
             amax = Int32(0)
             for c in cutlass.range(CHUNKS, unroll=1):
                 copies_wait(STAGES - 2)
-                y = pooled(ring + slot_of_ring * STAGE)
-                amax = cutlass.max(amax, widest(y))
-                write_shared(kept + c * 512, [bits(x) for x in y])
                 ahead = e * CHUNKS + c + STAGES - 1
-                free = slot_of_ring - 1 if slot_of_ring > 0 else Int32(STAGES - 1)
+                free = turn - 1 if turn > 0 else Int32(STAGES - 1)
                 if ahead < steps:
                     fetch(ring + free * STAGE, place, ahead, state, DIM)
                 copies_commit()
-                slot_of_ring = slot_of_ring + 1 if slot_of_ring < STAGES - 1 else Int32(0)
+                y = pooled(ring + turn * STAGE)
+                amax = cutlass.max(amax, widest(y))
+                write_shared(kept + c * 512, [bits(x) for x in y])
+                turn = turn + 1 if turn < STAGES - 1 else Int32(0)
             entry(
                 kept, amax, weight, cache, target, page_stride, cos, sin, eps, DIM, LAYOUT, ROWS, WEIGHT_BF16
             )  # fmt: skip

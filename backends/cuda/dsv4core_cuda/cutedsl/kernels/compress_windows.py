@@ -71,23 +71,20 @@ def fetch(stage, place, step, state):
                 write_shared(to + 256, [Int32(MINUS_INFINITY)] * 2)
 
 
-def peaks(stage):
-    """The largest scores of a thread's two channels over its segment."""
-    at = stage + 256 + cute.arch.lane_idx() * 8
-    pairs = [read_shared(at + j * 512, 2) for j in range(STATES)]
-    return [maximum([from_bits(pair[c]) for pair in pairs]) for c in range(2)]
-
-
-def sums(stage, peak):
-    """Weights and weighted values of a segment's states, summed in order (CA1 rule 4)."""
+def loaded(stage):
+    """Values and scores of a thread's two channels over its segment, each in order of channels."""
     at = stage + cute.arch.lane_idx() * 8
-    mass, total = [Float32(0.0)] * 2, [Float32(0.0)] * 2
-    for j in range(STATES):
-        values, scores = read_shared(at + j * 512, 2), read_shared(at + j * 512 + 256, 2)
-        for c in range(2):
-            e = exp_nonpositive(sub(from_bits(scores[c]), peak[c]))
-            mass[c] = add(mass[c], e)
-            total[c] = add(total[c], mul(e, from_bits(values[c])))
+    pairs = [read_shared(at + j * 512, 2) + read_shared(at + j * 512 + 256, 2) for j in range(STATES)]
+    columns = [[from_bits(pair[c]) for pair in pairs] for c in range(4)]
+    return columns[:2], columns[2:]
+
+
+def sums(values, scores, peak):
+    """The weights of a channel's states and the weighted values, summed in order (CA1 rule 4)."""
+    mass, total = Float32(0.0), Float32(0.0)
+    for value, score in zip(values, scores, strict=True):
+        e = exp_nonpositive(sub(score, peak))
+        mass, total = add(mass, e), add(total, mul(e, value))
     return mass, total
 
 
@@ -147,22 +144,23 @@ def kernel(
             even, odd = Float32(0.0), Float32(0.0)
             for c in cutlass.range(CHUNKS, unroll=1):
                 copies_wait(STAGES - 2)
-                stage = ring + turn * STAGE
-                write_shared(maxima + warp * 256 + lane * 8, [bits(x) for x in peaks(stage)])
-                cute.arch.sync_threads()
-                shown = [read_shared(maxima + s * 256 + lane * 8, 2) for s in range(SEGMENTS)]
-                peak = [maximum([from_bits(pair[i]) for pair in shown]) for i in range(2)]
-                mass, total = sums(stage, peak)
-                write_shared(parts + warp * 512 + lane * 16, [bits(x) for x in mass + total])
-                cute.arch.sync_threads()
-                if warp == c:
-                    even, odd = combined(parts + lane * 16)
                 ahead = e * CHUNKS + c + STAGES - 1
                 free = turn - 1 if turn > 0 else Int32(STAGES - 1)
                 if ahead < steps:
                     fetch(ring + free * STAGE, place, ahead, state)
                 copies_commit()
+                values, scores = loaded(ring + turn * STAGE)
                 turn = turn + 1 if turn < STAGES - 1 else Int32(0)
+                write_shared(maxima + warp * 256 + lane * 8, [bits(maximum(column)) for column in scores])
+                cute.arch.sync_threads()
+                shown = [read_shared(maxima + s * 256 + lane * 8, 2) for s in range(SEGMENTS)]
+                peak = [maximum([from_bits(pair[i]) for pair in shown]) for i in range(2)]
+                parted = [sums(values[i], scores[i], peak[i]) for i in range(2)]
+                words = [bits(parted[i][part]) for part in range(2) for i in range(2)]
+                write_shared(parts + warp * 512 + lane * 16, words)
+                cute.arch.sync_threads()
+                if warp == c:
+                    even, odd = combined(parts + lane * 16)
             amax = across(widest([even, odd]), 32, "max")
             write_shared(sizes + warp * 4, [amax])
             cute.arch.sync_threads()
