@@ -34,7 +34,8 @@ from dsv4core_cuda.cutedsl._measured import FILE  # noqa: E402
 from dsv4core_cuda.cutedsl._probe import ARCHITECTURES  # noqa: E402
 from dsv4core_cuda.cutedsl.install import launchers  # noqa: E402
 
-LARGE, SMALL = 32768, 128
+LARGE = 32768
+SIZES = (LARGE, 1024, 128, 32, 1)
 ARCH = ARCHITECTURES[torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)]
 Call = dict[str, Any]
 Case = tuple[str, str, int, Call, int]
@@ -85,10 +86,10 @@ def norm_and_insert(tokens: int) -> tuple[Call, int]:
 
 
 def cases() -> Iterator[Case]:
-    """Every form of every op that has a kernel, at both sizes."""
+    """Every form of every op that has a kernel, at every size."""
     for op, module in launchers().items():
         for form in module.programs(ARCH):
-            for tokens in (LARGE, SMALL):
+            for tokens in SIZES:
                 if op == "compress_norm_rope_store":
                     _, ratio, layout = form.split()
                     yield op, form, tokens, *compress(tokens, int(ratio), layout)
@@ -123,7 +124,7 @@ def results(function: Callable[..., Any], call: Call) -> list[Tensor]:
 
 
 def differing(op: str, function: Callable[..., Any], call: Call, cpu: bool) -> int:
-    """Bytes that differ from Triton's for the call and a wild one, with `cpu` from the portable body's too."""
+    """Bytes that differ from Triton's for the call and a wild one, with `cpu` from the body's too."""
     count = 0
     for given in (call, wild(call)):
         ours, theirs = results(function, given), results(kernel(op), given)
@@ -157,8 +158,8 @@ def measured(copy: float) -> Iterator[tuple[Any, ...]]:
     """A row for every case, printed as it comes."""
     modules = launchers()
     for op, form, tokens, call, size in cases():
-        ours = modules[op].bind(refuse, frozenset({form}), ARCH)
-        wrong = differing(op, ours, call, tokens == SMALL)
+        ours = modules[op].bind(refuse, {form: 0}, ARCH)
+        wrong = differing(op, ours, call, tokens == 32)
         calls = copies(call, size) if tokens == LARGE else [call] * 8
         calls *= 1 + (len(calls) == 1)  # a graph of one call would time its own start
         (us, host), (theirs, their_host) = in_turns(calls, ours, kernel(op))

@@ -89,10 +89,16 @@ def test_arguments_lie_where_a_kernel_looks_for_them() -> None:
     assert list(_driver._pointers(struct.Struct("@iqfi"), 1000)) == [1000, 1008, 1016, 1020]
 
 
-def test_a_form_is_chosen_where_it_is_faster_at_every_size() -> None:
-    rows = (Row("a", "x", 1, 2.0, 3.0), Row("a", "x", 9, 2.0, 3.0), Row("a", "y", 1, 2.0, 2.0),
-            Row("b", "x", 1, 1.0, 9.0), Row("b", "x", 9, 9.0, 1.0))  # fmt: skip
-    assert faster(rows) == {"a": {"x"}}
+def test_a_form_is_chosen_from_the_size_on_at_which_it_is_faster() -> None:
+    rows = (
+        Row("a", "always", 1, 2.0, 3.0), Row("a", "always", 9, 2.0, 3.0), Row("a", "never", 1, 2.0, 2.0),
+        Row("b", "small", 1, 1.0, 9.0), Row("b", "small", 9, 9.0, 1.0), Row("b", "large", 1, 1.0, 2.0),
+        Row("b", "large", 5, 2.0, 1.0), Row("b", "large", 7, 1.0, 2.0), Row("b", "large", 9, 1.0, 2.0),
+    )  # fmt: skip
+    forms = faster(rows)
+    assert forms == {"a": {"always": 1}, "b": {"large": 7}}
+    asked = [("large", 6), ("large", 7), ("small", 99)]
+    assert [_measured.chosen(forms["b"], *of) for of in asked] == [False, True, False]
     assert _measured.rows("sm_70") == ()
 
 
@@ -158,7 +164,7 @@ def test_a_launch_fits_its_kernel_and_other_calls_go_on(op: str, monkeypatch: py
         return lambda grid, *values: launched.append((self, grid, values))
 
     monkeypatch.setattr(Program, "on", on)
-    forms = frozenset(module.programs("sm_90a"))
+    forms = dict.fromkeys(module.programs("sm_90a"), 2)
     op_here = module.bind(lambda *a, **k: passed_on.append((a, k)), forms, "sm_90a")
     op_here(**given)
     ((program, grid, values),) = launched
@@ -169,4 +175,6 @@ def test_a_launch_fits_its_kernel_and_other_calls_go_on(op: str, monkeypatch: py
     CALLS[op](changed)
     op_here(**changed)
     assert len(launched) == 1 and len(passed_on) == 1
+    module.bind(lambda *a, **k: passed_on.append((a, k)), dict.fromkeys(forms, 99), "sm_90a")(**given)
+    assert len(launched) == 1 and len(passed_on) == 2
 

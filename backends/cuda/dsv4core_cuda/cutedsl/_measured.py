@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 
 FILE = Path(__file__).with_name("measured.json")
+Forms = dict[str, int]
+"""Forms of an op, with the number of tokens from which its kernel is used."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,19 @@ def rows(arch: str) -> tuple[Row, ...]:
     return tuple(Row(*row) for row in found["rows"])
 
 
-def faster(measured: tuple[Row, ...]) -> Mapping[str, frozenset[str]]:
-    """Op -> its forms that take less time than Triton's at every number of tokens that was measured."""
-    slower = {(row.op, row.form) for row in measured if row.cutedsl >= row.triton}
-    chosen: dict[str, frozenset[str]] = {}
-    for row in measured:
-        if (row.op, row.form) not in slower:
-            chosen[row.op] = chosen.get(row.op, frozenset()) | {row.form}
+def faster(measured: tuple[Row, ...]) -> Mapping[str, Forms]:
+    """Op -> form -> the number of tokens from which on every measured call takes less time than Triton's."""
+    chosen: dict[str, Forms] = {}
+    lost: set[tuple[str, str]] = set()
+    for row in sorted(measured, key=lambda row: -row.tokens):
+        if row.cutedsl >= row.triton:
+            lost.add((row.op, row.form))
+        if (row.op, row.form) not in lost:
+            chosen.setdefault(row.op, {})[row.form] = row.tokens
     return chosen
+
+
+def chosen(forms: Forms, form: str, tokens: int) -> bool:
+    """Whether a call of a form is for the kernel here."""
+    least = forms.get(form)
+    return least is not None and tokens >= least

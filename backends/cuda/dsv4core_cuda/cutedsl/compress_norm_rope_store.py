@@ -12,6 +12,7 @@ from dsv4core.kernels.triton._launch import alignment, pieces, value_checks
 from dsv4core.layout import get_layout
 from dsv4core_cuda.cutedsl._build import Program
 from dsv4core_cuda.cutedsl._driver import processors
+from dsv4core_cuda.cutedsl._measured import Forms, chosen
 
 INDEX = (
     "index_fp8", "index_fp8_ue8m0x4", "index_fp8_hadamard_f32", "index_mxfp4", "index_mxfp4_hadamard"
@@ -56,7 +57,7 @@ def programs(arch: str) -> dict[str, Program]:
     return {form: program for form, program in found.items() if NOT_ON.get(arch) != form}
 
 
-def bind(fallback: Callable[..., None], forms: frozenset[str], arch: str) -> Callable[..., None]:
+def bind(fallback: Callable[..., None], forms: Forms, arch: str) -> Callable[..., None]:
     """The op: `forms` by the kernels here, anything else, and checked mode, by `fallback`."""
     stages = STAGES.get(arch, 3)
 
@@ -68,7 +69,7 @@ def bind(fallback: Callable[..., None], forms: frozenset[str], arch: str) -> Cal
     ) -> None:  # fmt: skip
         """For every token that completes a window: pool, norm, rotate at its first position, store."""
         if (
-            f"ratio {ratio} {layout}" not in forms
+            not chosen(forms, f"ratio {ratio} {layout}", slot_mapping.shape[0])
             or not _consistent(state_cache, ratio, head_dim, layout, rotate)
             or not _reachable(state_cache, cos_sin, norm_weight, k_cache)
             or value_checks(state_cache)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dsv4core.kernels.triton._launch import alignment, pieces
 from dsv4core_cuda.cutedsl._build import Program
+from dsv4core_cuda.cutedsl._measured import Forms, chosen
 
 FORM = "fp8_ds_mla"
 WARPS, AT_ONCE = 4, 2
@@ -28,7 +29,7 @@ def programs(arch: str) -> dict[str, Program]:
     return {FORM: program(64)}
 
 
-def bind(fallback: Callable[..., Tensor], forms: frozenset[str], arch: str) -> Callable[..., Tensor]:
+def bind(fallback: Callable[..., Tensor], forms: Forms, arch: str) -> Callable[..., Tensor]:
     """The op; layouts that are not in `forms`, and what 16 bytes do not divide, go to `fallback`."""
 
     def fused_qnorm_rope_kv_insert(
@@ -38,7 +39,7 @@ def bind(fallback: Callable[..., Tensor], forms: frozenset[str], arch: str) -> C
         """Normalise every query head, rotate queries and keys, and write the keys' window rows."""
         tokens, heads, _ = q.shape
         if (
-            layout not in forms or padded_heads < heads or alignment(k_cache) < 16
+            not chosen(forms, layout, tokens) or padded_heads < heads or alignment(k_cache) < 16
             or not _aligned(q, kv, cos_sin) or tokens * padded_heads >= 1 << 31
         ):  # fmt: skip
             return fallback(

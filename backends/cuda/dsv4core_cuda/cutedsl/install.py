@@ -46,7 +46,7 @@ def replaced(ops: Mapping[str, OpImpl], wanted: str, architecture: tuple[int, in
     if wanted == "auto":
         chosen = faster(rows(arch))
     else:
-        chosen = {op: frozenset(module.programs(arch)) for op, module in modules.items()}
+        chosen = {op: dict.fromkeys(module.programs(arch), 0) for op, module in modules.items()}
     if not chosen:
         return {}
     reason = reason_against(architecture) or wrong()
@@ -58,7 +58,8 @@ def replaced(ops: Mapping[str, OpImpl], wanted: str, architecture: tuple[int, in
             found[op] = OpImpl(ops[op].function, f"{ops[op].provider} ({reason})")
         else:
             bound = modules[op].bind(ops[op].function, forms, arch)
-            found[op] = OpImpl(bound, f"cutedsl ({', '.join(sorted(forms))}), else {ops[op].provider}")
+            said = ", ".join(f"{form}{f' from {n} tokens' * (n > 1)}" for form, n in sorted(forms.items()))
+            found[op] = OpImpl(bound, f"cutedsl ({said}), else {ops[op].provider}")
     return found
 
 
