@@ -147,18 +147,30 @@ def _sum(p):
 
 
 @triton.jit
-def fold(s, peak, total, rounded):
-    """Take the scores of a tile into the running maximum and the sums of weights and of rounded weights.
+def weigh(s):
+    """Weights of a tile of keys, relative to the tile's own maximum, which is rounded up to a whole number.
 
-    Shapes: f32 [H, N], f32 [H] three times -> rounded weights [H, N], an operand of `tl.dot`, all three, and
-    the factor of what was before f32 [H].
+    Shapes: scores f32 [H, N] -> rounded weights f32 [H, N], the maximum, the sums of weights and of rounded
+    weights f32 [H].
     """
-    # Whole steps: factors are powers of two, and a weight rounds to the same bf16 in whatever tile it is.
-    new = tl.ceil(tl.maximum(peak, tl.max(s, 1)))
-    p = tl.exp2(s.to(SUM) - new[:, None])
+    own = tl.ceil(tl.maximum(tl.max(s, 1), NEVER))
+    p = tl.exp2(s.to(SUM) - own[:, None])
+    w = round_bf16(p.to(tl.float32))
+    return w, own, _sum(p).to(tl.float32), _sum(w).to(tl.float32)
+
+
+@triton.jit
+def fold(w, own, added, added_rounded, peak, total, rounded):
+    """Take a tile's weights into the running maximum and the sums of weights and of rounded weights.
+
+    Shapes: what `weigh` gave, f32 [H] three times -> an operand of `tl.dot` [H, N], all three, and the factor
+    of what was before f32 [H]. Maxima are whole numbers: factors are powers of two, and multiply exactly.
+    """
+    new = tl.maximum(peak, own)
+    factor = tl.exp2(own - new)
     past = tl.exp2(peak - new)
-    w = matrix(round_bf16(p.to(tl.float32)))
-    return w, new, total * past + _sum(p), rounded * past + _sum(w), past
+    total = total * past + added * factor
+    return matrix(w * factor[:, None]), new, total, rounded * past + added_rounded * factor, past
 
 
 @triton.jit

@@ -19,6 +19,7 @@ from dsv4core.kernels.triton._attention import (
     row_pieces,
     store_piece,
     tile_scores,
+    weigh,
 )
 from dsv4core.kernels.triton._launch import alignment, launch, pieces, supported
 from dsv4core.kernels.triton._pages import MAIN
@@ -70,7 +71,8 @@ def _attend_lists(
                 once = tile < 0
         else:
             s = tile_scores(qa, qb, qc, qr, ka, kb, kc, kr, live, factor)
-        w, peak, total, rounded, past = fold(s, peak, total, rounded)
+        w, own_peak, added, added_rounded = weigh(s)
+        w, peak, total, rounded, past = fold(w, own_peak, added, added_rounded, peak, total, rounded)
         a = add_product(a * past[:, None], w, ka)
         b = add_product(b * past[:, None], w, kb)
         c = add_product(c * past[:, None], w, kc)

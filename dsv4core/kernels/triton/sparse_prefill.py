@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
-from dsv4core.kernels.triton._attention import LOG2E, NEVER, finish, fold, operand, store_piece
+from dsv4core.kernels.triton._attention import LOG2E, NEVER, finish, fold, operand, store_piece, weigh
 from dsv4core.kernels.triton._launch import launch, pieces
 from dsv4core.kernels.triton._tuning import tuned
 from dsv4core.kernels.triton.numerics import add_product
@@ -66,7 +66,8 @@ def sparse_prefill_kernel(
         else:
             s = _scores(qa, qb, ka, kb, factor)
         s = tl.where(there[None, :], s, -float("inf"))
-        w, peak, total, rounded, past = fold(s, peak, total, rounded)
+        w, own_peak, added, added_rounded = weigh(s)
+        w, peak, total, rounded, past = fold(w, own_peak, added, added_rounded, peak, total, rounded)
         a = add_product(a * past[:, None], w, ka)
         b = add_product(b * past[:, None], w, kb)
     share, sums = finish(peak, total, rounded, tl.load(sink + h, live, other=0.0))
