@@ -102,6 +102,16 @@ def weigh_keys_kernel(
 
 
 @triton.jit
+def _stats(stats, tile, end, own, skip, HEADS: tl.constexpr):
+    """Maximum and sums of a tile, which are read one tile ahead. Shapes: -> f32 [HEADS] three times."""
+    i = tl.arange(0, HEADS)
+    at = stats + tl.where(tile < own, tile, tile + skip) * (STATS * HEADS) + i
+    there = (i < HEADS) & (tile < end)
+    own_peak = tl.load(at, there, other=NEVER)
+    return own_peak, tl.load(at + HEADS, there, other=0.0), tl.load(at + 2 * HEADS, there, other=0.0)
+
+
+@triton.jit
 def _walk(
     acc, peak, total, rounded, t, weights, stats, first, begin, end, own, skip, length, extra_length,
     cache, slots, limit, stride, slot_stride, column_stride,
@@ -115,7 +125,9 @@ def _walk(
     """
     i = tl.arange(0, HEADS)
     block = i[:, None] * KEYS + tl.arange(0, KEYS)[None, :]
+    top, added, added_rounded = _stats(stats, begin, end, own, skip, HEADS)
     for tile in range(begin, end):
+        next_top, next_added, next_rounded = _stats(stats, tile + 1, end, own, skip, HEADS)
         mine = tile < own
         n = tl.where(mine, tile, tile - own) * KEYS + tl.arange(0, KEYS)
         if BOTH:  # a tile never straddles the lists, so these are choices of scalars
@@ -133,11 +145,9 @@ def _walk(
         k = piece(row, scales, live, first, CHANNELS, ROTATED, LAYOUT, ALIGN, HARDWARE)
         place = tl.where(mine, tile, tile + skip)
         w = widen(tl.load(weights + place * (HEADS * KEYS) + block))
-        at = stats + place * (STATS * HEADS) + i
-        w, peak, total, rounded, past = fold(
-            w, tl.load(at), tl.load(at + HEADS), tl.load(at + 2 * HEADS), peak, total, rounded
-        )
+        w, peak, total, rounded, past = fold(w, top, added, added_rounded, peak, total, rounded)
         acc = add_product(acc * past[:, None], w, k)
+        top, added, added_rounded = next_top, next_added, next_rounded
     return acc, peak, total, rounded
 
 
