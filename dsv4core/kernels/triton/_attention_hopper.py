@@ -155,9 +155,7 @@ def _tile_rows(lists, tile, own, t, i, rows: gl.constexpr):
     n = gl.where(mine, tile, tile - own) * 64 + i
     start = gl.where(mine, slots + t * slot_stride, extra_slots + t * extra_slot_stride)
     step = gl.where(mine, column_stride, extra_column_stride)
-    slot = gl.load(
-        start + n.to(gl.int64) * step, n < gl.where(mine, length, extra_length), other=-1
-    )
+    slot = gl.load(start + n.to(gl.int64) * step, n < gl.where(mine, length, extra_length), other=-1)
     live = slot.to(gl.uint32, bitcast=True) < gl.where(mine, limit, extra_limit).to(gl.uint32)
     slot = gl.where(live, slot, 0)
     page = slot // rows
