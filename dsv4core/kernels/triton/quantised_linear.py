@@ -192,7 +192,7 @@ def quantised_linear(
 ) -> Tensor:
     """x @ weight^T in one pass over the stored codes; with groups every group of rows has inputs of its own.
 
-    `arrived` holds `counters` of whoever calls, in use nowhere else at the same time. Shapes: x bf16
+    `arrived` holds zeros that no launch uses at the same time; each leaves zeros. Shapes: x bf16
     [T, G, in], or float8_e4m3fn with x_scales f32 [T, G, in/128] (fp8_block only); weight, scales and
     global_scale as `linear` has them -> [T, rows].
     """
