@@ -16,7 +16,7 @@ from dsv4core_conformance.case import NotRun
 
 GIB = 1 << 30
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
-WAIT = 60.0  # seconds for other processes to give memory back
+WAIT, SPARE = 60.0, 6 * GIB  # seconds for other processes to give memory back; what they need meanwhile
 _filled: set[torch.device] = set()
 
 
@@ -31,18 +31,11 @@ def vast(size: int, device: torch.device) -> Tensor:
             return torch.frombuffer(mmap.mmap(-1, size, flags=flags), dtype=torch.uint8)
         except (AttributeError, OSError, ValueError) as error:
             raise NotRun(f"needs {size / GIB:.0f} GiB of address space: {error}") from None
-    _filled.add(device)
-    give_up = time.monotonic() + (WAIT if "PYTEST_XDIST_WORKER" in os.environ else 0.0)
-    while True:
-        try:
-            return torch.zeros(size, dtype=torch.uint8, device=device)
-        except RuntimeError as error:
-            if time.monotonic() >= give_up:
-                raise NotRun(
-                    f"needs {size / GIB:.0f} GiB on {device}: {str(error).splitlines()[0]}"
-                ) from None
-        torch.get_device_module(device).empty_cache()
-        time.sleep(0.2)
+    _wait(size, device)
+    try:
+        return torch.zeros(size, dtype=torch.uint8, device=device)
+    except RuntimeError as error:
+        raise NotRun(f"needs {size / GIB:.0f} GiB on {device}: {str(error).splitlines()[0]}") from None
 
 
 def vast_rows(tensor: Tensor, step: int, device: torch.device) -> Tensor:
@@ -59,3 +52,15 @@ def release() -> None:
     """Behind a case: hand its memory back to the device, for other processes."""
     while _filled:
         torch.get_device_module(_filled.pop()).empty_cache()
+
+
+def _wait(size: int, device: torch.device) -> None:
+    """Until other processes leave that much, where there are any; at most `WAIT` seconds."""
+    _filled.add(device)
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    module = torch.get_device_module(device)
+    module.empty_cache()
+    give_up = time.monotonic() + WAIT
+    while module.mem_get_info(device)[0] < size + SPARE and time.monotonic() < give_up:
+        time.sleep(0.1)
