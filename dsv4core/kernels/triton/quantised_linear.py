@@ -15,6 +15,7 @@ from torch import Tensor
 from dsv4core.kernels.triton._launch import launch, pieces
 from dsv4core.kernels.triton._tuning import native_e4m3
 from dsv4core.kernels.triton.numerics import (
+    add_product,
     byte_scale,
     decode_e2m1,
     decode_e4m3,
@@ -147,10 +148,10 @@ def quantised_linear_kernel(
                 w_place + byte, w_live, s_place, s_live, ROWS, INPUTS, GROUP, FORMAT == 1, HARDWARE
             )
             operand = values if HARDWARE else matrix(widen(values))
-            total = tl.dot(w, tl.trans(operand), total)
+            total = add_product(total, w, tl.trans(operand))
     place = t.to(tl.int64)[:, None] * rows + n[None, :]
     live = token_live & (n < rows)[None, :]
-    total = tl.trans(total)
+    total = tl.trans(total.to(tl.float32))
     if PARTS == 1:
         _finish(out + place, total, factor, live, FORMAT == 1)
     else:
