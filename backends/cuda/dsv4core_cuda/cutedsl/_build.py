@@ -1,0 +1,103 @@
+"""From a kernel's source to a cubin: compiled once for a machine, then read from a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import struct
+import tempfile
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from threading import Lock
+
+from dsv4core import env
+from dsv4core.errors import BackendUnavailableError
+from dsv4core.probe import installed_version
+from dsv4core_cuda.cutedsl._driver import Loaded, load
+from dsv4core_cuda.cutedsl._probe import PACKAGE
+
+SETTING = "cache"
+"""DSV4CORE_CUDA_CACHE: the folder of compiled kernels."""
+KERNELS = Path(__file__).with_name("kernels")
+Constant = bool | int | float | str
+
+_compiling = Lock()
+
+
+@dataclass(eq=False)
+class Program:
+    """A kernel with its constants and the shape of its blocks; compiled when a device first needs it.
+
+    `kernel`: the function `kernel` of `kernels/<kernel>.py`. `arguments`: a letter for each that a launch
+    gives, "q" an address or i64, "i" i32, "f" f32; `constants` follow them. `shared`: bytes of dynamic shared
+    memory. `cluster`: blocks of a cluster along x.
+    """
+
+    kernel: str
+    arguments: str
+    constants: tuple[Constant, ...]
+    threads: int
+    shared: int = 0
+    cluster: int = 1
+    _loaded: dict[int, Loaded] = field(default_factory=dict[int, Loaded])
+
+    def on(self, device: int) -> Loaded:
+        """The kernel on a device, loaded (and compiled) by the first call."""
+        found = self._loaded.get(device)
+        if found is None:
+            layout = struct.Struct("@" + self.arguments)
+            found = load(device, lambda arch: cubin(self, arch), layout, self.threads, self.shared)
+            self._loaded[device] = found
+        return found
+
+
+def cubin(program: Program, arch: str) -> bytes:
+    """The machine code of a program for an architecture ("sm_90a"), from the folder or the compiler."""
+    file = folder() / f"{program.kernel}-{arch}-{key(program, arch)}.cubin"
+    if file.is_file():
+        return file.read_bytes()
+    code = compile_for(program, arch)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as whole:
+        whole.write(code)
+    os.replace(whole.name, file)  # other processes see all of it or nothing
+    return code
+
+
+def folder() -> Path:
+    """Where compiled kernels are kept."""
+    named = env.settings("cuda").get(SETTING)
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dsv4core" / "cutedsl"
+
+
+def key(program: Program, arch: str) -> str:
+    """A name for the code that a program compiles to: its source, its constants, the compiler, the device."""
+    shape = (program.arguments, program.constants, program.threads, program.shared, program.cluster)
+    text = repr((_sources(program.kernel), installed_version(PACKAGE), arch, shape))
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+@cache
+def _sources(kernel: str) -> str:
+    """A hash of a kernel's file and of the files that all kernels share, which start with an underscore."""
+    files = [KERNELS / f"{kernel}.py", *sorted(KERNELS.glob("_[a-z]*.py"))]
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def compile_for(program: Program, arch: str) -> bytes:
+    """Compile for an architecture, with or without a device.
+
+    Raises BackendUnavailableError without CuTeDSL.
+    """
+    try:
+        from dsv4core_cuda.cutedsl import _compiler
+    except ImportError as error:
+        reason = f"{program.kernel} has to be compiled, which needs {PACKAGE}: {error}"
+        raise BackendUnavailableError(f"backend cuda: {reason}; python -m pip install {PACKAGE}") from error
+    module = importlib.import_module(f"dsv4core_cuda.cutedsl.kernels.{program.kernel}")
+    with _compiling:
+        return _compiler.machine_code(module.kernel, program, arch)

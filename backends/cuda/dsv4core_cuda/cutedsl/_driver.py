@@ -1,0 +1,104 @@
+"""Loading and starting machine code through the CUDA driver: what a launch costs is two calls from here."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable
+from functools import cache
+from threading import Lock
+
+import torch
+
+from dsv4core.errors import BackendUnavailableError
+from dsv4core_cuda.cutedsl._probe import ARCHITECTURES
+
+STATIC_SHARED = 48 * 1024
+"""Shared memory that a block may have without asking for more."""
+MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+
+
+class Loaded:
+    """A kernel on one device. Arguments are packed into memory of its own and copied by the driver's call."""
+
+    def __init__(self, handle: int, device: int, layout: struct.Struct, threads: int, shared: int) -> None:
+        self.handle, self.device, self.layout = ctypes.c_void_p(handle), device, layout
+        self.threads, self.shared = threads, shared
+        self._memory = ctypes.create_string_buffer(layout.size)
+        self._pointers = _pointers(layout, ctypes.addressof(self._memory))
+        self._launch, self._lock = driver().cuLaunchKernel, Lock()
+
+    def __call__(self, grid: tuple[int, int, int], *arguments: int | float) -> None:
+        """Start it on the device's current stream; a grid without a block starts nothing."""
+        if 0 in grid:
+            return
+        if torch.cuda.current_device() != self.device:
+            with torch.cuda.device(self.device):
+                self(grid, *arguments)
+            return
+        stream = torch._C._cuda_getCurrentRawStream(self.device)
+        with self._lock:
+            self.layout.pack_into(self._memory, 0, *arguments)
+            failed = self._launch(
+                self.handle, *grid, self.threads, 1, 1, self.shared, stream, self._pointers, None
+            )
+        if failed:
+            check(failed, "cuLaunchKernel")
+
+
+def _pointers(layout: struct.Struct, base: int) -> ctypes.Array[ctypes.c_void_p]:
+    """Where each argument lies: the driver reads them as C would, each at a multiple of its size."""
+    letters = layout.format[1:]
+    ends = [struct.calcsize("@" + letters[: i + 1]) for i in range(len(letters))]
+    places = [base + end - struct.calcsize(letter) for end, letter in zip(ends, letters, strict=True)]
+    return (ctypes.c_void_p * len(places))(*places)
+
+
+def load(
+    device: int, code: Callable[[str], bytes], layout: struct.Struct, threads: int, shared: int
+) -> Loaded:
+    """Load the one kernel of a cubin; `code` gives it for the device's architecture."""
+    arch = ARCHITECTURES[torch.cuda.get_device_capability(device)]
+    image, library, kernel, count = code(arch), ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_uint()
+    cuda = driver()
+    with torch.cuda.device(device):
+        check(cuda.cuLibraryLoadData(ctypes.byref(library), image, None, None, 0, None, None, 0), "load")
+        check(cuda.cuLibraryGetKernelCount(ctypes.byref(count), library), "cuLibraryGetKernelCount")
+        if count.value != 1:
+            raise BackendUnavailableError(f"backend cuda: a cubin with {count.value} kernels, 1 expected")
+        check(cuda.cuLibraryEnumerateKernels(ctypes.byref(kernel), 1, library), "cuLibraryEnumerateKernels")
+        if shared > STATIC_SHARED:
+            done = cuda.cuKernelSetAttribute(MAX_DYNAMIC_SHARED, shared, kernel, device)
+            check(done, f"{shared} bytes of shared memory")
+        function = ctypes.c_void_p()
+        # Brings the code to the device now: a first launch inside a capture must not.
+        check(cuda.cuKernelGetFunction(ctypes.byref(function), kernel), "cuKernelGetFunction")
+    assert kernel.value is not None
+    return Loaded(kernel.value, device, layout, threads, shared)
+
+
+def check(code: int, what: str) -> None:
+    """Raise for a result of the driver that is not success."""
+    if code:
+        text = ctypes.c_char_p()
+        driver().cuGetErrorString(code, ctypes.byref(text))
+        reason = (text.value or b"unknown").decode()
+        raise RuntimeError(f"dsv4core cuda kernels: {what}: CUDA error {code} ({reason})")
+
+
+@cache
+def driver() -> ctypes.CDLL:
+    """The driver's library. Raises OSError where there is none."""
+    library = ctypes.CDLL("libcuda.so.1")
+    pointer, unsigned = ctypes.c_void_p, ctypes.c_uint
+    library.cuLaunchKernel.argtypes = [pointer, *[unsigned] * 7, pointer, pointer, pointer]
+    library.cuLibraryLoadData.argtypes = [
+        pointer, ctypes.c_char_p, pointer, pointer, unsigned, pointer, pointer, unsigned
+    ]  # fmt: skip
+    return library
+
+
+@cache
+def processors(device: int) -> int:
+    """Multiprocessors of a device."""
+    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -1,0 +1,49 @@
+"""Which forms of which ops CuTeDSL's kernels are used for: where they measured faster than Triton's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+FILE = Path(__file__).with_name("measured.json")
+Forms = dict[str, int]
+"""Forms of an op, with the number of tokens from which its kernel is used."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Microseconds of both kernels for a form of an op (a layout, a ratio) and a number of tokens."""
+
+    op: str
+    form: str
+    tokens: int
+    cutedsl: float
+    triton: float
+
+
+@cache
+def rows(arch: str) -> tuple[Row, ...]:
+    """What was measured on an architecture ("sm_90a"); nothing where nothing was."""
+    found = json.loads(FILE.read_text()).get(arch, {"rows": []})
+    return tuple(Row(*row) for row in found["rows"])
+
+
+def faster(measured: tuple[Row, ...]) -> Mapping[str, Forms]:
+    """Op -> form -> the number of tokens from which on every measured call takes less time than Triton's."""
+    chosen: dict[str, Forms] = {}
+    lost: set[tuple[str, str]] = set()
+    for row in sorted(measured, key=lambda row: -row.tokens):
+        if row.cutedsl >= row.triton:
+            lost.add((row.op, row.form))
+        if (row.op, row.form) not in lost:
+            chosen.setdefault(row.op, {})[row.form] = row.tokens
+    return chosen
+
+
+def chosen(forms: Forms, form: str, tokens: int) -> bool:
+    """Whether a call of a form is for the kernel here."""
+    least = forms.get(form)
+    return least is not None and tokens >= least

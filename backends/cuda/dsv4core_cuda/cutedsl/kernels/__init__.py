@@ -1,0 +1,1 @@
+"""Device code in NVIDIA's CuTeDSL: importing a module here imports `cutlass`."""
