@@ -54,13 +54,14 @@ def test_the_name_of_compiled_code_changes_with_all_that_it_depends_on(
         Program("check", "qff", (), 64),
         Program("check", "qff", (), 32, shared=16),
         Program("check", "qff", (), 32, cluster=2),
+        Program("check", "qff", (), 32, alone=True),
     ]
     names |= {key(other, "sm_90a") for other in others}
     installed("4.8.2")
     names.add(key(base, "sm_90a"))
     monkeypatch.setattr(_build, "_sources", lambda kernel: "other")
     names.add(key(base, "sm_90a"))
-    assert len(names) == 10
+    assert len(names) == 11
 
 
 def test_a_kernel_is_compiled_once_for_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
