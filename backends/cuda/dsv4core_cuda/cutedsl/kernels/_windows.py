@@ -27,7 +27,7 @@ def slot_and_last(windows, e):
 
 @cute.jit
 def closing(token, end, positions, requests, slots, kv_slots, strides, RATIO):
-    """Whether a lane's token closes a window, its slot, position and request; and the lanes whose tokens do."""
+    """Whether a lane's token closes a window, its slot, position, request; and the lanes whose tokens do."""
     position, target, request, ok = Int64(-1), Int64(-1), Int32(-1), Int32(0)
     if token < end:
         at = Int64(token)

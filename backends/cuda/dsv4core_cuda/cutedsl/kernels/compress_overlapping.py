@@ -117,8 +117,8 @@ def kernel(
         count = listed(windows, found)
         cute.arch.sync_warp()
         look_up(
-            place, windows, count, 0, table, width, table_stride, column_stride, (state_stride, state_row_stride),
-            STATE_ROWS, WINDOW,
+            place, windows, count, 0, table, width, table_stride, column_stride,
+            (state_stride, state_row_stride), STATE_ROWS, WINDOW,
         )  # fmt: skip
         steps = count * CHUNKS
         for s in cutlass.range_constexpr(STAGES - 1):
