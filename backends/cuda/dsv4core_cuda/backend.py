@@ -33,10 +33,10 @@ class CudaBackend:
     """Ops from `dsv4core.kernels.triton`; importing them imports triton, which is why it happens here.
 
     `settings`: "attention" (DSV4CORE_CUDA_ATTENTION) is auto, triton, or flashmla, which refuses to do
-    without it and pads any number of heads; "stream_tokens"
-    (DSV4CORE_CUDA_STREAM_TOKENS) is the number of tokens up to which a layer forks side streams; "kernels"
-    (DSV4CORE_CUDA_KERNELS) is auto, cutedsl or triton (`cutedsl.install`). `flash` is the adapter in use or
-    None, `reason` then says why.
+    without it and pads any number of heads; "batch_invariant" (DSV4CORE_CUDA_BATCH_INVARIANT) is 1 for
+    decode whose bits do not depend on the batch; "stream_tokens" (DSV4CORE_CUDA_STREAM_TOKENS) is the number
+    of tokens up to which a layer forks side streams; "kernels" (DSV4CORE_CUDA_KERNELS) is auto, cutedsl or
+    triton (`cutedsl.install`). `flash` is the adapter in use or None, `reason` then says why.
     """
 
     name = "cuda"
@@ -49,12 +49,15 @@ class CudaBackend:
         self.ops["grouped_output_projection"] = OpImpl(products.grouped_output_projection, "torch")
         self.ops |= self._cutedsl()
         self.stream_tokens = _count(self.settings.get("stream_tokens", ""), STREAM_TOKENS)
+        self.batch_invariant = _switch(self.settings.get("batch_invariant", ""))
         self.streams, self.schedules = SideStreams(), Schedules()
         self.flash, self.reason = self._flashmla()
         for name, bound in (("sparse_decode", ops.sparse_decode), ("sparse_prefill", ops.sparse_prefill)):
             triton = self.ops[name].function
             if self.flash is None:
                 self.ops[name] = OpImpl(triton, f"triton ({self.reason})")
+            elif self.batch_invariant and name == "sparse_decode":
+                self.ops[name] = OpImpl(triton, "triton (DSV4CORE_CUDA_BATCH_INVARIANT=1)")
             else:
                 self.ops[name] = OpImpl(bound(self.flash, triton), f"flashmla ({self.flash.library.name})")
 
@@ -72,10 +75,15 @@ class CudaBackend:
         wanted = self.settings.get("attention", "auto")
         if wanted not in CHOICES:
             raise ConfigError(f"DSV4CORE_CUDA_ATTENTION={wanted}: expected {', '.join(CHOICES)}")
+        if wanted == "flashmla" and self.batch_invariant:
+            raise ConfigError(
+                "DSV4CORE_CUDA_ATTENTION=flashmla and DSV4CORE_CUDA_BATCH_INVARIANT=1 exclude each other: "
+                "FlashMLA's decode of a token depends on its batch in last bits; unset one of them"
+            )
         if wanted == "triton":
             return None, "DSV4CORE_CUDA_ATTENTION=triton"
         fewest = 1 if wanted == "flashmla" else FEWEST_HEADS
-        flash, reason = (None, INTERPRETED) if interpreted() else _on_device(fewest)
+        flash, reason = (None, INTERPRETED) if interpreted() else _on_device(fewest, self.batch_invariant)
         if flash is None and wanted == "flashmla":
             raise BackendUnavailableError(f"backend cuda: DSV4CORE_CUDA_ATTENTION=flashmla, but {reason}")
         if flash is None:
@@ -83,7 +91,7 @@ class CudaBackend:
         return flash, reason
 
 
-def _on_device(fewest: int) -> tuple[FlashMLA | None, str]:
+def _on_device(fewest: int, invariant: bool = False) -> tuple[FlashMLA | None, str]:
     """What the current device decides: its architecture, then what is installed, then whether it runs."""
     if not torch.cuda.is_available():
         return None, "no device"
@@ -98,7 +106,7 @@ def _on_device(fewest: int) -> tuple[FlashMLA | None, str]:
         reason = check(library, architecture, torch.device("cuda", torch.cuda.current_device()))
     except Exception as error:  # a build for other devices fails in ways of its own
         reason = f"{library.name} does not run here: {describe(error)}"
-    return (None, reason) if reason else (FlashMLA(library, architecture, fewest), "")
+    return (None, reason) if reason else (FlashMLA(library, architecture, fewest, invariant), "")
 
 
 def _count(text: str, default: int) -> int:
@@ -107,3 +115,9 @@ def _count(text: str, default: int) -> int:
     if not text.isdigit():
         raise ConfigError(f"DSV4CORE_CUDA_STREAM_TOKENS={text}: expected a number of tokens, 0 for none")
     return int(text)
+
+
+def _switch(text: str) -> bool:
+    if text not in ("", "0", "1"):
+        raise ConfigError(f"DSV4CORE_CUDA_BATCH_INVARIANT={text}: expected 0 or 1")
+    return text == "1"
