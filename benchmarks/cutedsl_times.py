@@ -1,7 +1,7 @@
 """CuTeDSL's kernels beside Triton's on a CUDA device: bytes first, then times, in one run.
 
     python benchmarks/cutedsl_times.py                   # prints a table
-    python benchmarks/cutedsl_times.py --write           # and writes measured.json, which the backend reads
+    python benchmarks/cutedsl_times.py --write           # and writes measured.csv, which the backend reads
     python benchmarks/cutedsl_times.py --csv FILE
 
 Bytes are compared with Triton's on random and on hostile inputs (wild magnitudes, NaN, infinity, holes), and
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -30,7 +29,7 @@ from torch import Tensor  # noqa: E402
 
 from dsv4core.layout import get_layout  # noqa: E402
 from dsv4core.ops import OPS  # noqa: E402
-from dsv4core_cuda.cutedsl._measured import FILE  # noqa: E402
+from dsv4core_cuda.cutedsl._measured import Row, write  # noqa: E402
 from dsv4core_cuda.cutedsl._probe import ARCHITECTURES  # noqa: E402
 from dsv4core_cuda.cutedsl.install import launchers  # noqa: E402
 
@@ -187,11 +186,9 @@ def main() -> int:
     found = list(measured(copy))
     if chosen.csv:
         with chosen.csv.open("w", newline="") as file:
-            csv.writer(file).writerows([COLUMNS, *found])
+            csv.writer(file, lineterminator="\n").writerows([COLUMNS, *found])
     if chosen.write:
-        known = json.loads(FILE.read_text())
-        known[ARCH] = {"device": device, "rows": [row[:5] for row in found]}
-        FILE.write_text(json.dumps(known, indent=1) + "\n")
+        write(ARCH, [Row(*row[:5]) for row in found])
     return 1 if any(row[-1] for row in found) else 0
 
 
