@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dsv4core.config import AttentionConfig
 from dsv4core.kernels.triton.calls import closing
+from dsv4core.layout import get_layout
 from dsv4core.ops import OPS
 from dsv4core.samples import Size, sample
 from dsv4core_cuda.cutedsl import install
@@ -91,6 +92,22 @@ def test_a_first_call_inside_a_capture(op: str, form: str) -> None:
     torch.cuda.synchronize()
     found = outcome(result, call)
     assert [torch.equal(a, b) for a, b in zip(found, expected, strict=True)] == [True] * len(found)
+
+
+@pytest.mark.parametrize(("op", "form"), [f for f in FORMS if f[0].startswith(("compress", "fused_qnorm"))])
+def test_a_page_is_finite_whatever_comes(op: str, form: str) -> None:
+    """NaN, an infinity or a very large number in every row of what comes."""
+    call = given(op, form, 20)
+    name = "kv" if op == "fused_qnorm_rope_kv_insert" else "state_cache"
+    spoilt = torch.tensor([torch.nan, torch.inf, -torch.inf, 3.3e38])
+    rows = call[name].reshape(-1, call[name].shape[-1])
+    at = torch.arange(rows.shape[0])
+    rows[at, (at * 37) % rows.shape[1]] = spoilt[at % 4].to(rows.dtype)
+    call[name] = rows.reshape(call[name].shape)
+    call = moved(call)
+    ours(op)(**call)
+    layout = get_layout(call["layout"])
+    assert bool(torch.isfinite(layout.decode_pages(call["k_cache"], call["rows"]).float()).all())
 
 
 def test_threads_and_streams_do_not_mix_arguments() -> None:
