@@ -23,7 +23,7 @@ STAGE = 8192
 FAR = 1 << 31
 """States are addressed in units of 16 bytes, 31 bits."""
 STAGES, WARPS, BLOCKS = 2, 4, 2
-"""Stages of a warp; for overlapping windows also warps of a block and blocks of a multiprocessor."""
+"""Stages of a warp, warps of a block and blocks of a multiprocessor for overlapping windows."""
 NOT_ON = {"sm_120a": "ratio 128 fp8_ds_mla"}
 """Forms that take more shared memory than a block has."""
 ARGUMENTS = "q" * 9 + "iii" + "q" * 10 + "f"
@@ -40,7 +40,7 @@ def overlapping(
 
 
 @cache
-def windows(state_rows: int, rows: int, bf16: bool, stages: int = STAGES) -> Program:
+def windows(state_rows: int, rows: int, bf16: bool, stages: int = 3) -> Program:
     """The kernel of ratio 128: a block of 8 warps makes an entry, a warp a segment of each of its windows."""
     shared = 8 * (stages * STAGE + 32 * (16 * 4 + 16) + 2 * (256 + 512) + 4 + 8)
     return Program("compress_windows", ARGUMENTS, (state_rows, rows, bf16, stages), 256, shared, alone=True)
