@@ -38,8 +38,6 @@ def given(op: str, form: str, tokens: int = 300) -> Call:
     if op == "compress_norm_rope_store":
         return closing(tokens, int(words[1]), words[2])[1]
     call = sample(op, Size(tokens, 40, AttentionConfig.preset("v4-flash")))
-    if op == "dequantize_and_gather_k_cache":
-        call["gather_lens"] = call["seq_lens"] // 2 if words[1] == "last" else None
     if op == "fused_indexer_q_rope_quant":
         call |= {"format": words[0], "rotate": words[1]}
     return call
@@ -61,7 +59,7 @@ def moved(call: Call) -> Call:
 
 def outcome(result: Any, call: Call) -> list[Tensor]:
     """What a call returned and the pages it wrote, in host memory, as bytes."""
-    tensors = [*(result if isinstance(result, tuple) else (result,)), call.get("out"), call.get("k_cache")]
+    tensors = [*(result if isinstance(result, tuple) else (result,)), call.get("k_cache")]
     return [t.cpu().contiguous().view(torch.uint8) for t in tensors if t is not None]
 
 
