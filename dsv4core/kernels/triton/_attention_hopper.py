@@ -147,42 +147,48 @@ def prefill_hopper_kernel(
 
 
 @gluon.jit
-def _tile_rows(lists, tile, own, t, i, rows: gl.constexpr):
-    """Where the rows of a tile start, in bytes, with their place in the page, and which are there."""
-    (slots, length, cache, limit, stride, slot_stride, column_stride, extra_slots, extra_length, extra,
-     extra_limit, extra_stride, extra_slot_stride, extra_column_stride) = lists  # fmt: skip
+def _slots(lists, tile, own, t, i):
+    """Slots of a tile, -1 behind a list's end. Shapes: i i32 [64] -> i32 [64]."""
+    slots, length, cache, limit, stride, slot_stride, column_stride = lists[0]
+    extra_slots, extra_length, extra, extra_limit, extra_stride, extra_slot_stride, extra_column_stride = lists[1]
     mine = tile < own
     n = gl.where(mine, tile, tile - own) * 64 + i
     start = gl.where(mine, slots + t * slot_stride, extra_slots + t * extra_slot_stride)
     step = gl.where(mine, column_stride, extra_column_stride)
     slot = gl.load(start + n.to(gl.int64) * step, n < gl.where(mine, length, extra_length), other=-1)
     live = slot.to(gl.uint32, bitcast=True) < gl.where(mine, limit, extra_limit).to(gl.uint32)
-    slot = gl.where(live, slot, 0)
-    page = slot // rows
-    pages = gl.where(mine, cache, extra) + page.to(gl.int64) * gl.where(mine, stride, extra_stride)
-    return pages, slot - page * rows, live
+    return gl.where(live, slot, -1)
 
 
 @gluon.jit
-def _copy_tile(codes, tails, lists, tile, own, t, rows: gl.constexpr):
+def _tile_rows(lists, tile, own, slot, rows: gl.constexpr):
+    """The pages of slots, their places there, and which are there. Shapes: slot i32 [64]."""
+    mine = tile < own
+    live = slot >= 0
+    slot = gl.where(live, slot, 0)
+    page = slot // rows
+    start = gl.where(mine, lists[0][2], lists[1][2])
+    return start + page.to(gl.int64) * gl.where(mine, lists[0][4], lists[1][4]), slot - page * rows, live
+
+
+@gluon.jit
+def _copy_tile(codes, tails, lists, tile, own, slot, tail_slot, group_slot, rows: gl.constexpr):
     """Start copying the rows of a tile; their scales come as a result. Shapes: -> u8 [64, 32]."""
-    i = gl.arange(0, 64, layout=gl.SliceLayout(1, CODES))
-    d = gl.arange(0, 512, layout=gl.SliceLayout(0, CODES))
-    page, row, live = _tile_rows(lists, tile, own, t, i, rows)
-    async_copy.async_copy_global_to_shared(
-        codes, (page + row * 576)[:, None] + d[None, :], mask=live[:, None]
-    )
-    i = gl.arange(0, 64, layout=gl.SliceLayout(1, TAILS))
-    e = gl.arange(0, 64, layout=gl.SliceLayout(0, TAILS))
-    page, row, live = _tile_rows(lists, tile, own, t, i, rows)
-    start = (page + row * 576 + 448).to(gl.pointer_type(gl.bfloat16))
-    async_copy.async_copy_global_to_shared(tails, start[:, None] + e[None, :], mask=live[:, None])
-    async_copy.commit_group()
-    i = gl.arange(0, 64, layout=gl.SliceLayout(1, gl.SliceLayout(2, GROUPS)))
     g = gl.arange(0, 32, layout=gl.SliceLayout(0, gl.SliceLayout(2, GROUPS)))
-    page, row, live = _tile_rows(lists, tile, own, t, i, rows)
+    page, row, live = _tile_rows(lists, tile, own, group_slot, rows)
     scale = (page + rows * 576 + row * 8)[:, None] + (g // 4)[None, :]
-    return gl.load(scale, live[:, None] & (g < 28)[None, :], other=127)
+    scales = gl.load(scale, live[:, None] & (g < 28)[None, :], other=127)
+    d = gl.arange(0, 512, layout=gl.SliceLayout(0, CODES))
+    code_page, code_row, code_live = _tile_rows(lists, tile, own, slot, rows)
+    async_copy.async_copy_global_to_shared(
+        codes, (code_page + code_row * 576)[:, None] + d[None, :], mask=code_live[:, None]
+    )
+    e = gl.arange(0, 64, layout=gl.SliceLayout(0, TAILS))
+    tail_page, tail_row, tail_live = _tile_rows(lists, tile, own, tail_slot, rows)
+    start = (tail_page + tail_row * 576 + 448).to(gl.pointer_type(gl.bfloat16))
+    async_copy.async_copy_global_to_shared(tails, start[:, None] + e[None, :], mask=tail_live[:, None])
+    async_copy.commit_group()
+    return scales
 
 
 @gluon.jit(do_not_specialize=["parts", "limit", "width", "extra_limit", "extra_width", "slots", "lens",
@@ -211,28 +217,43 @@ def decode_hopper_kernel(
     if EXTRA:
         extra_length = gl.maximum(gl.minimum(gl.load(extra_lens + t * extra_len_stride), extra_width), 0)
         tiles += gl.cdiv(extra_length, 64)
-    lists = (slots, length, cache, limit, stride, slot_stride, column_stride, extra_slots, extra_length,
-             extra, extra_limit, extra_stride, extra_slot_stride, extra_column_stride)  # fmt: skip
+    lists = (
+        (slots, length, cache, limit, stride, slot_stride, column_stride),
+        (extra_slots, extra_length, extra, extra_limit, extra_stride, extra_slot_stride, extra_column_stride),
+    )
     m = gl.arange(0, 64, layout=gl.SliceLayout(0, SCORES))
+    i = gl.arange(0, 64, layout=gl.SliceLayout(1, CODES))
+    j = gl.arange(0, 64, layout=gl.SliceLayout(1, TAILS))
+    g = gl.arange(0, 64, layout=gl.SliceLayout(1, gl.SliceLayout(2, GROUPS)))
     acc = gl.zeros([64, 512], gl.float32, SUMS)
     peak = gl.zeros([64], gl.float32, gl.SliceLayout(1, SCORES)) + NEVER
     total = gl.zeros([64], gl.float32, gl.SliceLayout(1, SCORES))
     rounded = gl.zeros([64], gl.float32, gl.SliceLayout(1, SCORES))
-    bytes_ = _copy_tile(codes, tails, lists, 0, own, t, rows)
+    exponents = _copy_tile(
+        codes, tails, lists, 0, own, _slots(lists, 0, own, t, i), _slots(lists, 0, own, t, j),
+        _slots(lists, 0, own, t, g), rows,
+    )  # fmt: skip
+    slot, tail_slot, group_slot = (
+        _slots(lists, 1, own, t, i), _slots(lists, 1, own, t, j), _slots(lists, 1, own, t, g),
+    )  # fmt: skip
+    live = _slots(lists, 0, own, t, m) >= 0
     for tile in range(tiles):
         async_copy.wait_group(0)
         x = codes.load(CODES)
         r = tails.load(TAILS)
-        exponent = gl.minimum(gl.maximum(bytes_.to(gl.int32), 1), 254)
-        bytes_ = _copy_tile(codes, tails, lists, tile + 1, own, t, rows)
-        _, _, live = _tile_rows(lists, tile, own, t, m, rows)
+        exponent = gl.minimum(gl.maximum(exponents.to(gl.int32), 1), 254)
+        power = (exponent << 23).to(gl.float32, bitcast=True)
+        exponents = _copy_tile(codes, tails, lists, tile + 1, own, slot, tail_slot, group_slot, rows)
+        slot = _slots(lists, tile + 2, own, t, i)
+        tail_slot = _slots(lists, tile + 2, own, t, j)
+        group_slot = _slots(lists, tile + 2, own, t, g)
         x = gl.convert_layout(gl.reshape(x, (64, 32, 16)), GROUPS)
-        power = (exponent << 7).to(gl.int16).to(gl.bfloat16, bitcast=True)
-        k = x.to(gl.float8e4nv, bitcast=True).to(gl.bfloat16) * power[:, :, None]
+        k = (x.to(gl.float8e4nv, bitcast=True).to(gl.float32) * power[:, :, None]).to(gl.bfloat16)
         keys.store(gl.convert_layout(gl.reshape(k, (64, 512)), CODES))
         keys.slice(448, 64, dim=1).store(r)
         acc, peak, total, rounded = _use(
             keys, queries, weights, live, scale * LOG2E, acc, peak, total, rounded
         )
+        live = _slots(lists, tile + 1, own, t, m) >= 0
     async_copy.wait_group(0)
     _finish(acc, peak, total, rounded, sink, out, lse, t, first, heads, out_stride, out_head_stride)
