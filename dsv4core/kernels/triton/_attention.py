@@ -63,32 +63,62 @@ def _as_bf16(start, i, mask, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def piece(
-    start, scales, live, first, WIDTH: tl.constexpr, ROTATED: tl.constexpr, LAYOUT: tl.constexpr,
-    ALIGN: tl.constexpr, HARDWARE: tl.constexpr,
+def stored(
+    start, live, first, WIDTH: tl.constexpr, ROTATED: tl.constexpr, LAYOUT: tl.constexpr,
+    ALIGN: tl.constexpr,
 ):  # fmt: skip
-    """Channels first .. first + WIDTH - 1 of rows as an operand of `tl.dot`; zeros where no row is.
+    """Channels first .. first + WIDTH - 1 of rows as they are kept: codes or operands; zeros without a row.
 
-    ROTATED: they are of the last 64 channels, which some layouts keep in bf16.
+    ROTATED: they are of the last 64 channels, which some layouts keep in bf16. Shapes: -> [N, WIDTH].
     """
     d = tl.arange(0, WIDTH)[None, :]
     mask = live[:, None] & (d < WIDTH)
     if LAYOUT == "bf16_row":
         return _as_bf16((start + 2 * first)[:, None], d, mask, ALIGN)
-    elif LAYOUT == "fp8_row":
-        return matrix(decode_e4m3(tl.load(start[:, None] + first + d, mask, other=0), HARDWARE))
-    elif ROTATED:
+    elif ROTATED and LAYOUT != "fp8_row":
         return _as_bf16((start + 448)[:, None], first - 448 + d, mask, ALIGN)
     else:
-        codes = tl.load(start[:, None] + first + d, mask, other=0)
+        return tl.load(start[:, None] + first + d, mask, other=0)
+
+
+@triton.jit
+def scale_words(scales, live, first, LAYOUT: tl.constexpr, ALIGN: tl.constexpr):
+    """Four scales of each row that has any, that of channel `first` among them. Shapes: -> i32 [N]."""
+    if LAYOUT == "bf16_row" or LAYOUT == "fp8_row":
+        return live
+    else:
+        return load_u32(scales, first // 256, live, ALIGN)
+
+
+@triton.jit
+def decoded(
+    x, words, first, ROTATED: tl.constexpr, LAYOUT: tl.constexpr, HARDWARE: tl.constexpr
+):  # fmt: skip
+    """What `stored` gave as an operand of `tl.dot`. Shapes: [N, WIDTH], i32 [N] -> [N, WIDTH]."""
+    if LAYOUT == "bf16_row" or (ROTATED and LAYOUT != "fp8_row"):
+        return x
+    elif LAYOUT == "fp8_row":
+        return matrix(decode_e4m3(x, HARDWARE))
+    else:
         # Four scales a word, and no dimension of groups: either would make more layouts that compute rows.
-        word = load_u32(scales, first // 256, live, ALIGN)
-        byte = (word[:, None] >> ((first // 64 % 4 + d // 64) * 8)) & 0xFF
+        group = first // 64 % 4 + tl.arange(0, x.shape[1])[None, :] // 64
+        byte = (words[:, None] >> (group * 8)) & 0xFF
         if LAYOUT == "fp8_ds_mla_fnuz":
-            values = decode_e4m3_fnuz(codes)
+            values = decode_e4m3_fnuz(x)
         else:
-            values = decode_e4m3(codes, HARDWARE)
+            values = decode_e4m3(x, HARDWARE)
         return matrix(values * byte_scale(byte))
+
+
+@triton.jit
+def piece(
+    start, scales, live, first, WIDTH: tl.constexpr, ROTATED: tl.constexpr, LAYOUT: tl.constexpr,
+    ALIGN: tl.constexpr, HARDWARE: tl.constexpr,
+):  # fmt: skip
+    """Channels of rows as an operand of `tl.dot`: `stored`, then `decoded`."""
+    words = scale_words(scales, live, first, LAYOUT, ALIGN)
+    x = stored(start, live, first, WIDTH, ROTATED, LAYOUT, ALIGN)
+    return decoded(x, words, first, ROTATED, LAYOUT, HARDWARE)
 
 
 @triton.jit

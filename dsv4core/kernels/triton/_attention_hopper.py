@@ -1,4 +1,4 @@
-"""Attention of many tokens on NVIDIA Hopper, in Gluon: one program for 64 heads, and rows on their way meanwhile.
+"""Attention of many tokens on NVIDIA Hopper, in Gluon: a program for 64 heads, rows on their way.
 
 The rows of the next tile are copied to shared memory while this one is used, which Triton's own pipelining
 does not bring about here. Tiles, their order and every operation on a value are those of
@@ -149,14 +149,13 @@ def prefill_hopper_kernel(
 @gluon.jit
 def _slots(lists, tile, own, t, i):
     """Slots of a tile, -1 behind a list's end. Shapes: i i32 [64] -> i32 [64]."""
-    slots, length, cache, limit, stride, slot_stride, column_stride = lists[0]
-    extra_slots, extra_length, extra, extra_limit, extra_stride, extra_slot_stride, extra_column_stride = lists[1]
+    a, b = lists  # each: slots, length, limit, strides of slots, cache, stride of pages
     mine = tile < own
     n = gl.where(mine, tile, tile - own) * 64 + i
-    start = gl.where(mine, slots + t * slot_stride, extra_slots + t * extra_slot_stride)
-    step = gl.where(mine, column_stride, extra_column_stride)
-    slot = gl.load(start + n.to(gl.int64) * step, n < gl.where(mine, length, extra_length), other=-1)
-    live = slot.to(gl.uint32, bitcast=True) < gl.where(mine, limit, extra_limit).to(gl.uint32)
+    start = gl.where(mine, a[0] + t * a[3], b[0] + t * b[3])
+    step = gl.where(mine, a[4], b[4])
+    slot = gl.load(start + n.to(gl.int64) * step, n < gl.where(mine, a[1], b[1]), other=-1)
+    live = slot.to(gl.uint32, bitcast=True) < gl.where(mine, a[2], b[2]).to(gl.uint32)
     return gl.where(live, slot, -1)
 
 
@@ -167,8 +166,9 @@ def _tile_rows(lists, tile, own, slot, rows: gl.constexpr):
     live = slot >= 0
     slot = gl.where(live, slot, 0)
     page = slot // rows
-    start = gl.where(mine, lists[0][2], lists[1][2])
-    return start + page.to(gl.int64) * gl.where(mine, lists[0][4], lists[1][4]), slot - page * rows, live
+    a, b = lists
+    start = gl.where(mine, a[5], b[5]) + page.to(gl.int64) * gl.where(mine, a[6], b[6])
+    return start, slot - page * rows, live
 
 
 @gluon.jit
@@ -218,8 +218,8 @@ def decode_hopper_kernel(
         extra_length = gl.maximum(gl.minimum(gl.load(extra_lens + t * extra_len_stride), extra_width), 0)
         tiles += gl.cdiv(extra_length, 64)
     lists = (
-        (slots, length, cache, limit, stride, slot_stride, column_stride),
-        (extra_slots, extra_length, extra, extra_limit, extra_stride, extra_slot_stride, extra_column_stride),
+        (slots, length, limit, slot_stride, column_stride, cache, stride),
+        (extra_slots, extra_length, extra_limit, extra_slot_stride, extra_column_stride, extra, extra_stride),
     )
     m = gl.arange(0, 64, layout=gl.SliceLayout(0, SCORES))
     i = gl.arange(0, 64, layout=gl.SliceLayout(1, CODES))
