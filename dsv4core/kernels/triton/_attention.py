@@ -181,13 +181,13 @@ def _sum(p):
 def weigh(s):
     """Weights of a tile of keys, relative to the tile's own maximum, which is rounded up to a whole number.
 
-    Shapes: scores f32 [H, N] -> rounded weights f32 [H, N], the maximum, the sums of weights and of rounded
-    weights f32 [H].
+    Shapes: scores f32 [H, N] -> rounded weights f32 [H, N], the maximum f32 [H], the sums of weights and of
+    rounded weights, in `SUM` [H].
     """
     own = tl.ceil(tl.maximum(tl.max(s, 1), NEVER))
     p = tl.exp2(s.to(SUM) - own[:, None])
     w = round_bf16(p.to(tl.float32))
-    return w, own, _sum(p).to(tl.float32), _sum(w).to(tl.float32)
+    return w, own, _sum(p), _sum(w)
 
 
 @triton.jit

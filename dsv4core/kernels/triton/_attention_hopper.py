@@ -1,4 +1,4 @@
-"""Attention of many tokens on NVIDIA Hopper, in Gluon: a program for 64 heads, rows on their way.
+"""Attention of many tokens on NVIDIA Hopper, in Gluon: a program for 64 heads, the next rows on their way.
 
 The rows of the next tile are copied to shared memory while this one is used, which Triton's own pipelining
 does not bring about here. Tiles, their order and every operation on a value are those of

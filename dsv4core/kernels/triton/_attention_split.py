@@ -27,7 +27,7 @@ from dsv4core.kernels.triton._attention import (
     stored,
     weigh,
 )
-from dsv4core.kernels.triton._launch import launch, pieces
+from dsv4core.kernels.triton._launch import interpreted, launch, pieces
 from dsv4core.kernels.triton._pages import store_as
 from dsv4core.kernels.triton._tuning import tuned
 from dsv4core.kernels.triton.numerics import add_product, widen
@@ -286,7 +286,8 @@ def run(
     tiles = pieces(width, keys) + (pieces(extra_width, keys) if meta["EXTRA"] else 0)
     programs = q.shape[0] * parts
     weights = torch.empty(programs * tiles, heads, keys, dtype=torch.bfloat16, device=q.device)
-    stats = torch.empty(programs * tiles, STATS.value, heads, dtype=torch.float32, device=q.device)
+    sums = torch.float64 if interpreted else torch.float32  # `SUM`
+    stats = torch.empty(programs * tiles, STATS.value, heads, dtype=sums, device=q.device)
     rest = (*arguments, weights, stats, scale, parts, tiles, *numbers)
     use = tuned("use_weights", q)
     early = bool(use.get("launch_pdl", 0))

@@ -18,6 +18,8 @@ def machine_code(kernel: Any, program: Any, arch: str, *, ptx: bool = False) -> 
     shape = {"grid": [program.cluster, 1, 1], "block": [program.threads, 1, 1]}
     if program.shared:
         shape["smem"] = program.shared
+    if program.alone:
+        shape["min_blocks_per_mp"] = 1
     if program.cluster > 1:
         shape["cluster"] = [program.cluster, 1, 1]
 
