@@ -1,9 +1,9 @@
-"""Attention of many tokens on NVIDIA Hopper, in Gluon: a program for 64 heads, the next rows on their way.
+"""Prefill on NVIDIA Hopper, in Gluon: a program for 64 heads of a query, the next rows on their way.
 
 The rows of the next tile are copied to shared memory while this one is used, which Triton's own pipelining
-does not bring about here. Tiles, their order and every operation on a value are those of
-`sparse_attention_kernel`, so a row has the same bits in both. Eight warps: two warpgroups with 32 keys of the
-scores and 256 channels of the sums each. Gluon has no interpreter; other devices never come here.
+does not bring about here. Tiles, their order and the sums of weights are those of `sparse_prefill_kernel`.
+Eight warps: two warpgroups with 32 keys of the scores and 256 channels of the sums each. Gluon has no
+interpreter; other devices never come here.
 """
 
 from triton.experimental import gluon
@@ -21,12 +21,8 @@ LOG2E = gl.constexpr(1.4426950408889634)
 SCORES = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 2], [16, 32, 16]))
 SUMS = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 2], [16, 256, 16]))
 OPERAND = gl.constexpr(gl.NVMMASharedLayout(128, 16, 2))
-PLAIN = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
-# A warp copies a row of 1,024 or 512 bytes at a time, or four of 128.
+# A warp copies half a row of 1,024 bytes at a time.
 ROWS = gl.constexpr(gl.BlockedLayout([1, 8], [1, 32], [8, 1], [1, 0]))
-CODES = gl.constexpr(gl.BlockedLayout([1, 16], [1, 32], [8, 1], [1, 0]))
-GROUPS = gl.constexpr(gl.BlockedLayout([1, 1, 16], [1, 32, 1], [8, 1, 1], [2, 1, 0]))
-TAILS = gl.constexpr(gl.BlockedLayout([1, 8], [4, 8], [8, 1], [1, 0]))
 
 
 @gluon.jit
@@ -142,118 +138,5 @@ def prefill_hopper_kernel(
         acc, peak, total, rounded = _use(
             keys.index(here), queries, weights, live, scale * LOG2E, acc, peak, total, rounded
         )
-    async_copy.wait_group(0)
-    _finish(acc, peak, total, rounded, sink, out, lse, t, first, heads, out_stride, out_head_stride)
-
-
-@gluon.jit
-def _slots(lists, tile, own, t, i):
-    """Slots of a tile, -1 behind a list's end. Shapes: i i32 [64] -> i32 [64]."""
-    a, b = lists  # each: slots, length, limit, strides of slots, cache, stride of pages
-    mine = tile < own
-    n = gl.where(mine, tile, tile - own) * 64 + i
-    start = gl.where(mine, a[0] + t * a[3], b[0] + t * b[3])
-    step = gl.where(mine, a[4], b[4])
-    slot = gl.load(start + n.to(gl.int64) * step, n < gl.where(mine, a[1], b[1]), other=-1)
-    live = slot.to(gl.uint32, bitcast=True) < gl.where(mine, a[2], b[2]).to(gl.uint32)
-    return gl.where(live, slot, -1)
-
-
-@gluon.jit
-def _tile_rows(lists, tile, own, slot, rows: gl.constexpr):
-    """The pages of slots, their places there, and which are there. Shapes: slot i32 [64]."""
-    mine = tile < own
-    live = slot >= 0
-    slot = gl.where(live, slot, 0)
-    page = slot // rows
-    a, b = lists
-    start = gl.where(mine, a[5], b[5]) + page.to(gl.int64) * gl.where(mine, a[6], b[6])
-    return start, slot - page * rows, live
-
-
-@gluon.jit
-def _copy_tile(codes, tails, lists, tile, own, slot, tail_slot, group_slot, rows: gl.constexpr):
-    """Start copying the rows of a tile; their scales come as a result. Shapes: -> u8 [64, 32]."""
-    g = gl.arange(0, 32, layout=gl.SliceLayout(0, gl.SliceLayout(2, GROUPS)))
-    page, row, live = _tile_rows(lists, tile, own, group_slot, rows)
-    scale = (page + rows * 576 + row * 8)[:, None] + (g // 4)[None, :]
-    scales = gl.load(scale, live[:, None] & (g < 28)[None, :], other=127)
-    d = gl.arange(0, 512, layout=gl.SliceLayout(0, CODES))
-    code_page, code_row, code_live = _tile_rows(lists, tile, own, slot, rows)
-    async_copy.async_copy_global_to_shared(
-        codes, (code_page + code_row * 576)[:, None] + d[None, :], mask=code_live[:, None]
-    )
-    e = gl.arange(0, 64, layout=gl.SliceLayout(0, TAILS))
-    tail_page, tail_row, tail_live = _tile_rows(lists, tile, own, tail_slot, rows)
-    start = (tail_page + tail_row * 576 + 448).to(gl.pointer_type(gl.bfloat16))
-    async_copy.async_copy_global_to_shared(tails, start[:, None] + e[None, :], mask=tail_live[:, None])
-    async_copy.commit_group()
-    return scales
-
-
-@gluon.jit(do_not_specialize=["parts", "limit", "width", "extra_limit", "extra_width", "slots", "lens",
-                              "extra_slots", "extra_lens"])  # fmt: skip
-def decode_hopper_kernel(
-    q, cache, slots, lens, extra, extra_slots, extra_lens, sink, out, lse, scale,
-    parts, heads, limit, width, extra_limit, extra_width, q_stride, q_head_stride, out_stride,
-    out_head_stride, stride, slot_stride, column_stride, len_stride,
-    extra_stride, extra_slot_stride, extra_column_stride, extra_len_stride,
-    rows: gl.constexpr, EXTRA: gl.constexpr,
-):  # fmt: skip
-    """`sparse_attention_kernel` over pages of one layout, fp8_ds_mla: codes travel while a tile is used."""
-    pid = gl.program_id(0)
-    t = (pid // parts).to(gl.int64)
-    first = (pid % parts) * 64
-    queries = gl.allocate_shared_memory(gl.bfloat16, [64, 512], OPERAND)
-    keys = gl.allocate_shared_memory(gl.bfloat16, [64, 512], OPERAND)
-    weights = gl.allocate_shared_memory(gl.bfloat16, [64, 64], OPERAND)
-    codes = gl.allocate_shared_memory(gl.uint8, [64, 512], PLAIN)
-    tails = gl.allocate_shared_memory(gl.bfloat16, [64, 64], PLAIN)
-    _copy_query(queries, q, t, first, heads, q_stride, q_head_stride)
-    length = gl.maximum(gl.minimum(gl.load(lens + t * len_stride), width), 0)
-    own = gl.cdiv(length, 64)
-    tiles = own
-    extra_length = length
-    if EXTRA:
-        extra_length = gl.maximum(gl.minimum(gl.load(extra_lens + t * extra_len_stride), extra_width), 0)
-        tiles += gl.cdiv(extra_length, 64)
-    lists = (
-        (slots, length, limit, slot_stride, column_stride, cache, stride),
-        (extra_slots, extra_length, extra_limit, extra_slot_stride, extra_column_stride, extra, extra_stride),
-    )
-    m = gl.arange(0, 64, layout=gl.SliceLayout(0, SCORES))
-    i = gl.arange(0, 64, layout=gl.SliceLayout(1, CODES))
-    j = gl.arange(0, 64, layout=gl.SliceLayout(1, TAILS))
-    g = gl.arange(0, 64, layout=gl.SliceLayout(1, gl.SliceLayout(2, GROUPS)))
-    acc = gl.zeros([64, 512], gl.float32, SUMS)
-    peak = gl.zeros([64], gl.float32, gl.SliceLayout(1, SCORES)) + NEVER
-    total = gl.zeros([64], gl.float32, gl.SliceLayout(1, SCORES))
-    rounded = gl.zeros([64], gl.float32, gl.SliceLayout(1, SCORES))
-    exponents = _copy_tile(
-        codes, tails, lists, 0, own, _slots(lists, 0, own, t, i), _slots(lists, 0, own, t, j),
-        _slots(lists, 0, own, t, g), rows,
-    )  # fmt: skip
-    slot, tail_slot, group_slot = (
-        _slots(lists, 1, own, t, i), _slots(lists, 1, own, t, j), _slots(lists, 1, own, t, g),
-    )  # fmt: skip
-    live = _slots(lists, 0, own, t, m) >= 0
-    for tile in range(tiles):
-        async_copy.wait_group(0)
-        x = codes.load(CODES)
-        r = tails.load(TAILS)
-        exponent = gl.minimum(gl.maximum(exponents.to(gl.int32), 1), 254)
-        power = (exponent << 23).to(gl.float32, bitcast=True)
-        exponents = _copy_tile(codes, tails, lists, tile + 1, own, slot, tail_slot, group_slot, rows)
-        slot = _slots(lists, tile + 2, own, t, i)
-        tail_slot = _slots(lists, tile + 2, own, t, j)
-        group_slot = _slots(lists, tile + 2, own, t, g)
-        x = gl.convert_layout(gl.reshape(x, (64, 32, 16)), GROUPS)
-        k = (x.to(gl.float8e4nv, bitcast=True).to(gl.float32) * power[:, :, None]).to(gl.bfloat16)
-        keys.store(gl.convert_layout(gl.reshape(k, (64, 512)), CODES))
-        keys.slice(448, 64, dim=1).store(r)
-        acc, peak, total, rounded = _use(
-            keys, queries, weights, live, scale * LOG2E, acc, peak, total, rounded
-        )
-        live = _slots(lists, tile + 1, own, t, m) >= 0
     async_copy.wait_group(0)
     _finish(acc, peak, total, rounded, sink, out, lse, t, first, heads, out_stride, out_head_stride)

@@ -30,7 +30,7 @@ from dsv4core.kernels.triton._attention import (
 from dsv4core.kernels.triton._launch import interpreted, launch, pieces
 from dsv4core.kernels.triton._pages import store_as
 from dsv4core.kernels.triton._tuning import tuned
-from dsv4core.kernels.triton.numerics import add_product, widen
+from dsv4core.kernels.triton.numerics import SUM, add_product, widen
 
 DYNAMIC = [
     "parts", "limit", "width", "extra_limit", "extra_width", "tiles", "slots", "lens", "extra_slots",
@@ -88,13 +88,13 @@ def _weigh_tile(
         c = stored(first, live, 256, 128, False, LAYOUT, ALIGN)
         d = stored(first, live, 384, 64, False, LAYOUT, ALIGN)
         r = stored(first, live, 448, 64, True, LAYOUT, ALIGN)
-        s = tl.zeros([HEADS, KEYS], tl.float32)
-        s = _add_scores(s, q, heads_live, a, low, 0, False, LAYOUT, HARDWARE)
-        s = _add_scores(s, q, heads_live, b, low, 128, False, LAYOUT, HARDWARE)
-        s = _add_scores(s, q, heads_live, c, high, 256, False, LAYOUT, HARDWARE)
-        s = _add_scores(s, q, heads_live, d, high, 384, False, LAYOUT, HARDWARE)
-        s = _add_scores(s, q, heads_live, r, high, 448, True, LAYOUT, HARDWARE)
-        s = tl.where(live[None, :], (s * factor).to(tl.float32), -float("inf"))
+        none = tl.zeros([HEADS, KEYS], SUM)
+        s = _add_scores(none, q, heads_live, a, low, 0, False, LAYOUT, HARDWARE)
+        s = _add_scores(s, q, heads_live, b, low, 128, False, LAYOUT, HARDWARE) * factor
+        s += _add_scores(none, q, heads_live, c, high, 256, False, LAYOUT, HARDWARE) * factor
+        s += _add_scores(none, q, heads_live, d, high, 384, False, LAYOUT, HARDWARE) * factor
+        s += _add_scores(none, q, heads_live, r, high, 448, True, LAYOUT, HARDWARE) * factor
+        s = tl.where(live[None, :], s.to(tl.float32), -float("inf"))
         w, peak, total, rounded = weigh(s)
         i = tl.arange(0, HEADS)
         store_as(weights + i[:, None] * KEYS + tl.arange(0, KEYS)[None, :], w, i[:, None] < HEADS)
@@ -289,7 +289,7 @@ def run(
     sums = torch.float64 if interpreted else torch.float32  # `SUM`
     stats = torch.empty(programs * tiles, STATS.value, heads, dtype=sums, device=q.device)
     rest = (*arguments, weights, stats, scale, parts, tiles, *numbers)
-    use = tuned("use_weights", q)
+    use = tuned("use_weights", q, programs=programs)
     early = bool(use.get("launch_pdl", 0))
     launch(weigh_keys_kernel, programs * tiles, q, *rest, **meta, EARLY=early, **tuned("weigh_keys", q))
     launch(use_weights_kernel, programs * (512 // use["CHANNELS"]), q, *rest, **meta, EARLY=early, **use)
