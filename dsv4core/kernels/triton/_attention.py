@@ -16,7 +16,6 @@ from dsv4core.kernels.triton._flags import INTERPRETED
 from dsv4core.kernels.triton._pages import load_bf16, load_u32, store_as
 from dsv4core.kernels.triton.numerics import (
     SUM,
-    add_product,
     bits_of,
     byte_scale,
     decode_e4m3,
@@ -63,32 +62,62 @@ def _as_bf16(start, i, mask, ALIGN: tl.constexpr):
 
 
 @triton.jit
-def piece(
-    start, scales, live, first, WIDTH: tl.constexpr, ROTATED: tl.constexpr, LAYOUT: tl.constexpr,
-    ALIGN: tl.constexpr, HARDWARE: tl.constexpr,
+def stored(
+    start, live, first, WIDTH: tl.constexpr, ROTATED: tl.constexpr, LAYOUT: tl.constexpr,
+    ALIGN: tl.constexpr,
 ):  # fmt: skip
-    """Channels first .. first + WIDTH - 1 of rows as an operand of `tl.dot`; zeros where no row is.
+    """Channels first .. first + WIDTH - 1 of rows as they are kept: codes or operands; zeros without a row.
 
-    ROTATED: they are of the last 64 channels, which some layouts keep in bf16.
+    ROTATED: they are of the last 64 channels, which some layouts keep in bf16. Shapes: -> [N, WIDTH].
     """
     d = tl.arange(0, WIDTH)[None, :]
     mask = live[:, None] & (d < WIDTH)
     if LAYOUT == "bf16_row":
         return _as_bf16((start + 2 * first)[:, None], d, mask, ALIGN)
-    elif LAYOUT == "fp8_row":
-        return matrix(decode_e4m3(tl.load(start[:, None] + first + d, mask, other=0), HARDWARE))
-    elif ROTATED:
+    elif ROTATED and LAYOUT != "fp8_row":
         return _as_bf16((start + 448)[:, None], first - 448 + d, mask, ALIGN)
     else:
-        codes = tl.load(start[:, None] + first + d, mask, other=0)
+        return tl.load(start[:, None] + first + d, mask, other=0)
+
+
+@triton.jit
+def scale_words(scales, live, first, LAYOUT: tl.constexpr, ALIGN: tl.constexpr):
+    """Four scales of each row that has any, that of channel `first` among them. Shapes: -> i32 [N]."""
+    if LAYOUT == "bf16_row" or LAYOUT == "fp8_row":
+        return live
+    else:
+        return load_u32(scales, first // 256, live, ALIGN)
+
+
+@triton.jit
+def decoded(
+    x, words, first, ROTATED: tl.constexpr, LAYOUT: tl.constexpr, HARDWARE: tl.constexpr
+):  # fmt: skip
+    """What `stored` gave as an operand of `tl.dot`. Shapes: [N, WIDTH], i32 [N] -> [N, WIDTH]."""
+    if LAYOUT == "bf16_row" or (ROTATED and LAYOUT != "fp8_row"):
+        return x
+    elif LAYOUT == "fp8_row":
+        return matrix(decode_e4m3(x, HARDWARE))
+    else:
         # Four scales a word, and no dimension of groups: either would make more layouts that compute rows.
-        word = load_u32(scales, first // 256, live, ALIGN)
-        byte = (word[:, None] >> ((first // 64 % 4 + d // 64) * 8)) & 0xFF
+        group = first // 64 % 4 + tl.arange(0, x.shape[1])[None, :] // 64
+        byte = (words[:, None] >> (group * 8)) & 0xFF
         if LAYOUT == "fp8_ds_mla_fnuz":
-            values = decode_e4m3_fnuz(codes)
+            values = decode_e4m3_fnuz(x)
         else:
-            values = decode_e4m3(codes, HARDWARE)
+            values = decode_e4m3(x, HARDWARE)
         return matrix(values * byte_scale(byte))
+
+
+@triton.jit
+def piece(
+    start, scales, live, first, WIDTH: tl.constexpr, ROTATED: tl.constexpr, LAYOUT: tl.constexpr,
+    ALIGN: tl.constexpr, HARDWARE: tl.constexpr,
+):  # fmt: skip
+    """Channels of rows as an operand of `tl.dot`: `stored`, then `decoded`."""
+    words = scale_words(scales, live, first, LAYOUT, ALIGN)
+    x = stored(start, live, first, WIDTH, ROTATED, LAYOUT, ALIGN)
+    return decoded(x, words, first, ROTATED, LAYOUT, HARDWARE)
 
 
 @triton.jit
@@ -130,11 +159,12 @@ def tile_scores(qa, qb, qc, qr, ka, kb, kc, kr, live, factor):
 
     Shapes: q pieces [H, ..], k pieces [N, ..], live bool [N] -> f32 [H, N].
     """
-    s = tl.dot(qa, tl.trans(ka), input_precision="ieee")
-    s = add_product(s, qb, tl.trans(kb))
-    s = add_product(s, qc, tl.trans(kc))
-    s = add_product(s, qr, tl.trans(kr))
-    return tl.where(live[None, :], (s * factor).to(tl.float32), -float("inf"))
+    # Apart, not one into the next: see APART in `sparse_decode`.
+    s = tl.dot(qa, tl.trans(ka), input_precision="ieee") * factor
+    s += tl.dot(qb, tl.trans(kb), input_precision="ieee") * factor
+    s += tl.dot(qc, tl.trans(kc), input_precision="ieee") * factor
+    s += tl.dot(qr, tl.trans(kr), input_precision="ieee") * factor
+    return tl.where(live[None, :], s.to(tl.float32), -float("inf"))
 
 
 @triton.jit

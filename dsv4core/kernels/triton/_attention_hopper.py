@@ -1,9 +1,9 @@
-"""Attention of many tokens on NVIDIA Hopper, in Gluon: a program for 64 heads, the next rows on their way.
+"""Prefill on NVIDIA Hopper, in Gluon: a program for 64 heads of a query, the next rows on their way.
 
 The rows of the next tile are copied to shared memory while this one is used, which Triton's own pipelining
-does not bring about here. Tiles, their order and every operation on a value are those of
-`sparse_attention_kernel`, so a row has the same bits in both. Eight warps: two warpgroups with 32 keys of the
-scores and 256 channels of the sums each. Gluon has no interpreter; other devices never come here.
+does not bring about here. Tiles, their order and the sums of weights are those of `sparse_prefill_kernel`.
+Eight warps: two warpgroups with 32 keys of the scores and 256 channels of the sums each. Gluon has no
+interpreter; other devices never come here.
 """
 
 from triton.experimental import gluon
@@ -21,12 +21,8 @@ LOG2E = gl.constexpr(1.4426950408889634)
 SCORES = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 2], [16, 32, 16]))
 SUMS = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 2], [16, 256, 16]))
 OPERAND = gl.constexpr(gl.NVMMASharedLayout(128, 16, 2))
-PLAIN = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
-# A warp copies a row of 1,024 or 512 bytes at a time, or four of 128.
+# A warp copies half a row of 1,024 bytes at a time.
 ROWS = gl.constexpr(gl.BlockedLayout([1, 8], [1, 32], [8, 1], [1, 0]))
-CODES = gl.constexpr(gl.BlockedLayout([1, 16], [1, 32], [8, 1], [1, 0]))
-GROUPS = gl.constexpr(gl.BlockedLayout([1, 1, 16], [1, 32, 1], [8, 1, 1], [2, 1, 0]))
-TAILS = gl.constexpr(gl.BlockedLayout([1, 8], [4, 8], [8, 1], [1, 0]))
 
 
 @gluon.jit
@@ -141,98 +137,6 @@ def prefill_hopper_kernel(
         async_copy.wait_group(1)
         acc, peak, total, rounded = _use(
             keys.index(here), queries, weights, live, scale * LOG2E, acc, peak, total, rounded
-        )
-    async_copy.wait_group(0)
-    _finish(acc, peak, total, rounded, sink, out, lse, t, first, heads, out_stride, out_head_stride)
-
-
-@gluon.jit
-def _tile_rows(lists, tile, own, t, i, rows: gl.constexpr):
-    """Where the rows of a tile start, in bytes, with their place in the page, and which are there."""
-    (slots, length, cache, limit, stride, slot_stride, column_stride, extra_slots, extra_length, extra,
-     extra_limit, extra_stride, extra_slot_stride, extra_column_stride) = lists  # fmt: skip
-    mine = tile < own
-    n = gl.where(mine, tile, tile - own) * 64 + i
-    start = gl.where(mine, slots + t * slot_stride, extra_slots + t * extra_slot_stride)
-    step = gl.where(mine, column_stride, extra_column_stride)
-    slot = gl.load(start + n.to(gl.int64) * step, n < gl.where(mine, length, extra_length), other=-1)
-    live = slot.to(gl.uint32, bitcast=True) < gl.where(mine, limit, extra_limit).to(gl.uint32)
-    slot = gl.where(live, slot, 0)
-    page = slot // rows
-    pages = gl.where(mine, cache, extra) + page.to(gl.int64) * gl.where(mine, stride, extra_stride)
-    return pages, slot - page * rows, live
-
-
-@gluon.jit
-def _copy_tile(codes, tails, lists, tile, own, t, rows: gl.constexpr):
-    """Start copying the rows of a tile; their scales come as a result. Shapes: -> u8 [64, 32]."""
-    i = gl.arange(0, 64, layout=gl.SliceLayout(1, CODES))
-    d = gl.arange(0, 512, layout=gl.SliceLayout(0, CODES))
-    page, row, live = _tile_rows(lists, tile, own, t, i, rows)
-    async_copy.async_copy_global_to_shared(
-        codes, (page + row * 576)[:, None] + d[None, :], mask=live[:, None]
-    )
-    i = gl.arange(0, 64, layout=gl.SliceLayout(1, TAILS))
-    e = gl.arange(0, 64, layout=gl.SliceLayout(0, TAILS))
-    page, row, live = _tile_rows(lists, tile, own, t, i, rows)
-    start = (page + row * 576 + 448).to(gl.pointer_type(gl.bfloat16))
-    async_copy.async_copy_global_to_shared(tails, start[:, None] + e[None, :], mask=live[:, None])
-    async_copy.commit_group()
-    i = gl.arange(0, 64, layout=gl.SliceLayout(1, gl.SliceLayout(2, GROUPS)))
-    g = gl.arange(0, 32, layout=gl.SliceLayout(0, gl.SliceLayout(2, GROUPS)))
-    page, row, live = _tile_rows(lists, tile, own, t, i, rows)
-    scale = (page + rows * 576 + row * 8)[:, None] + (g // 4)[None, :]
-    return gl.load(scale, live[:, None] & (g < 28)[None, :], other=127)
-
-
-@gluon.jit(do_not_specialize=["parts", "limit", "width", "extra_limit", "extra_width", "slots", "lens",
-                              "extra_slots", "extra_lens"])  # fmt: skip
-def decode_hopper_kernel(
-    q, cache, slots, lens, extra, extra_slots, extra_lens, sink, out, lse, scale,
-    parts, heads, limit, width, extra_limit, extra_width, q_stride, q_head_stride, out_stride,
-    out_head_stride, stride, slot_stride, column_stride, len_stride,
-    extra_stride, extra_slot_stride, extra_column_stride, extra_len_stride,
-    rows: gl.constexpr, EXTRA: gl.constexpr,
-):  # fmt: skip
-    """`sparse_attention_kernel` over pages of one layout, fp8_ds_mla: codes travel while a tile is used."""
-    pid = gl.program_id(0)
-    t = (pid // parts).to(gl.int64)
-    first = (pid % parts) * 64
-    queries = gl.allocate_shared_memory(gl.bfloat16, [64, 512], OPERAND)
-    keys = gl.allocate_shared_memory(gl.bfloat16, [64, 512], OPERAND)
-    weights = gl.allocate_shared_memory(gl.bfloat16, [64, 64], OPERAND)
-    codes = gl.allocate_shared_memory(gl.uint8, [64, 512], PLAIN)
-    tails = gl.allocate_shared_memory(gl.bfloat16, [64, 64], PLAIN)
-    _copy_query(queries, q, t, first, heads, q_stride, q_head_stride)
-    length = gl.maximum(gl.minimum(gl.load(lens + t * len_stride), width), 0)
-    own = gl.cdiv(length, 64)
-    tiles = own
-    extra_length = length
-    if EXTRA:
-        extra_length = gl.maximum(gl.minimum(gl.load(extra_lens + t * extra_len_stride), extra_width), 0)
-        tiles += gl.cdiv(extra_length, 64)
-    lists = (slots, length, cache, limit, stride, slot_stride, column_stride, extra_slots, extra_length,
-             extra, extra_limit, extra_stride, extra_slot_stride, extra_column_stride)  # fmt: skip
-    m = gl.arange(0, 64, layout=gl.SliceLayout(0, SCORES))
-    acc = gl.zeros([64, 512], gl.float32, SUMS)
-    peak = gl.zeros([64], gl.float32, gl.SliceLayout(1, SCORES)) + NEVER
-    total = gl.zeros([64], gl.float32, gl.SliceLayout(1, SCORES))
-    rounded = gl.zeros([64], gl.float32, gl.SliceLayout(1, SCORES))
-    bytes_ = _copy_tile(codes, tails, lists, 0, own, t, rows)
-    for tile in range(tiles):
-        async_copy.wait_group(0)
-        x = codes.load(CODES)
-        r = tails.load(TAILS)
-        exponent = gl.minimum(gl.maximum(bytes_.to(gl.int32), 1), 254)
-        bytes_ = _copy_tile(codes, tails, lists, tile + 1, own, t, rows)
-        _, _, live = _tile_rows(lists, tile, own, t, m, rows)
-        x = gl.convert_layout(gl.reshape(x, (64, 32, 16)), GROUPS)
-        power = (exponent << 7).to(gl.int16).to(gl.bfloat16, bitcast=True)
-        k = x.to(gl.float8e4nv, bitcast=True).to(gl.bfloat16) * power[:, :, None]
-        keys.store(gl.convert_layout(gl.reshape(k, (64, 512)), CODES))
-        keys.slice(448, 64, dim=1).store(r)
-        acc, peak, total, rounded = _use(
-            keys, queries, weights, live, scale * LOG2E, acc, peak, total, rounded
         )
     async_copy.wait_group(0)
     _finish(acc, peak, total, rounded, sink, out, lse, t, first, heads, out_stride, out_head_stride)

@@ -16,20 +16,21 @@ from torch import Tensor
 from dsv4core.kernels.triton._attention import (
     LOG2E,
     NEVER,
+    decoded,
     finish,
     fold,
     listed_rows,
+    operand,
     piece,
-    query_pieces,
-    row_pieces,
+    scale_words,
     store_piece,
-    tile_scores,
+    stored,
     weigh,
 )
 from dsv4core.kernels.triton._launch import interpreted, launch, pieces
 from dsv4core.kernels.triton._pages import store_as
 from dsv4core.kernels.triton._tuning import tuned
-from dsv4core.kernels.triton.numerics import add_product, widen
+from dsv4core.kernels.triton.numerics import SUM, add_product, widen
 
 DYNAMIC = [
     "parts", "limit", "width", "extra_limit", "extra_width", "tiles", "slots", "lens", "extra_slots",
@@ -53,8 +54,18 @@ def _wait_for_last():
 
 
 @triton.jit
+def _add_scores(
+    s, q, heads_live, x, words, first, ROTATED: tl.constexpr, LAYOUT: tl.constexpr, HARDWARE: tl.constexpr
+):
+    """s + q @ k for a piece of channels. Shapes: s [H, N], q pointers [H], x as `stored` gave it."""
+    d = tl.arange(0, x.shape[1])[None, :]
+    query = operand(q[:, None] + first + d, heads_live[:, None] & (d < x.shape[1]))
+    return add_product(s, query, tl.trans(decoded(x, words, first, ROTATED, LAYOUT, HARDWARE)))
+
+
+@triton.jit
 def _weigh_tile(
-    qa, qb, qc, qr, factor, t, weights, stats, slots, lens, cache, stride, limit, width, token_stride,
+    q, heads_live, factor, t, weights, stats, slots, lens, cache, stride, limit, width, token_stride,
     column_stride, len_stride, start,
     rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr,
     HEADS: tl.constexpr, KEYS: tl.constexpr,
@@ -68,8 +79,22 @@ def _weigh_tile(
     )
     if start < length:
         live &= n < length
-        ka, kb, kc, kr = row_pieces(first, scales, live, LAYOUT, ALIGN, HARDWARE)
-        s = tile_scores(qa, qb, qc, qr, ka, kb, kc, kr, live, factor)
+        low = scale_words(scales, live, 0, LAYOUT, ALIGN)
+        high = scale_words(scales, live, 256, LAYOUT, ALIGN)
+        # All of a row is on its way before the first product; heads come piece by piece, and leave room for
+        # a second program beside.
+        a = stored(first, live, 0, 128, False, LAYOUT, ALIGN)
+        b = stored(first, live, 128, 128, False, LAYOUT, ALIGN)
+        c = stored(first, live, 256, 128, False, LAYOUT, ALIGN)
+        d = stored(first, live, 384, 64, False, LAYOUT, ALIGN)
+        r = stored(first, live, 448, 64, True, LAYOUT, ALIGN)
+        none = tl.zeros([HEADS, KEYS], SUM)
+        s = _add_scores(none, q, heads_live, a, low, 0, False, LAYOUT, HARDWARE)
+        s = _add_scores(s, q, heads_live, b, low, 128, False, LAYOUT, HARDWARE) * factor
+        s += _add_scores(none, q, heads_live, c, high, 256, False, LAYOUT, HARDWARE) * factor
+        s += _add_scores(none, q, heads_live, d, high, 384, False, LAYOUT, HARDWARE) * factor
+        s += _add_scores(none, q, heads_live, r, high, 448, True, LAYOUT, HARDWARE) * factor
+        s = tl.where(live[None, :], s.to(tl.float32), -float("inf"))
         w, peak, total, rounded = weigh(s)
         i = tl.arange(0, HEADS)
         store_as(weights + i[:, None] * KEYS + tl.arange(0, KEYS)[None, :], w, i[:, None] < HEADS)
@@ -98,17 +123,17 @@ def weigh_keys_kernel(
     weights += pid.to(tl.int64) * (HEADS * KEYS)
     stats += pid.to(tl.int64) * (STATS * HEADS)
     h = (part % parts) * HEADS + tl.arange(0, HEADS)
-    qa, qb, qc, qr = query_pieces(q + t * q_stride + h.to(tl.int64) * q_head_stride, h < heads)
+    query = q + t * q_stride + h.to(tl.int64) * q_head_stride
     factor = scale * LOG2E
     own = tl.cdiv(width, KEYS)
     if tile < own:
         _weigh_tile(
-            qa, qb, qc, qr, factor, t, weights, stats, slots, lens, cache, stride, limit, width, slot_stride,
-            column_stride, len_stride, tile * KEYS, rows, LAYOUT, ALIGN, HARDWARE, HEADS, KEYS,
+            query, h < heads, factor, t, weights, stats, slots, lens, cache, stride, limit, width,
+            slot_stride, column_stride, len_stride, tile * KEYS, rows, LAYOUT, ALIGN, HARDWARE, HEADS, KEYS,
         )  # fmt: skip
     elif EXTRA:
         _weigh_tile(
-            qa, qb, qc, qr, factor, t, weights, stats, extra_slots, extra_lens, extra, extra_stride,
+            query, h < heads, factor, t, weights, stats, extra_slots, extra_lens, extra, extra_stride,
             extra_limit, extra_width, extra_slot_stride, extra_column_stride, extra_len_stride,
             (tile - own) * KEYS, extra_rows, EXTRA_LAYOUT, EXTRA_ALIGN, HARDWARE, HEADS, KEYS,
         )  # fmt: skip
@@ -264,7 +289,7 @@ def run(
     sums = torch.float64 if interpreted else torch.float32  # `SUM`
     stats = torch.empty(programs * tiles, STATS.value, heads, dtype=sums, device=q.device)
     rest = (*arguments, weights, stats, scale, parts, tiles, *numbers)
-    use = tuned("use_weights", q)
+    use = tuned("use_weights", q, programs=programs)
     early = bool(use.get("launch_pdl", 0))
     launch(weigh_keys_kernel, programs * tiles, q, *rest, **meta, EARLY=early, **tuned("weigh_keys", q))
     launch(use_weights_kernel, programs * (512 // use["CHANNELS"]), q, *rest, **meta, EARLY=early, **use)
