@@ -32,7 +32,8 @@ class Case:
 
     `ops`: the ops it judges; one that is not the backend's own makes the case `portable`. `layouts`: ids
     that a backend must claim for the case to apply. `needs`: features of the same kind. `catches`: rows of
-    the field bug catalogue that it would have found. `limit`: seconds after which it counts as hung.
+    the field bug catalogue that it would have found. `limit`: seconds after which it counts as hung, and
+    a minute more on a device, where kernels are compiled by the first case that needs them.
     """
 
     id: str
