@@ -80,7 +80,7 @@ MUTANTS = (
             Edit(
                 "dsv4core.numerics.e2m1:encode",
                 "minifloat.encode(x,",
-                "minifloat.encode(x * (1.0 + 2.0**-12),",
+                "minifloat.encode(x.float() * (1.0 + 2.0**-12),",
             ),
         ),
     ),
