@@ -1,4 +1,4 @@
-"""The CUDA backend: Triton kernels for every op, FlashMLA for attention where it is there and runs."""
+"""The CUDA backend: Triton kernels for every op, CuTeDSL's where faster, FlashMLA where it is and runs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from dsv4core.probe import describe, interpreted
 from dsv4core_cuda import ops, products
 from dsv4core_cuda.attention import DeepseekV4CUDAAttention
 from dsv4core_cuda.capability import FEWEST_HEADS, resolve
+from dsv4core_cuda.cutedsl.install import replaced
 from dsv4core_cuda.flashmla import FlashMLA
 from dsv4core_cuda.flashmla_check import check
 from dsv4core_cuda.flashmla_find import find
@@ -33,8 +34,9 @@ class CudaBackend:
 
     `settings`: "attention" (DSV4CORE_CUDA_ATTENTION) is auto, triton, or flashmla, which refuses to do
     without it and pads any number of heads; "stream_tokens"
-    (DSV4CORE_CUDA_STREAM_TOKENS) is the number of tokens up to which a layer forks side streams. `flash` is
-    the adapter in use or None, `reason` then says why.
+    (DSV4CORE_CUDA_STREAM_TOKENS) is the number of tokens up to which a layer forks side streams; "kernels"
+    (DSV4CORE_CUDA_KERNELS) is auto, cutedsl or triton (`cutedsl.install`). `flash` is the adapter in use or
+    None, `reason` then says why.
     """
 
     name = "cuda"
@@ -45,6 +47,7 @@ class CudaBackend:
         self.device_type = "cpu" if interpreted() else "cuda"
         self.ops = implementations(self.name)
         self.ops["grouped_output_projection"] = OpImpl(products.grouped_output_projection, "torch")
+        self.ops |= self._cutedsl()
         self.stream_tokens = _count(self.settings.get("stream_tokens", ""), STREAM_TOKENS)
         self.streams, self.schedules = SideStreams(), Schedules()
         self.flash, self.reason = self._flashmla()
@@ -54,6 +57,15 @@ class CudaBackend:
                 self.ops[name] = OpImpl(triton, f"triton ({self.reason})")
             else:
                 self.ops[name] = OpImpl(bound(self.flash, triton), f"flashmla ({self.flash.library.name})")
+
+    def _cutedsl(self) -> dict[str, OpImpl]:
+        """Ops whose CuTeDSL kernels measured faster on this device's architecture."""
+        wanted = self.settings.get("kernels", "auto")
+        if wanted == "cutedsl" and interpreted():
+            raise BackendUnavailableError(f"backend cuda: DSV4CORE_CUDA_KERNELS=cutedsl, but {INTERPRETED}")
+        if interpreted() or not torch.cuda.is_available():
+            return {}
+        return replaced(self.ops, wanted, torch.cuda.get_device_capability())
 
     def _flashmla(self) -> tuple[FlashMLA | None, str]:
         """The adapter, or None and why."""

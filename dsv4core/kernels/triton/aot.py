@@ -137,7 +137,7 @@ def compile_for(launch: Launch, target: str) -> Usage:
             _number(text, "vgpr_spill_count") + _number(text, "sgpr_spill_count"),
             shared, len(matrix.findall(text)), dots,
         )  # fmt: skip
-    words = _resources(compiled.asm["cubin"])
+    words = resources(compiled.asm["cubin"])
     found = len(matrix.findall(compiled.asm["ptx"]))
     spills = words.get("STACK", 0) + words.get("LOCAL", 0)
     return Usage(words.get("REG", 0), spills, shared, found, dots)
@@ -173,7 +173,8 @@ def _number(text: str, word: str) -> int:
     return int(found[1]) if found else 0
 
 
-def _resources(cubin: bytes) -> dict[str, int]:
+def resources(cubin: bytes) -> dict[str, int]:
+    """What the kernel of a cubin takes, by the names of cuobjdump: REG, STACK, LOCAL, SHARED."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)

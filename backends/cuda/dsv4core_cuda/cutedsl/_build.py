@@ -30,9 +30,9 @@ _compiling = Lock()
 class Program:
     """A kernel with its constants and the shape of its blocks; compiled when a device first needs it.
 
-    `kernel`: the function `kernel` of `kernels/<kernel>.py`. `arguments`: a letter for each run-time argument,
-    "q" an address or i64, "i" i32, "f" f32. `constants` follow them. `shared`: bytes of dynamic shared memory.
-    `cluster`: blocks of a cluster along x.
+    `kernel`: the function `kernel` of `kernels/<kernel>.py`. `arguments`: a letter for each that a launch
+    gives, "q" an address or i64, "i" i32, "f" f32; `constants` follow them. `shared`: bytes of dynamic shared
+    memory. `cluster`: blocks of a cluster along x.
     """
 
     kernel: str
@@ -89,7 +89,10 @@ def _sources(kernel: str) -> str:
 
 
 def compile_for(program: Program, arch: str) -> bytes:
-    """Compile for an architecture, with or without a device. Raises BackendUnavailableError without CuTeDSL."""
+    """Compile for an architecture, with or without a device.
+
+    Raises BackendUnavailableError without CuTeDSL.
+    """
     try:
         from dsv4core_cuda.cutedsl import _compiler
     except ImportError as error:

@@ -34,7 +34,8 @@ class Loaded:
             return
         if torch.cuda.current_device() != self.device:
             with torch.cuda.device(self.device):
-                return self(grid, *arguments)
+                self(grid, *arguments)
+            return
         stream = torch._C._cuda_getCurrentRawStream(self.device)
         with self._lock:
             self.layout.pack_into(self._memory, 0, *arguments)
@@ -61,7 +62,7 @@ def load(
     image, library, kernel, count = code(arch), ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_uint()
     cuda = driver()
     with torch.cuda.device(device):
-        torch.cuda.current_stream().cuda_stream  # the context is there from here on
+        torch.cuda.synchronize()  # makes the context where there is none
         check(cuda.cuLibraryLoadData(ctypes.byref(library), image, None, None, 0, None, None, 0), "load")
         check(cuda.cuLibraryGetKernelCount(ctypes.byref(count), library), "cuLibraryGetKernelCount")
         if count.value != 1:
@@ -96,3 +97,9 @@ def driver() -> ctypes.CDLL:
         pointer, ctypes.c_char_p, pointer, pointer, unsigned, pointer, pointer, unsigned
     ]  # fmt: skip
     return library
+
+
+@cache
+def processors(device: int) -> int:
+    """Multiprocessors of a device."""
+    return torch.cuda.get_device_properties(device).multi_processor_count

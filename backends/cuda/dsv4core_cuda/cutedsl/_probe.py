@@ -9,9 +9,10 @@ from dsv4core.probe import installed_version
 ARCHITECTURES = {(9, 0): "sm_90a", (10, 0): "sm_100a", (10, 3): "sm_103a", (12, 0): "sm_120a"}
 """Compute capabilities that the kernels are compiled for; each runs on exactly its own."""
 
-PACKAGE = "nvidia-cutlass-dsl"
+PACKAGE = "nvidia-cutlass-dsl-libs-base"
+"""The distribution of the compiler itself; nvidia-cutlass-dsl only requires it and a library."""
 OLDEST, BEFORE = "4.8", "4.9"
-HINT = f'python -m pip install "{PACKAGE}[cu13]>={OLDEST},<{BEFORE}"'
+HINT = f'python -m pip install "nvidia-cutlass-dsl[cu13]>={OLDEST},<{BEFORE}"'
 
 
 def reason_against(architecture: tuple[int, int]) -> str:

@@ -1,4 +1,4 @@
-"""A kernel of one thread that shows whether this device runs what is compiled for it, and rounds as written."""
+"""A kernel that shows whether this device runs what is compiled for it, and rounds as written."""
 
 from cutlass import Float32, Int64, cute
 

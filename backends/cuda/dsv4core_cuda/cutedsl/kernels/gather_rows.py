@@ -1,0 +1,78 @@
+"""Rows of pages as dense bf16: a warp has several rows on their way at once, 8 channels a lane."""
+
+import cutlass
+from cutlass import Int32, Int64, cute
+
+from dsv4core_cuda.cutedsl.kernels._main_row import row_places
+from dsv4core_cuda.cutedsl.kernels._numerics import choose
+from dsv4core_cuda.cutedsl.kernels._ptx import (
+    from_bits,
+    from_pair_e4m3,
+    load_i32,
+    load_words,
+    mul,
+    pair_bf16,
+    store_words,
+)
+
+
+def widened(codes, byte):
+    """Eight e4m3 codes times their group's scale, as four words of bf16."""
+    scale = from_bits(cutlass.min(cutlass.max(byte, 1), 254) << 23)
+    found = []
+    for word in codes:
+        for pair in (word, word >> 16):
+            low, high = from_pair_e4m3(pair)
+            found.append(pair_bf16(mul(low, scale), mul(high, scale)))
+    return found
+
+
+@cute.kernel
+def kernel(
+    out: Int64, cache: Int64, seq_lens: Int64, gather_lens: Int64, table: Int64, room: Int32, width: Int32,
+    pages: Int32, offset: Int32, request_stride: Int64, row_stride: Int64, page_stride: Int64,
+    seq_stride: Int64, gather_stride: Int64, table_stride: Int64, column_stride: Int64,
+    ROWS: cutlass.Constexpr, AT_ONCE: cutlass.Constexpr, WARPS: cutlass.Constexpr,
+):  # fmt: skip
+    """Warp i of request b reads rows AT_ONCE * i ..; strides are bytes. Lanes below AT_ONCE look up pages.
+
+    A lane writes channels 8 lane .. and 256 + 8 lane ..; the last 64 are bf16 in the page. There is at least
+    one page: what has none is read from the first and thrown away, so that no read waits for a branch.
+    """
+    lane = cute.arch.lane_idx()
+    b = Int64(cute.arch.block_idx()[1])
+    first = (cute.arch.block_idx()[0] * WARPS + cute.arch.warp_idx()) * AT_ONCE
+    if first < room:
+        length = load_i32(seq_lens + b * seq_stride)
+        count = cutlass.min(load_i32(gather_lens + b * gather_stride), room)
+        if first < count:
+            index = length - count + first + lane
+            page = Int32(-1)
+            if (lane < AT_ONCE) & (first + lane < count) & (index >= 0):
+                column = index // ROWS
+                if column < width:
+                    page = load_i32(table + b * table_stride + Int64(column) * column_stride)
+            if page >= pages:
+                page = Int32(-1)
+            half = 8 * lane
+            second = 16 * (lane >> 1) if lane < 24 else 16 * lane - 192
+            loaded = []
+            for i in cutlass.range_constexpr(AT_ONCE):
+                where = cute.arch.shuffle_sync(page, i)
+                row = cutlass.max(length - count + first + i, 0) % ROWS
+                slot = Int64(cutlass.max(where, 0)) * ROWS + row
+                start, behind = row_places("fp8_ds_mla", cache, slot, ROWS, page_stride)
+                low, scales = load_words(start + half, 2), load_words(behind, 2)
+                loaded.append((low, scales, load_words(start + 256 + second, 4), where))
+            target = out + b * request_stride + Int64(offset + first) * row_stride + lane * 16
+            shift, upper = lane & 24, (lane & 1) == 1
+            for i in cutlass.range_constexpr(AT_ONCE):
+                low, scales, high, where = loaded[i]
+                if first + i < count:
+                    codes = [choose(Int32, upper, high[w + 2], high[w]) for w in range(2)]
+                    words = widened(codes, (scales[1] >> shift) & 255)
+                    words = [choose(Int32, lane < 24, a, c) for a, c in zip(words, high, strict=True)]
+                    words = widened(low, (scales[0] >> shift) & 255) + words
+                    words = [choose(Int32, where >= 0, word, 0) for word in words]
+                    store_words(target + i * row_stride, words[:4])
+                    store_words(target + i * row_stride + 512, words[4:])

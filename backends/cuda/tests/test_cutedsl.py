@@ -1,0 +1,173 @@
+"""CuTeDSL's kernels without a device: what decides about them, what names their code, what is launched."""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsv4core.errors import BackendUnavailableError, ConfigError
+from dsv4core.kernels.triton import portable
+from dsv4core.samples import Size, sample
+from dsv4core_cuda.cutedsl import _build, _driver, _measured, _probe, install
+from dsv4core_cuda.cutedsl._build import Program, cubin, key
+from dsv4core_cuda.cutedsl._measured import Row, faster
+
+H100 = (9, 0)
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
+    def install_version(version: str | None) -> None:
+        for module in (_probe, _build):
+            monkeypatch.setattr(module, "installed_version", lambda name: version)
+
+    return install_version
+
+
+def test_the_probe_decides_by_architecture_and_version(installed: Callable[[str | None], None]) -> None:
+    installed("4.8.1")
+    assert [a for a in ((8, 0), H100, (10, 0), (10, 3), (12, 0)) if not _probe.reason_against(a)] == [
+        H100, (10, 0), (10, 3), (12, 0)
+    ]  # fmt: skip
+    assert "SM89" in _probe.reason_against((8, 9))
+    installed("4.9.0")
+    assert "4.9.0 is installed, >=4.8,<4.9 is wanted" in _probe.reason_against(H100)
+    installed(None)
+    assert "python -m pip install" in _probe.reason_against(H100)
+
+
+def test_the_name_of_compiled_code_changes_with_all_that_it_depends_on(
+    installed: Callable[[str | None], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed("4.8.1")
+    base = Program("check", "qff", (), 32)
+    names = {key(base, "sm_90a"), key(base, "sm_100a")}
+    others = [
+        Program("gather_rows", "qff", (), 32),
+        Program("check", "qfq", (), 32),
+        Program("check", "qff", (1,), 32),
+        Program("check", "qff", (), 64),
+        Program("check", "qff", (), 32, shared=16),
+        Program("check", "qff", (), 32, cluster=2),
+    ]
+    names |= {key(other, "sm_90a") for other in others}
+    installed("4.8.2")
+    names.add(key(base, "sm_90a"))
+    monkeypatch.setattr(_build, "_sources", lambda kernel: "other")
+    names.add(key(base, "sm_90a"))
+    assert len(names) == 10
+
+
+def test_a_kernel_is_compiled_once_for_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSV4CORE_CUDA_CACHE", str(tmp_path / "new"))
+    calls: list[str] = []
+
+    def compiler(program: Program, arch: str) -> bytes:
+        calls.append(arch)
+        return b"code of " + arch.encode()
+
+    monkeypatch.setattr(_build, "compile_for", compiler)
+    program = Program("check", "qff", (), 32)
+    for arch in ("sm_90a", "sm_90a", "sm_100a"):
+        assert cubin(program, arch) == b"code of " + arch.encode()
+    assert calls == ["sm_90a", "sm_100a"]
+    assert sorted(f.name.split("-")[1] for f in (tmp_path / "new").iterdir()) == ["sm_100a", "sm_90a"]
+
+
+def test_without_the_compiler_the_reason_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dsv4core_cuda.cutedsl._compiler", None)
+    with pytest.raises(BackendUnavailableError, match="has to be compiled.*pip install nvidia-cutlass"):
+        _build.compile_for(Program("check", "qff", (), 32), "sm_90a")
+
+
+def test_arguments_lie_where_a_kernel_looks_for_them() -> None:
+    assert list(_driver._pointers(struct.Struct("@iqfi"), 1000)) == [1000, 1008, 1016, 1020]
+
+
+def test_a_form_is_chosen_where_it_is_faster_at_every_size() -> None:
+    rows = (Row("a", "x", 1, 2.0, 3.0), Row("a", "x", 9, 2.0, 3.0), Row("a", "y", 1, 2.0, 2.0),
+            Row("b", "x", 1, 1.0, 9.0), Row("b", "x", 9, 9.0, 1.0))  # fmt: skip
+    assert faster(rows) == {"a": {"x"}}
+    assert _measured.rows("sm_70") == ()
+
+
+def test_every_measured_form_has_a_kernel_and_every_kernel_was_measured() -> None:
+    rows = _measured.rows("sm_90a")
+    for op, module in install.launchers().items():
+        assert {row.form for row in rows if row.op == op} == set(module.programs("sm_90a")), op
+    assert {row.op for row in rows} == set(install.OPS)
+
+
+def test_the_choice_is_in_the_provenance(
+    installed: Callable[[str | None], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ops = portable.implementations()
+    installed("4.8.1")
+    row = Row(install.OPS[0], "ratio 4 index_fp8", 1, 1.0, 2.0)
+    monkeypatch.setattr(install, "rows", lambda arch: (row,))
+    monkeypatch.setattr(install, "wrong", lambda: "")
+    found = install.replaced(ops, "auto", H100)
+    assert {op: i.provider for op, i in found.items()} == {
+        install.OPS[0]: "cutedsl (ratio 4 index_fp8), else triton"
+    }
+    assert set(install.replaced(ops, "cutedsl", H100)) == set(install.OPS)
+    assert install.replaced(ops, "triton", H100) == {}
+    monkeypatch.setattr(install, "wrong", lambda: "it computes nonsense")
+    found = install.replaced(ops, "auto", H100)
+    assert found[install.OPS[0]].provider == "triton (it computes nonsense)"
+    assert found[install.OPS[0]].function is ops[install.OPS[0]].function
+
+
+def test_what_cannot_be_had_is_refused_with_the_reason(installed: Callable[[str | None], None]) -> None:
+    ops = portable.implementations()
+    installed(None)
+    with pytest.raises(BackendUnavailableError, match="KERNELS=cutedsl, but CuTeDSL is not installed"):
+        install.replaced(ops, "cutedsl", H100)
+    with pytest.raises(BackendUnavailableError, match="SM80"):
+        install.replaced(ops, "cutedsl", (8, 0))
+    with pytest.raises(ConfigError, match="DSV4CORE_CUDA_KERNELS=fast: expected auto, cutedsl, triton"):
+        install.replaced(ops, "fast", H100)
+
+
+CALLS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "compress_norm_rope_store": lambda c: c.update(state_cache=c["state_cache"][:, :, 1:]),
+    "dequantize_and_gather_k_cache": lambda c: c.update(k_cache=c["k_cache"].view(-1)[1:].view(1, -1)),
+    "fused_indexer_q_rope_quant": lambda c: c.update(cos_sin=c["cos_sin"][:, 1:]),
+    "quantize_and_insert_k_cache": lambda c: c.update(layout="bf16_row"),
+}
+"""What makes a call one for the other kernel."""
+
+
+@pytest.mark.parametrize("op", install.OPS)
+def test_a_launch_fits_its_kernel_and_other_calls_go_on(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Grids and arguments are recorded: a letter for each, whole numbers where one says so."""
+    monkeypatch.setenv("DSV4CORE_CHECK", "0")
+    given = sample(op, Size(tokens=5, context=40))
+    if op == "fused_indexer_q_rope_quant":
+        given |= {"format": "mxfp4", "rotate": "hadamard"}
+    module = install.launchers()[op]
+    monkeypatch.setattr(module, "processors", lambda device: 132, raising=False)
+    launched: list[tuple[Any, ...]] = []
+    passed_on: list[Any] = []
+
+    def on(self: Program, device: Any) -> Any:
+        return lambda grid, *values: launched.append((self, grid, values))
+
+    monkeypatch.setattr(Program, "on", on)
+    forms = frozenset(module.programs("sm_90a"))
+    op_here = module.bind(lambda *a, **k: passed_on.append((a, k)), forms, "sm_90a")
+    op_here(**given)
+    ((program, grid, values),) = launched
+    kinds = {"q": int, "i": int, "f": float}
+    assert [type(v) for v in values] == [kinds[letter] for letter in program.arguments]
+    assert len(grid) == 3 and all(isinstance(n, int) and n > 0 for n in grid)
+    changed = dict(given)
+    CALLS[op](changed)
+    op_here(**changed)
+    assert len(launched) == 1 and len(passed_on) == 1
+
