@@ -48,7 +48,7 @@ class Program:
         found = self._loaded.get(device)
         if found is None:
             layout = struct.Struct("@" + self.arguments)
-            found = load(device, lambda arch: cubin(self, arch), layout, self.threads, self.shared)
+            found = load(device, lambda arch: cubin(self, arch), layout, self.threads, self.shared, self.cluster)
             self._loaded[device] = found
         return found
 
