@@ -22,6 +22,9 @@ FEWEST_HEADS = 33
 FEWEST_ALONE = {64: 16, 128: 1}
 """Tokens, by padded heads, from which a call is faster that makes a schedule for itself (H100)."""
 
+CLUSTER_HEADS = 16
+"""The decode kernel of our own computes multiples of this many heads."""
+
 DECODE_LAYOUT = "fp8_ds_mla"
 DECODE_WIDTH = 64
 ROW_BYTES = 584
@@ -33,13 +36,15 @@ class Architecture:
     """What prebuilt FlashMLA has for an architecture (0: no kernel), and on which device it was run.
 
     `prefill_width` is the multiple that a prefill list is padded to; `page_stride` divides the distance of
-    pages.
+    pages; `cluster` is the number of tokens up to which the decode kernel of our own measured faster (0: it
+    is not compiled for the architecture).
     """
 
     name: str
     decode: bool = False
     prefill_width: int = 0
     page_stride: int = ALIGNMENT
+    cluster: int = 0
     run_on: str = ""
 
 
@@ -47,7 +52,7 @@ ARCHITECTURES: dict[tuple[int, int], Architecture] = {
     (8, 0): Architecture("A100"),
     (8, 6): Architecture("RTX 30"),
     (8, 9): Architecture("L40, RTX 40"),
-    (9, 0): Architecture("H100, H200", decode=True, prefill_width=128, run_on="H100"),
+    (9, 0): Architecture("H100, H200", decode=True, prefill_width=128, cluster=32, run_on="H100"),
     (10, 0): Architecture("B200", decode=True, prefill_width=64, page_stride=576),
     (10, 3): Architecture("B300", decode=True, prefill_width=64, page_stride=576),
     (12, 0): Architecture("RTX 50"),
@@ -83,6 +88,29 @@ def resolve(
     return Answer("triton", reasons) if reasons else Answer("flashmla")
 
 
+def against_cluster(
+    architecture: tuple[int, int], *, dtype: str, heads: int, layouts: tuple[str, ...], tokens: int,
+    fewest: int = FEWEST_HEADS,
+) -> tuple[str, ...]:  # fmt: skip
+    """Every reason against the decode kernel of our own; `tokens` 0 where their number does not matter."""
+    have = ARCHITECTURES.get(architecture, Architecture("unknown"))
+    reasons: list[str] = []
+    if not have.cluster:
+        reasons.append(f"there is no cluster kernel for SM{architecture[0]}{architecture[1]}")
+    elif tokens > have.cluster:
+        reasons.append(f"{tokens} tokens fill the device without splitting keys")
+    if dtype != "bfloat16":
+        reasons.append(f"the cluster kernel computes in bfloat16, not {dtype}")
+    if heads < 1 or heads % CLUSTER_HEADS:
+        reasons.append(f"the cluster kernel takes {CLUSTER_HEADS} heads at a time, {heads} are no multiple")
+    elif heads < fewest:
+        reasons.append(f"below {fewest} heads a result may not depend on the number of tokens")
+    for layout in dict.fromkeys(layouts):
+        if layout != DECODE_LAYOUT:
+            reasons.append(f"the cluster kernel reads {DECODE_LAYOUT}, not {layout}")
+    return tuple(reasons)
+
+
 def markdown() -> str:
     """The table of `docs/cuda.md`: what attends on every architecture, at 64 heads and the usual layout."""
     lines = ["| architecture | decode | prefill | was run |", "|---|---|---|---|"]
@@ -91,6 +119,8 @@ def markdown() -> str:
         for op in OPS:
             answer = resolve(op, (major, minor))
             cells.append("FlashMLA, else Triton" if answer.provider == "flashmla" else "Triton")
+        if have.cluster:
+            cells[0] = f"CuTeDSL up to {have.cluster} tokens, {cells[0]}"
         run = f"on an {have.run_on}" if have.run_on else "not run"
         lines.append(f"| SM{major}{minor} ({have.name}) | {cells[0]} | {cells[1]} | {run} |")
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""Attention of few tokens straight over pages of `fp8_ds_mla`: a cluster a token and block of heads."""
+"""Attention of few tokens straight over pages of `fp8_ds_mla`: a cluster for a token and some of its heads."""
 
 from __future__ import annotations
 
@@ -8,50 +8,66 @@ import torch
 from torch import Tensor
 
 from dsv4core_cuda.cutedsl._build import Program
+from dsv4core_cuda.cutedsl._driver import processors
+from dsv4core_cuda.flashmla import Pages
 
 KEYS = 128
-CLUSTER = 8
+"""Keys of a tile."""
+SEGMENTS = 8
+"""Segments of a row at most: a cluster has up to eight blocks everywhere."""
 THREADS = 256
+ARGUMENTS = "q" * 11 + "f" + "q" * 8 + "i" * 7
 
 
 @cache
 def program(rows: int, extra_rows: int, heads: int, blocks: int, several: int, parts: int) -> Program:
-    """The kernel for pages of so many rows, heads of a block and blocks of a cluster."""
+    """The kernel for pages of so many rows, heads of a block, blocks of a cluster and segments of a block."""
     shared = KEYS * 1024 + heads * (1024 + 2 * KEYS + 64 + 12 * blocks + 4)
-    return Program(
-        "sparse_decode", "q" * 10 + "f" + "q" * 8 + "i" * 7, (rows, extra_rows, heads, blocks, several, parts), THREADS,
-        shared=shared, cluster=blocks,
-    )  # fmt: skip
+    constants = (rows, extra_rows, heads, blocks, several, parts)
+    return Program("sparse_decode", ARGUMENTS, constants, THREADS, shared, blocks)
+
+
+@cache
+def nothing(device: int) -> Tensor:
+    """Zeros: the row that is read where a list names none."""
+    return torch.zeros(576, dtype=torch.uint8, device=torch.device("cuda", device))
 
 
 def segments(width: int) -> tuple[int, int]:
-    """How a row's keys are cut, whatever the batch: segments, and tiles of 128 keys in each."""
+    """How a row's keys are cut, whatever the batch: segments, and tiles of each."""
     tiles = max(1, -(-width // KEYS))
-    each = -(-tiles // CLUSTER)
+    each = -(-tiles // SEGMENTS)
     return -(-tiles // each), each
 
 
+def cut(tokens: int, heads: int, count: int, available: int) -> tuple[int, int, int]:
+    """Heads of a block, segments of a block and parts that rows are fetched in: how work meets processors.
+
+    What comes out does not depend on it.
+    """
+    raise NotImplementedError
+
+
 def decode(
-    q: Tensor, cache: Tensor, slots: Tensor, lens: Tensor, extra: Tensor | None, extra_slots: Tensor | None,
-    extra_lens: Tensor | None, sink: Tensor, out: Tensor, *, scale: float, rows: int, extra_rows: int,
-    heads_of_block: int = 0, several: int = 1, parts: int = 1,
+    q: Tensor, swa: Pages, extra: Pages | None, sink: Tensor, out: Tensor, scale: float,
+    way: tuple[int, int, int] | None = None,
 ) -> Tensor:  # fmt: skip
-    """`sparse_decode` over pages that are 16-byte aligned, lists whose rows are contiguous."""
+    """`sparse_decode` over pages that are 16-byte aligned; `way` is a `cut` of one's own, to measure."""
     tokens, heads, _ = q.shape
-    width, more = slots.shape[1], 0
-    if extra is None or extra_slots is None or extra_lens is None:
-        extra, extra_slots, extra_lens, extra_rows = cache, slots, lens, rows
-    else:
-        more = extra_slots.shape[1]
-    count, tiles = segments(width + more)
+    more = extra or swa
+    width, extra_width = swa.slots.shape[1], extra.slots.shape[1] if extra else 0
+    count, tiles = segments(width + extra_width)
+    device = q.device.index
+    size, several, parts = way or cut(tokens, heads, count, processors(device))
     blocks = -(-count // several)
-    lse = torch.empty(tokens, heads, dtype=torch.float32, device=q.device)
-    program(rows, extra_rows, heads_of_block, blocks, several, parts).on(q.device.index)(
-        (blocks, heads // heads_of_block, tokens),
-        q.data_ptr(), cache.data_ptr(), slots.data_ptr(), lens.data_ptr(), extra.data_ptr(),
-        extra_slots.data_ptr(), extra_lens.data_ptr(), sink.data_ptr(), out.data_ptr(), lse.data_ptr(), scale,
-        q.stride(0), q.stride(1), out.stride(0), out.stride(1), cache.stride(0), extra.stride(0),
-        slots.stride(0), extra_slots.stride(0), cache.shape[0] * rows, extra.shape[0] * extra_rows,
-        width, more, heads, tiles, count,
+    lse = sink.new_empty(tokens, heads)
+    program(swa.rows, more.rows, size, blocks, several, parts).on(device)(
+        (blocks, heads // size, tokens),
+        q.data_ptr(), swa.cache.data_ptr(), swa.slots.data_ptr(), swa.lens.data_ptr(), more.cache.data_ptr(),
+        more.slots.data_ptr(), more.lens.data_ptr(), sink.data_ptr(), out.data_ptr(), lse.data_ptr(),
+        nothing(device).data_ptr(), scale,
+        q.stride(0), q.stride(1), out.stride(0), out.stride(1), swa.cache.stride(0), more.cache.stride(0),
+        swa.slots.stride(0), more.slots.stride(0), swa.cache.shape[0] * swa.rows,
+        more.cache.shape[0] * more.rows, width, extra_width, heads, tiles, count,
     )  # fmt: skip
     return lse

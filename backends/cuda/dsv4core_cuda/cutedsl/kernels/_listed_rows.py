@@ -1,0 +1,127 @@
+"""Listed rows of `fp8_ds_mla` pages into shared memory as bf16: 128 rows of 8 blocks of 64 channels.
+
+A block of channels is what matrix units read: rows of 128 bytes whose eight 16-byte pieces are exchanged by
+the row's number. In a group of four channels the second and third change places, which a dot product does
+not see: even bytes of a word become one pair, odd bytes the other, without a permutation.
+"""
+
+import cutlass
+from cutlass import Int32, Int64, cute
+from cutlass.cutlass_dsl import T, dsl_user_op
+
+from dsv4core_cuda.cutedsl.kernels._ptx import _asm, load_i32, load_words, pair_mul, permuted, write_shared
+
+BLOCK = 128 * 128
+"""Bytes of a block of 64 channels."""
+LARGE = -0x7F7F7F80
+"""The top bit of four scale bytes."""
+TWO_124 = 0x7D807D80
+"""2^124 in bf16, twice."""
+
+
+@dsl_user_op
+def _picked(word, order, *, loc=None, ip=None):
+    """Bytes of a word (nibbles 0..3) and zeros (4) as the register `order` says."""
+    return Int32(_asm(T.i32(), [Int32(word), Int32(order)], "prmt.b32 $0, $1, 0, $2;", "=r,r,r", loc, ip))
+
+
+def exchanged(words):
+    """Eight channels of bf16 with the second and third of four in each other's place."""
+    a, b, c, d = words
+    return [permuted(a, b, 0x5410), permuted(a, b, 0x7632), permuted(c, d, 0x5410), permuted(c, d, 0x7632)]
+
+
+def decoded(words, scale):
+    """Codes e4m3 times a pair of equal bf16, as pairs of bf16. Shapes: 2 words -> 4.
+
+    A code's exponent and mantissa, moved behind a bf16 sign, are its value times 2^-120, subnormal or not.
+    """
+    found = []
+    for w in words:
+        even = ((w << 8) & Int32(-0x7FFF8000)) | ((w << 4) & 0x07F007F0)
+        odd = (w & Int32(-0x7FFF8000)) | ((w >> 4) & 0x07F007F0)
+        found += [pair_mul(even, scale), pair_mul(odd, scale)]
+    return found
+
+
+@cute.jit
+def row_places(
+    n, t, nothing, cache, slots, lens, width, stride, slot_stride, limit,
+    extra, extra_slots, extra_lens, extra_width, extra_stride, extra_slot_stride, extra_limit,
+    ROWS: cutlass.Constexpr, EXTRA_ROWS: cutlass.Constexpr,
+):  # fmt: skip
+    """Addresses of row n of both lists, one behind the other, and of its scales; 1 where a row is.
+
+    Where none is, both are `nothing`, an address of zeros.
+    """
+    row, scales, live = nothing, nothing, Int32(0)
+    if n < width:
+        length = load_i32(lens + Int64(t) * 4)
+        slot = load_i32(slots + (Int64(t) * slot_stride + n) * 4)
+        if (n < length) & (slot >= 0) & (slot < limit):
+            page = cache + Int64(slot // ROWS) * stride
+            row = page + slot % ROWS * 576
+            scales = page + (ROWS * 576 + slot % ROWS * 8)
+            live = Int32(1)
+    else:
+        if n < width + extra_width:
+            m = n - width
+            length = load_i32(extra_lens + Int64(t) * 4)
+            slot = load_i32(extra_slots + (Int64(t) * extra_slot_stride + m) * 4)
+            if (m < length) & (slot >= 0) & (slot < extra_limit):
+                page = extra + Int64(slot // EXTRA_ROWS) * extra_stride
+                row = page + slot % EXTRA_ROWS * 576
+                scales = page + (EXTRA_ROWS * 576 + slot % EXTRA_ROWS * 8)
+                live = Int32(1)
+    return row, scales, live
+
+
+@cute.jit
+def fetch(keys, row, scales, warp, lane, FIRST: cutlass.Constexpr, COUNT: cutlass.Constexpr):
+    """Rows FIRST .. FIRST + COUNT - 1 of a warp's 16 to the shared address `keys`.
+
+    Lanes r and r + 16 have the addresses of row r. A lane takes 16 bytes of a row: 28 the codes, four the
+    first half of the rotated channels. Lanes of odd blocks of channels are a row ahead or behind, so that
+    two blocks, which lie on the same banks, never store to one bank at once.
+    """
+    raw, rest = [], []
+    ahead = lane // 4 % 2
+    for i in cutlass.range_constexpr(FIRST, FIRST + COUNT):
+        raw.append(load_words(cute.arch.shuffle_sync(row, i ^ ahead) + lane * 16, 4))
+    for j in cutlass.range_constexpr(FIRST // 8, (FIRST + COUNT) // 8):
+        start = cute.arch.shuffle_sync(row, j * 8 + lane // 4)
+        rest.append(load_words(start + (512 + lane % 4 * 16), 4))
+    # lane r holds the scales of channels 0..255 of row r, lane r + 16 the others
+    word = load_i32(scales + lane // 16 * 4)
+    large = cute.arch.vote_any_sync((word & Int32(LARGE)) != 0)
+    order = 0x4040 + lane // 4 % 4 * 0x101
+    target = keys + (lane // 4 * BLOCK + warp * 2048)
+    piece = (lane % 4 * 2) ^ ahead if lane < 28 else (lane % 4) ^ ahead
+    for i in cutlass.range_constexpr(FIRST, FIRST + COUNT):
+        words = raw[i - FIRST]
+        here = target + (i & -2) * 128 + ((i & 1) ^ ahead) * 128
+        mine = cute.arch.shuffle_sync(word, (i ^ ahead) + (lane & 16))
+        if lane < 28:
+            scale = _picked(mine, order)
+            low, high = _scaled(words, scale, large)
+            write_shared(here + ((piece ^ (i % 8)) << 4), low)
+            write_shared(here + ((piece ^ (i % 8) ^ 1) << 4), high)
+        else:
+            write_shared(here + ((piece ^ (i % 8)) << 4), exchanged(words))
+    for j in cutlass.range_constexpr(FIRST // 8, (FIRST + COUNT) // 8):
+        r = lane // 4
+        here = keys + (7 * BLOCK + warp * 2048 + (j * 8 + r) * 128)
+        write_shared(here + (((4 + lane % 4) ^ r) << 4), exchanged(rest[j - FIRST // 8]))
+
+
+@cute.jit
+def _scaled(words, scale, large):
+    """16 codes times 2^(byte - 127), the byte given in both halves of `scale`. Shapes: 4 words -> 2 times 4."""
+    factor = scale * 128 + 0x3C003C00  # 2^(byte - 7) in bf16, which a byte above 134 passes
+    if large:
+        factor = scale * 128 - 0x02000200 if scale >= 0x800080 else factor  # 2^(byte - 131)
+    low, high = decoded(words[:2], factor), decoded(words[2:], factor)
+    if large:
+        more = Int32(TWO_124) if scale >= 0x800080 else Int32(0x3F803F80)
+        low, high = [pair_mul(x, more) for x in low], [pair_mul(x, more) for x in high]
+    return low, high
