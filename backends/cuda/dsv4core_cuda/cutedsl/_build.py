@@ -33,6 +33,7 @@ class Program:
     `kernel`: the function `kernel` of `kernels/<kernel>.py`. `arguments`: a letter for each that a launch
     gives, "q" an address or i64, "i" i32, "f" f32; `constants` follow them. `shared`: bytes of dynamic shared
     memory. `cluster`: blocks of a cluster along x.
+    `residents`: blocks that a processor shall hold at once.
     """
 
     kernel: str
@@ -41,6 +42,7 @@ class Program:
     threads: int
     shared: int = 0
     cluster: int = 1
+    residents: int = 1
     _loaded: dict[int, Loaded] = field(default_factory=dict[int, Loaded])
 
     def on(self, device: int) -> Loaded:
@@ -76,7 +78,7 @@ def folder() -> Path:
 
 def key(program: Program, arch: str) -> str:
     """A name for the code that a program compiles to: its source, its constants, the compiler, the device."""
-    shape = (program.arguments, program.constants, program.threads, program.shared, program.cluster)
+    shape = (program.arguments, program.constants, program.threads, program.shared, program.cluster, program.residents)
     text = repr((_sources(program.kernel), installed_version(PACKAGE), arch, shape))
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 

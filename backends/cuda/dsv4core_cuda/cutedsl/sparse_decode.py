@@ -11,20 +11,20 @@ from dsv4core_cuda.cutedsl._build import Program
 from dsv4core_cuda.cutedsl._driver import processors
 from dsv4core_cuda.flashmla import Pages
 
-KEYS = 128
+KEYS = 64
 """Keys of a tile."""
 SEGMENTS = 8
 """Segments of a row at most: a cluster has up to eight blocks everywhere."""
 THREADS = 256
-ARGUMENTS = "q" * 11 + "f" + "q" * 8 + "i" * 7
+ARGUMENTS = "q" * 11 + "f" + "q" * 8 + "i" * 6
 
 
 @cache
-def program(rows: int, extra_rows: int, heads: int, blocks: int, several: int, parts: int) -> Program:
-    """The kernel for pages of so many rows, heads of a block, blocks of a cluster and segments of a block."""
-    shared = KEYS * 1024 + heads * (1024 + 2 * KEYS + 64 + 12 * blocks + 4)
-    constants = (rows, extra_rows, heads, blocks, several, parts)
-    return Program("sparse_decode", ARGUMENTS, constants, THREADS, shared, blocks)
+def program(rows: int, extra_rows: int, heads: int, blocks: int, parts: int) -> Program:
+    """The kernel for pages of so many rows, heads of a block and blocks of a cluster."""
+    shared = KEYS * 1028 + heads * (1024 + 2 * KEYS + 36 + 12 * blocks + 4)
+    constants = (rows, extra_rows, heads, blocks, parts)
+    return Program("sparse_decode", ARGUMENTS, constants, THREADS, shared, blocks, residents=1 if heads > 32 else 2)
 
 
 @cache
@@ -50,24 +50,23 @@ def cut(tokens: int, heads: int, count: int, available: int) -> tuple[int, int, 
 
 def decode(
     q: Tensor, swa: Pages, extra: Pages | None, sink: Tensor, out: Tensor, scale: float,
-    way: tuple[int, int, int] | None = None,
+    way: tuple[int, int] | None = None,
 ) -> Tensor:  # fmt: skip
     """`sparse_decode` over pages that are 16-byte aligned; `way` is a `cut` of one's own, to measure."""
     tokens, heads, _ = q.shape
     more = extra or swa
     width, extra_width = swa.slots.shape[1], extra.slots.shape[1] if extra else 0
-    count, tiles = segments(width + extra_width)
+    blocks, tiles = segments(width + extra_width)
     device = q.device.index
-    size, several, parts = way or cut(tokens, heads, count, processors(device))
-    blocks = -(-count // several)
+    size, parts = way or cut(tokens, heads, blocks, processors(device))
     lse = sink.new_empty(tokens, heads)
-    program(swa.rows, more.rows, size, blocks, several, parts).on(device)(
+    program(swa.rows, more.rows, size, blocks, parts).on(device)(
         (blocks, heads // size, tokens),
         q.data_ptr(), swa.cache.data_ptr(), swa.slots.data_ptr(), swa.lens.data_ptr(), more.cache.data_ptr(),
         more.slots.data_ptr(), more.lens.data_ptr(), sink.data_ptr(), out.data_ptr(), lse.data_ptr(),
         nothing(device).data_ptr(), scale,
         q.stride(0), q.stride(1), out.stride(0), out.stride(1), swa.cache.stride(0), more.cache.stride(0),
         swa.slots.stride(0), more.slots.stride(0), swa.cache.shape[0] * swa.rows,
-        more.cache.shape[0] * more.rows, width, extra_width, heads, tiles, count,
+        more.cache.shape[0] * more.rows, width, extra_width, heads, tiles,
     )  # fmt: skip
     return lse

@@ -1,4 +1,4 @@
-"""Listed rows of `fp8_ds_mla` pages into shared memory as bf16: 128 rows of 8 blocks of 64 channels.
+"""Listed rows of `fp8_ds_mla` pages into shared memory as bf16: 64 rows of 8 blocks of 64 channels.
 
 A block of channels is what matrix units read: rows of 128 bytes whose eight 16-byte pieces are exchanged by
 the row's number. In a group of four channels the second and third change places, which a dot product does
@@ -11,7 +11,7 @@ from cutlass.cutlass_dsl import T, dsl_user_op
 
 from dsv4core_cuda.cutedsl.kernels._ptx import _asm, load_i32, load_words, pair_mul, permuted, write_shared
 
-BLOCK = 128 * 128
+BLOCK = 64 * 128
 """Bytes of a block of 64 channels."""
 LARGE = -0x7F7F7F80
 """The top bit of four scale bytes."""
@@ -77,41 +77,39 @@ def row_places(
 
 
 @cute.jit
-def fetch(keys, row, scales, warp, lane, FIRST: cutlass.Constexpr, COUNT: cutlass.Constexpr):
-    """Rows FIRST .. FIRST + COUNT - 1 of a warp's 16 to the shared address `keys`.
+def fetch(keys, row, scales, warp, lane, PARTS: cutlass.Constexpr):
+    """The eight rows of a warp to the shared address `keys`, fetched in PARTS parts, which costs registers.
 
-    Lanes r and r + 16 have the addresses of row r. A lane takes 16 bytes of a row: 28 the codes, four the
+    Lanes r, r + 8, .. have the addresses of row r. A lane takes 16 bytes of a row: 28 the codes, four the
     first half of the rotated channels. Lanes of odd blocks of channels are a row ahead or behind, so that
     two blocks, which lie on the same banks, never store to one bank at once.
     """
-    raw, rest = [], []
+    COUNT: cutlass.Constexpr = 8 // PARTS
     ahead = lane // 4 % 2
-    for i in cutlass.range_constexpr(FIRST, FIRST + COUNT):
-        raw.append(load_words(cute.arch.shuffle_sync(row, i ^ ahead) + lane * 16, 4))
-    for j in cutlass.range_constexpr(FIRST // 8, (FIRST + COUNT) // 8):
-        start = cute.arch.shuffle_sync(row, j * 8 + lane // 4)
-        rest.append(load_words(start + (512 + lane % 4 * 16), 4))
-    # lane r holds the scales of channels 0..255 of row r, lane r + 16 the others
+    tail = load_words(cute.arch.shuffle_sync(row, lane // 4) + (512 + lane % 4 * 16), 4)
+    # lanes 0..15 hold scales of channels 0..255, lanes 16..31 the others
     word = load_i32(scales + lane // 16 * 4)
-    large = cute.arch.vote_any_sync((word & Int32(LARGE)) != 0)
     order = 0x4040 + lane // 4 % 4 * 0x101
-    target = keys + (lane // 4 * BLOCK + warp * 2048)
+    target = keys + (lane // 4 * BLOCK + warp * 1024)
     piece = (lane % 4 * 2) ^ ahead if lane < 28 else (lane % 4) ^ ahead
-    for i in cutlass.range_constexpr(FIRST, FIRST + COUNT):
-        words = raw[i - FIRST]
-        here = target + (i & -2) * 128 + ((i & 1) ^ ahead) * 128
-        mine = cute.arch.shuffle_sync(word, (i ^ ahead) + (lane & 16))
-        if lane < 28:
-            scale = _picked(mine, order)
-            low, high = _scaled(words, scale, large)
-            write_shared(here + ((piece ^ (i % 8)) << 4), low)
-            write_shared(here + ((piece ^ (i % 8) ^ 1) << 4), high)
-        else:
-            write_shared(here + ((piece ^ (i % 8)) << 4), exchanged(words))
-    for j in cutlass.range_constexpr(FIRST // 8, (FIRST + COUNT) // 8):
-        r = lane // 4
-        here = keys + (7 * BLOCK + warp * 2048 + (j * 8 + r) * 128)
-        write_shared(here + (((4 + lane % 4) ^ r) << 4), exchanged(rest[j - FIRST // 8]))
+    for part in cutlass.range_constexpr(PARTS):
+        raw = []
+        for i in cutlass.range_constexpr(part * COUNT, (part + 1) * COUNT):
+            raw.append(load_words(cute.arch.shuffle_sync(row, i ^ ahead) + lane * 16, 4))
+        large = cute.arch.vote_any_sync((word & Int32(LARGE)) != 0)
+        for i in cutlass.range_constexpr(part * COUNT, (part + 1) * COUNT):
+            words = raw[i - part * COUNT]
+            here = target + (i & -2) * 128 + ((i & 1) ^ ahead) * 128
+            mine = cute.arch.shuffle_sync(word, (i ^ ahead) + (lane & 16))
+            if lane < 28:
+                scale = _picked(mine, order)
+                low, high = _scaled(words, scale, large)
+                write_shared(here + ((piece ^ i) << 4), low)
+                write_shared(here + ((piece ^ i ^ 1) << 4), high)
+            else:
+                write_shared(here + ((piece ^ i) << 4), exchanged(words))
+    last = keys + (7 * BLOCK + warp * 1024 + lane // 4 * 128)
+    write_shared(last + (((4 + lane % 4) ^ (lane // 4)) << 4), exchanged(tail))
 
 
 @cute.jit

@@ -1,10 +1,10 @@
 """Attention of a token over listed rows of pages: keys split over a cluster, folded in the cluster.
 
-A block takes HEADS heads and some segments of a row's keys (both lists, one behind the other; a segment is
-`tiles` tiles of 128 keys). Rows become bf16 in shared memory once and are keys and values there: scores are
-K Q^T (128 keys by HEADS), outputs V^T P^T (512 channels by HEADS), so that few heads still fill the matrix
-units. Segments are folded in a fixed tree, in registers or over the cluster, and running maxima are whole
-powers of two, so that the bits of a row depend on neither HEADS, nor SEVERAL, nor the other rows.
+A block takes HEADS heads and a segment of a row's keys (both lists, one behind the other; a segment is
+`tiles` tiles of 64 keys). Rows become bf16 in shared memory once and are keys and values there: scores are
+K Q^T (64 keys by HEADS), outputs V^T P^T (512 channels by HEADS), so that few heads still fill the matrix
+units. Two blocks share a processor: one fetches and decodes while the other multiplies. The bits of a row
+depend on neither HEADS nor the other rows.
 """
 
 import cutlass
@@ -27,7 +27,7 @@ from dsv4core_cuda.cutedsl.kernels._ptx import (
     write_shared,
 )
 
-KEYS = 128
+KEYS = 64
 THREADS = 256
 HEAD = 516
 """f32 from a head's outputs to the next one's in shared memory: a warp's stores meet no bank twice."""
@@ -41,19 +41,6 @@ def read_f32(address, n):
     return [from_bits(x) for x in read_shared(address, n)]
 
 
-@cute.jit
-def fold(peak, total, whole_o, whole_peak, whole_total, o, COLUMNS: cutlass.Constexpr):
-    """Take a segment into what the block has; one power of two of every pair is 1, the products are exact."""
-    for j in cutlass.range_constexpr(COLUMNS):
-        top = cute.arch.fmax(whole_peak[j], peak[j])
-        before, now = exp2(whole_peak[j] - top), exp2(peak[j] - top)
-        whole_peak[j] = top
-        whole_total[j] = whole_total[j] * before + total[j] * now
-        for i in cutlass.range_constexpr(8):
-            at = i // 2 * 2 * COLUMNS + j // 2 * 4 + j % 2 + i % 2 * 2
-            whole_o[at] = whole_o[at] * before + o[at] * now
-
-
 @cute.kernel
 def kernel(
     q: Int64, cache: Int64, slots: Int64, lens: Int64, extra: Int64, extra_slots: Int64, extra_lens: Int64,
@@ -61,14 +48,12 @@ def kernel(
     q_stride: Int64, q_head_stride: Int64, out_stride: Int64, out_head_stride: Int64,
     stride: Int64, extra_stride: Int64, slot_stride: Int64, extra_slot_stride: Int64,
     limit: Int32, extra_limit: Int32, width: Int32, extra_width: Int32, heads: Int32, tiles: Int32,
-    segments: Int32,
     ROWS: cutlass.Constexpr, EXTRA_ROWS: cutlass.Constexpr, HEADS: cutlass.Constexpr,
-    BLOCKS: cutlass.Constexpr, SEVERAL: cutlass.Constexpr, PARTS: cutlass.Constexpr,
+    BLOCKS: cutlass.Constexpr, PARTS: cutlass.Constexpr,
 ):  # fmt: skip
-    """A block: HEADS heads of token blockIdx.z, SEVERAL segments of `tiles` tiles of keys.
+    """A block: HEADS heads of token blockIdx.z, `tiles` tiles of keys.
 
-    Strides in elements, of pages in bytes. `nothing`: 576 zeros. PARTS: in how many parts rows are fetched,
-    which costs registers.
+    Strides in elements, of pages in bytes. `nothing`: 576 zeros. PARTS: in how many parts rows are fetched.
     """
     thread = cute.arch.thread_idx()[0]
     rank, group, t = cute.arch.block_idx()
@@ -79,7 +64,7 @@ def kernel(
     sk_ptr = smem.allocate_array(BFloat16, KEYS * 512, byte_alignment=1024)
     sq_ptr = smem.allocate_array(BFloat16, HEADS * 512, byte_alignment=1024)
     sp_ptr = smem.allocate_array(BFloat16, HEADS * KEYS, byte_alignment=1024)
-    red_ptr = smem.allocate_array(Float32, 16 * HEADS, byte_alignment=16)
+    red_ptr = smem.allocate_array(Float32, 9 * HEADS + KEYS, byte_alignment=16)
     ml_ptr = smem.allocate_array(Float32, BLOCKS * 2 * HEADS, byte_alignment=16)
     weight_ptr = smem.allocate_array(Float32, (BLOCKS + 1) * HEADS, byte_alignment=16)
     atom = warpgroup.make_smem_layout_atom(warpgroup.SmemLayoutAtomKind.K_SW128, BFloat16)
@@ -92,7 +77,7 @@ def kernel(
     sv = cute.composition(sk, cute.make_layout((512, KEYS), stride=(KEYS, 1)))
     keys, queries = Int32(sk_ptr.toint()), Int32(sq_ptr.toint())
     red, ml, weights = Int32(red_ptr.toint()), Int32(ml_ptr.toint()), Int32(weight_ptr.toint())
-    sums = red + 8 * HEADS * 4
+    sums, factors, masks = red + 4 * HEADS * 4, red + 8 * HEADS * 4, red + 9 * HEADS * 4
     cute.arch.cluster_arrive_relaxed()
 
     # queries
@@ -105,10 +90,10 @@ def kernel(
     copies_commit()
 
     k_major, mn_major = warpgroup.OperandMajorMode.K, warpgroup.OperandMajorMode.MN
-    shape = ((2, 1, 1), (64, HEADS))
-    score_mma = hopper.make_trivial_tiled_mma(BFloat16, BFloat16, k_major, k_major, Float32, *shape)
-    value_mma = hopper.make_trivial_tiled_mma(BFloat16, BFloat16, mn_major, k_major, Float32, *shape)
-    score_thread = score_mma.get_slice(thread)
+    types = (BFloat16, BFloat16)
+    score_mma = hopper.make_trivial_tiled_mma(*types, k_major, k_major, Float32, (1, 1, 1), (64, HEADS))
+    value_mma = hopper.make_trivial_tiled_mma(*types, mn_major, k_major, Float32, (2, 1, 1), (64, HEADS))
+    score_thread = score_mma.get_slice(thread % 128)
     value_thread = value_mma.get_slice(thread)
     a_k = score_mma.make_fragment_A(score_thread.partition_A(sk))
     b_q = score_mma.make_fragment_B(score_thread.partition_B(sq))
@@ -127,71 +112,60 @@ def kernel(
     column = lane % 4 * 2
     key = warp * 16 + lane // 4
 
-    whole_o = cute.make_rmem_tensor(o.layout, Float32) if cutlass.const_expr(SEVERAL > 1) else o
-    whole_peak = cute.make_rmem_tensor(COLUMNS, Float32) if cutlass.const_expr(SEVERAL > 1) else peak
-    whole_total = cute.make_rmem_tensor(COLUMNS, Float32) if cutlass.const_expr(SEVERAL > 1) else total
-    if cutlass.const_expr(SEVERAL > 1):
-        whole_o.fill(0.0)
-        whole_peak.fill(NEVER)
-        whole_total.fill(0.0)
-    count = min(Int32(SEVERAL), segments - rank * SEVERAL) if cutlass.const_expr(SEVERAL > 1) else Int32(1)
-    for turn in cutlass.range(count, unroll=1):
-        segment = rank * SEVERAL + turn
-        o.fill(0.0)
-        peak.fill(NEVER)
-        total.fill(0.0)
-        for tile in cutlass.range(tiles, unroll=1):
-            n = (segment * tiles + tile) * KEYS + warp * 16 + lane % 16
-            row, scales, live = row_places(
-                n, t, nothing, cache, slots, lens, width, stride, slot_stride, limit,
-                extra, extra_slots, extra_lens, extra_width, extra_stride, extra_slot_stride, extra_limit,
-                ROWS, EXTRA_ROWS,
-            )  # fmt: skip
-            for part in cutlass.range_constexpr(PARTS):
-                fetch(keys, row, scales, warp, lane, part * 16 // PARTS, 16 // PARTS)
-            if turn + tile == 0:
-                copies_wait(0)
-                for i in cutlass.range_constexpr(HEADS * 64 // THREADS):
-                    h = (thread + i * THREADS) // 64
-                    w = thread % 64
-                    q_at = queries + ((w // 8) * (HEADS * 128) + h * 128 + (((w % 8) ^ (h % 8)) << 4))
-                    write_shared(q_at, exchanged(read_shared(q_at, 4)))
-            cute.arch.fence_view_async_shared()
-            cute.arch.sync_threads()
+    o.fill(0.0)
+    peak.fill(NEVER)
+    total.fill(0.0)
+    for tile in cutlass.range(tiles, unroll=1):
+        n = (rank * tiles + tile) * KEYS + warp * 8 + lane % 8
+        row, scales, live = row_places(
+            n, t, nothing, cache, slots, lens, width, stride, slot_stride, limit,
+            extra, extra_slots, extra_lens, extra_width, extra_stride, extra_slot_stride, extra_limit,
+            ROWS, EXTRA_ROWS,
+        )  # fmt: skip
+        if lane < 8:
+            write_shared(masks + (warp * 8 + lane) * 4, [bits(Float32(0.0) if live == 1 else -Float32.inf)])
+        fetch(keys, row, scales, warp, lane, PARTS)
+        if tile == 0:
+            copies_wait(0)
+            for i in cutlass.range_constexpr(HEADS * 64 // THREADS):
+                h = (thread + i * THREADS) // 64
+                w = thread % 64
+                q_at = queries + ((w // 8) * (HEADS * 128) + h * 128 + (((w % 8) ^ (h % 8)) << 4))
+                write_shared(q_at, exchanged(read_shared(q_at, 4)))
+        cute.arch.fence_view_async_shared()
+        cute.arch.sync_threads()
 
+        if warp < 4:
             warpgroup.fence()
             for i in cutlass.range_constexpr(32):
                 score_mma.set(warpgroup.Field.ACCUMULATE, i > 0)
                 cute.gemm(score_mma, s, a_k[None, None, i], b_q[None, None, i], s)
             warpgroup.commit_group()
-            here = cute.arch.shuffle_sync(live, lane // 4) == 1
-            below = cute.arch.shuffle_sync(live, lane // 4 + 8) == 1
+            above, below = read_f32(masks + key * 4, 1)[0], read_f32(masks + key * 4 + 32, 1)[0]
             warpgroup.wait_group(0)
-
             for j in cutlass.range_constexpr(COLUMNS):
                 at = j // 2 * 4 + j % 2
-                x = s[at] * factor if here else -Float32.inf
-                y = s[at + 2] * factor if below else -Float32.inf
-                s[at] = x
-                s[at + 2] = y
-                m = cute.arch.fmax(x, y)
+                s[at] = s[at] * factor + above
+                s[at + 2] = s[at + 2] * factor + below
+                m = cute.arch.fmax(s[at], s[at + 2])
                 for step in cutlass.range_constexpr(3):
                     m = cute.arch.fmax(m, cute.arch.shuffle_sync_bfly(m, 4 << step))
                 if lane < 4:
                     write_shared(red + (warp * HEADS + j // 2 * 8 + column + j % 2) * 4, [bits(m)])
-            cute.arch.sync_threads()
+            cute.arch.barrier(barrier_id=1, number_of_threads=128)
             for j in cutlass.range_constexpr(COLUMNS // 2):
-                tops = [peak[2 * j], peak[2 * j + 1]]
-                for w in cutlass.range_constexpr(8):
-                    pair = read_f32(red + (w * HEADS + j * 8 + column) * 4, 2)
-                    tops = [cute.arch.fmax(tops[a], ceil(pair[a])) for a in range(2)]
+                highs = [read_f32(red + (w * HEADS + j * 8 + column) * 4, 2) for w in range(4)]
                 for a in cutlass.range_constexpr(2):
+                    high = highs[0][a]
+                    for w in cutlass.range_constexpr(1, 4):
+                        high = cute.arch.fmax(high, highs[w][a])
                     c = 2 * j + a
                     at = j * 4 + a
-                    past[c] = exp2(peak[c] - tops[a])
-                    peak[c] = tops[a]
-                    x = exp2(s[at] - tops[a])
-                    y = exp2(s[at + 2] - tops[a])
+                    high = cute.arch.fmax(peak[c], ceil(high))
+                    past[c] = exp2(peak[c] - high)
+                    peak[c] = high
+                    x = exp2(s[at] - high)
+                    y = exp2(s[at + 2] - high)
                     sp[j * 8 + column + a, key] = x.to(BFloat16)
                     sp[j * 8 + column + a, key + 8] = y.to(BFloat16)
                     z = x + y
@@ -199,63 +173,62 @@ def kernel(
                         z = z + cute.arch.shuffle_sync_bfly(z, 4 << step)
                     if lane < 4:
                         write_shared(sums + (warp * HEADS + j * 8 + column + a) * 4, [bits(z)])
-                    for i in cutlass.range_constexpr(4):
-                        o[i * 2 * COLUMNS + at] = o[i * 2 * COLUMNS + at] * past[c]
-                        o[i * 2 * COLUMNS + at + 2] = o[i * 2 * COLUMNS + at + 2] * past[c]
-            cute.arch.fence_view_async_shared()
-            cute.arch.sync_threads()
+                        if warp == 0:
+                            write_shared(factors + (j * 8 + column + a) * 4, [bits(past[c])])
+        cute.arch.fence_view_async_shared()
+        cute.arch.sync_threads()
 
-            warpgroup.fence()
-            for i in cutlass.range_constexpr(KEYS // 16):
-                cute.gemm(value_mma, o, a_v[None, None, i], b_p[None, None, i], o)
-            warpgroup.commit_group()
+        for j in cutlass.range_constexpr(COLUMNS // 2):
+            rest = read_f32(factors + (j * 8 + column) * 4, 2)
+            for a in cutlass.range_constexpr(2):
+                for i in cutlass.range_constexpr(4):
+                    at = i * 2 * COLUMNS + j * 4 + a
+                    o[at] = o[at] * rest[a]
+                    o[at + 2] = o[at + 2] * rest[a]
+        warpgroup.fence()
+        for i in cutlass.range_constexpr(KEYS // 16):
+            cute.gemm(value_mma, o, a_v[None, None, i], b_p[None, None, i], o)
+        warpgroup.commit_group()
+        if warp == 0:
             for j in cutlass.range_constexpr(COLUMNS // 2):
-                even, odd = Float32(0.0), Float32(0.0)
-                for i in cutlass.range_constexpr(8):
-                    found = read_f32(sums + (i * HEADS + j * 8 + column) * 4, 2)
-                    even, odd = even + found[0], odd + found[1]
-                total[2 * j] = total[2 * j] * past[2 * j] + even
-                total[2 * j + 1] = total[2 * j + 1] * past[2 * j + 1] + odd
-            warpgroup.wait_group(0)
-            cute.arch.sync_threads()
-
-        if cutlass.const_expr(SEVERAL > 1):
-            fold(peak, total, whole_o, whole_peak, whole_total, o, COLUMNS)
+                parts = [read_f32(sums + (i * HEADS + j * 8 + column) * 4, 2) for i in range(4)]
+                for a in cutlass.range_constexpr(2):
+                    c = 2 * j + a
+                    total[c] = total[c] * past[c] + (((parts[0][a] + parts[1][a]) + parts[2][a]) + parts[3][a])
+        warpgroup.wait_group(0)
+        cute.arch.sync_threads()
 
     cute.arch.cluster_wait()  # the others run: from here on their shared memory is there
 
-    # every thread has sums over all the block's keys
+    # warp 0 has sums over all the block's keys
     if thread < 4:
         for j in cutlass.range_constexpr(COLUMNS):
             h = j // 2 * 8 + column + j % 2
             for c in cutlass.range_constexpr(BLOCKS):
-                write_peer(peer(ml + (rank * 2 * HEADS + h) * 4, c), whole_peak[j])
-                write_peer(peer(ml + ((rank * 2 + 1) * HEADS + h) * 4, c), whole_total[j])
+                write_peer(peer(ml + (rank * 2 * HEADS + h) * 4, c), peak[j])
+                write_peer(peer(ml + ((rank * 2 + 1) * HEADS + h) * 4, c), total[j])
     # outputs, head by head, over keys and queries that nobody needs any more
     channel = warp // 4 * 64 + warp % 4 * 16 + lane // 4
     for i in cutlass.range_constexpr(4):
         for j in cutlass.range_constexpr(COLUMNS):
             at = i * 2 * COLUMNS + j // 2 * 4 + j % 2
             to = keys + ((j // 2 * 8 + column + j % 2) * HEAD + i * 128 + channel) * 4
-            write_shared(to, [bits(whole_o[at])])
-            write_shared(to + 32, [bits(whole_o[at + 2])])
+            write_shared(to, [bits(o[at])])
+            write_shared(to + 32, [bits(o[at + 2])])
     cute.arch.cluster_arrive()
     cute.arch.cluster_wait()
 
-    # blocks are folded as segments are: each half in order, then the halves
-    HALF: cutlass.Constexpr = (BLOCKS + 1) // 2
     if thread < HEADS:
         peaks = [read_f32(ml + (c * 2 * HEADS + thread) * 4, 1)[0] for c in range(BLOCKS)]
         top = peaks[0]
         for c in cutlass.range_constexpr(1, BLOCKS):
             top = cute.arch.fmax(top, peaks[c])
-        halves = [Float32(0.0), Float32(0.0)]
+        sum_of_row = Float32(0.0)
         for c in cutlass.range_constexpr(BLOCKS):
             part = exp2(peaks[c] - top)
             write_shared(weights + (c * HEADS + thread) * 4, [bits(part)])
             found = read_f32(ml + ((c * 2 + 1) * HEADS + thread) * 4, 1)[0]
-            halves[c // HALF] = halves[c // HALF] + part * found
-        sum_of_row = halves[0] + halves[1]
+            sum_of_row = sum_of_row + part * found
         head = group * HEADS + thread
         share = Float32(0.0)
         natural = Float32.inf
@@ -275,12 +248,12 @@ def kernel(
             at_head = u // 128
             c4 = u % 128 * 4
             values = [read_peer(bases[c] + (at_head * HEAD + c4) * 4) for c in range(BLOCKS)]
-            folded = [[Float32(0.0)] * 4, [Float32(0.0)] * 4]
+            folded = [Float32(0.0)] * 4
             for c in cutlass.range_constexpr(BLOCKS):
                 weight = read_f32(weights + (c * HEADS + at_head) * 4, 1)[0]
-                folded[c // HALF] = [a + b * weight for a, b in zip(folded[c // HALF], values[c])]
+                folded = [a + b * weight for a, b in zip(folded, values[c])]
             portion = read_f32(weights + (BLOCKS * HEADS + at_head) * 4, 1)[0]
-            y = [(a + b) * portion for a, b in zip(*folded)]
+            y = [a * portion for a in folded]
             words = [pair_bf16(y[0], y[2]), pair_bf16(y[1], y[3])]
             store_words(to_out + (Int64(at_head) * out_head_stride + c4) * 2, words)
     cute.arch.cluster_arrive()
