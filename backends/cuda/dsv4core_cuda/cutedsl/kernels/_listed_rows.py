@@ -45,71 +45,86 @@ def decoded(words, scale):
 
 
 @cute.jit
-def row_places(
-    n, t, nothing, cache, slots, lens, width, stride, slot_stride, limit,
-    extra, extra_slots, extra_lens, extra_width, extra_stride, extra_slot_stride, extra_limit,
+def listed_slot(n, width, length, list_, extra_width, extra_length, extra_list):
+    """Entry n of both lists, one behind the other, as it is there; -1 behind a length."""
+    slot = Int32(-1)
+    if n < width:
+        if n < length:
+            slot = load_i32(list_ + Int64(n) * 4)
+    else:
+        m = n - width
+        if (m < extra_width) & (m < extra_length):
+            slot = load_i32(extra_list + Int64(m) * 4)
+    return slot
+
+
+@cute.jit
+def row_place(
+    slot, first, nothing, cache, stride, limit, extra, extra_stride, extra_limit,
     ROWS: cutlass.Constexpr, EXTRA_ROWS: cutlass.Constexpr,
 ):  # fmt: skip
-    """Addresses of row n of both lists, one behind the other, and of its scales; 1 where a row is.
+    """Addresses of a slot's row and of its scales, and 1 where a row is; `first`: a slot of the first list.
 
-    Where none is, both are `nothing`, an address of zeros.
+    Where none is, both addresses are `nothing`, which has zeros.
     """
     row, scales, live = nothing, nothing, Int32(0)
-    if n < width:
-        length = load_i32(lens + Int64(t) * 4)
-        slot = load_i32(slots + (Int64(t) * slot_stride + n) * 4)
-        if (n < length) & (slot >= 0) & (slot < limit):
+    if first:
+        if (slot >= 0) & (slot < limit):
             page = cache + Int64(slot // ROWS) * stride
             row = page + slot % ROWS * 576
             scales = page + (ROWS * 576 + slot % ROWS * 8)
             live = Int32(1)
     else:
-        if n < width + extra_width:
-            m = n - width
-            length = load_i32(extra_lens + Int64(t) * 4)
-            slot = load_i32(extra_slots + (Int64(t) * extra_slot_stride + m) * 4)
-            if (m < length) & (slot >= 0) & (slot < extra_limit):
-                page = extra + Int64(slot // EXTRA_ROWS) * extra_stride
-                row = page + slot % EXTRA_ROWS * 576
-                scales = page + (EXTRA_ROWS * 576 + slot % EXTRA_ROWS * 8)
-                live = Int32(1)
+        if (slot >= 0) & (slot < extra_limit):
+            page = extra + Int64(slot // EXTRA_ROWS) * extra_stride
+            row = page + slot % EXTRA_ROWS * 576
+            scales = page + (EXTRA_ROWS * 576 + slot % EXTRA_ROWS * 8)
+            live = Int32(1)
     return row, scales, live
 
 
 @cute.jit
-def fetch(keys, row, scales, warp, lane, PARTS: cutlass.Constexpr):
-    """The eight rows of a warp to the shared address `keys`, fetched in PARTS parts, which costs registers.
+def load_rows(raw, row, scales, lane, FIRST: cutlass.Constexpr, COUNT: cutlass.Constexpr):
+    """Begin to load rows FIRST .. FIRST + COUNT - 1 of a warp's eight into `raw`, 37 i32.
 
     Lanes r, r + 8, .. have the addresses of row r. A lane takes 16 bytes of a row: 28 the codes, four the
     first half of the rotated channels. Lanes of odd blocks of channels are a row ahead or behind, so that
-    two blocks, which lie on the same banks, never store to one bank at once.
+    two blocks, which lie on the same banks, are never stored to one bank at once.
     """
-    COUNT: cutlass.Constexpr = 8 // PARTS
     ahead = lane // 4 % 2
-    tail = load_words(cute.arch.shuffle_sync(row, lane // 4) + (512 + lane % 4 * 16), 4)
-    # lanes 0..15 hold scales of channels 0..255, lanes 16..31 the others
-    word = load_i32(scales + lane // 16 * 4)
+    for i in cutlass.range_constexpr(FIRST, FIRST + COUNT):
+        words = load_words(cute.arch.shuffle_sync(row, i ^ ahead) + lane * 16, 4)
+        for j in cutlass.range_constexpr(4):
+            raw[(i - FIRST) * 4 + j] = words[j]
+    if cutlass.const_expr(FIRST == 0):
+        words = load_words(cute.arch.shuffle_sync(row, lane // 4) + (512 + lane % 4 * 16), 4)
+        for j in cutlass.range_constexpr(4):
+            raw[32 + j] = words[j]
+        # lanes 0..15 hold scales of channels 0..255, lanes 16..31 the others
+        raw[36] = load_i32(scales + lane // 16 * 4)
+
+
+@cute.jit
+def store_rows(keys, raw, warp, lane, FIRST: cutlass.Constexpr, COUNT: cutlass.Constexpr):
+    """Rows of `load_rows`, decoded, to the shared address `keys`."""
+    ahead = lane // 4 % 2
     order = 0x4040 + lane // 4 % 4 * 0x101
     target = keys + (lane // 4 * BLOCK + warp * 1024)
     piece = (lane % 4 * 2) ^ ahead if lane < 28 else (lane % 4) ^ ahead
-    for part in cutlass.range_constexpr(PARTS):
-        raw = []
-        for i in cutlass.range_constexpr(part * COUNT, (part + 1) * COUNT):
-            raw.append(load_words(cute.arch.shuffle_sync(row, i ^ ahead) + lane * 16, 4))
-        large = cute.arch.vote_any_sync((word & Int32(LARGE)) != 0)
-        for i in cutlass.range_constexpr(part * COUNT, (part + 1) * COUNT):
-            words = raw[i - part * COUNT]
-            here = target + (i & -2) * 128 + ((i & 1) ^ ahead) * 128
-            mine = cute.arch.shuffle_sync(word, (i ^ ahead) + (lane & 16))
-            if lane < 28:
-                scale = _picked(mine, order)
-                low, high = _scaled(words, scale, large)
-                write_shared(here + ((piece ^ i) << 4), low)
-                write_shared(here + ((piece ^ i ^ 1) << 4), high)
-            else:
-                write_shared(here + ((piece ^ i) << 4), exchanged(words))
-    last = keys + (7 * BLOCK + warp * 1024 + lane // 4 * 128)
-    write_shared(last + (((4 + lane % 4) ^ (lane // 4)) << 4), exchanged(tail))
+    large = cute.arch.vote_any_sync((raw[36] & Int32(LARGE)) != 0)
+    for i in cutlass.range_constexpr(FIRST, FIRST + COUNT):
+        words = [raw[(i - FIRST) * 4 + j] for j in range(4)]
+        here = target + (i & -2) * 128 + ((i & 1) ^ ahead) * 128
+        mine = cute.arch.shuffle_sync(raw[36], (i ^ ahead) + (lane & 16))
+        if lane < 28:
+            low, high = _scaled(words, _picked(mine, order), large)
+            write_shared(here + ((piece ^ i) << 4), low)
+            write_shared(here + ((piece ^ i ^ 1) << 4), high)
+        else:
+            write_shared(here + ((piece ^ i) << 4), exchanged(words))
+    if cutlass.const_expr(FIRST == 0):
+        last = keys + (7 * BLOCK + warp * 1024 + lane // 4 * 128)
+        write_shared(last + (((4 + lane % 4) ^ (lane // 4)) << 4), exchanged([raw[32 + j] for j in range(4)]))
 
 
 @cute.jit

@@ -13,7 +13,7 @@ from cutlass import BFloat16, Float32, Int32, Int64, cute
 from cutlass.cute.nvgpu import warpgroup
 
 from dsv4core_cuda.cutedsl.kernels._cluster import ceil, exp2, peer, read_peer, write_peer
-from dsv4core_cuda.cutedsl.kernels._listed_rows import exchanged, fetch, row_places
+from dsv4core_cuda.cutedsl.kernels._listed_rows import exchanged, listed_slot, load_rows, row_place, store_rows
 from dsv4core_cuda.cutedsl.kernels._ptx import (
     bits,
     copies_commit,
@@ -53,7 +53,8 @@ def kernel(
 ):  # fmt: skip
     """A block: HEADS heads of token blockIdx.z, `tiles` tiles of keys.
 
-    Strides in elements, of pages in bytes. `nothing`: 576 zeros. PARTS: in how many parts rows are fetched.
+    Strides in elements, of pages in bytes. `nothing`: 576 zeros. PARTS: in how many parts rows are
+    fetched; in one part, those of the next tile are on their way while this one is used.
     """
     thread = cute.arch.thread_idx()[0]
     rank, group, t = cute.arch.block_idx()
@@ -115,16 +116,32 @@ def kernel(
     o.fill(0.0)
     peak.fill(NEVER)
     total.fill(0.0)
+    length, extra_length = load_i32(lens + Int64(t) * 4), load_i32(extra_lens + Int64(t) * 4)
+    listed = (
+        width, length, slots + Int64(t) * slot_stride * 4,
+        extra_width, extra_length, extra_slots + Int64(t) * extra_slot_stride * 4,
+    )  # fmt: skip
+    pages = (nothing, cache, stride, limit, extra, extra_stride, extra_limit, ROWS, EXTRA_ROWS)
+    raw = cute.make_rmem_tensor(37, Int32)
+    COUNT: cutlass.Constexpr = 8 // PARTS
+    n = rank * tiles * KEYS + warp * 8 + lane % 8
+    slot, following = listed_slot(n, *listed), listed_slot(n + KEYS, *listed)
+    row, scales, live = row_place(slot, n < width, *pages)
+    if cutlass.const_expr(PARTS == 1):
+        load_rows(raw, row, scales, lane, 0, 8)
     for tile in cutlass.range(tiles, unroll=1):
-        n = (rank * tiles + tile) * KEYS + warp * 8 + lane % 8
-        row, scales, live = row_places(
-            n, t, nothing, cache, slots, lens, width, stride, slot_stride, limit,
-            extra, extra_slots, extra_lens, extra_width, extra_stride, extra_slot_stride, extra_limit,
-            ROWS, EXTRA_ROWS,
-        )  # fmt: skip
         if lane < 8:
             write_shared(masks + (warp * 8 + lane) * 4, [bits(Float32(0.0) if live == 1 else -Float32.inf)])
-        fetch(keys, row, scales, warp, lane, PARTS)
+        for part in cutlass.range_constexpr(PARTS):
+            if cutlass.const_expr(PARTS > 1):
+                load_rows(raw, row, scales, lane, part * COUNT, COUNT)
+            store_rows(keys, raw, warp, lane, part * COUNT, COUNT)
+        n += KEYS
+        row, scales, live = row_place(following, n < width, *pages)
+        following = listed_slot(n + KEYS, *listed)
+        if cutlass.const_expr(PARTS == 1):
+            if tile + 1 < tiles:
+                load_rows(raw, row, scales, lane, 0, 8)
         if tile == 0:
             copies_wait(0)
             for i in cutlass.range_constexpr(HEADS * 64 // THREADS):
@@ -191,10 +208,11 @@ def kernel(
         warpgroup.commit_group()
         if warp == 0:
             for j in cutlass.range_constexpr(COLUMNS // 2):
-                parts = [read_f32(sums + (i * HEADS + j * 8 + column) * 4, 2) for i in range(4)]
+                found = [read_f32(sums + (i * HEADS + j * 8 + column) * 4, 2) for i in range(4)]
                 for a in cutlass.range_constexpr(2):
                     c = 2 * j + a
-                    total[c] = total[c] * past[c] + (((parts[0][a] + parts[1][a]) + parts[2][a]) + parts[3][a])
+                    more = ((found[0][a] + found[1][a]) + found[2][a]) + found[3][a]
+                    total[c] = total[c] * past[c] + more
         warpgroup.wait_group(0)
         cute.arch.sync_threads()
 
@@ -251,7 +269,7 @@ def kernel(
             folded = [Float32(0.0)] * 4
             for c in cutlass.range_constexpr(BLOCKS):
                 weight = read_f32(weights + (c * HEADS + at_head) * 4, 1)[0]
-                folded = [a + b * weight for a, b in zip(folded, values[c])]
+                folded = [a + b * weight for a, b in zip(folded, values[c], strict=True)]
             portion = read_f32(weights + (BLOCKS * HEADS + at_head) * 4, 1)[0]
             y = [a * portion for a in folded]
             words = [pair_bf16(y[0], y[2]), pair_bf16(y[1], y[3])]
