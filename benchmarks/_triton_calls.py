@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from statistics import median
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dsv4core.bench.timing import in_turn, timer
 from dsv4core.kernels.triton import sparse_decode
 from dsv4core.layout import get_layout
 
@@ -118,29 +118,10 @@ def copy_kernel(x, y, n, BLOCK: tl.constexpr):
 
 
 def timed(calls: Sequence[Callable[[], Any]], rounds: int = 20) -> tuple[float, float]:
-    """Median microseconds of one call in a graph of all calls, and what one costs the host to start.
-
-    Results are kept while the graph is captured, so that no call writes into the memory of another.
-    """
-    for call in calls[:2]:
+    """Median microseconds of one call in a graph of all calls, and what one costs the host to start."""
+    call, count = in_turn(calls), len(calls)
+    for _ in range(2):
         call()
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    for call in calls:
-        call()
-    eager = (time.perf_counter() - began) / len(calls) * 1e6
-    torch.cuda.synchronize()
-    graph, kept = torch.cuda.CUDAGraph(), []
-    with torch.cuda.graph(graph):
-        for call in calls:
-            kept.append(call())
-    graph.replay()
-    samples: list[float] = []
-    for _ in range(rounds):
-        a, b = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        a.record()
-        graph.replay()
-        b.record()
-        b.synchronize()
-        samples.append(a.elapsed_time(b) * 1e3 / len(calls))
-    return statistics.median(samples), eager
+    started = timer("launch", DEVICE)(call, count)
+    graph = timer("graph", DEVICE)
+    return 1e6 * median(graph(call, count) for _ in range(rounds)), 1e6 * started

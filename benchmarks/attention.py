@@ -23,7 +23,7 @@ SCALE = 512**-0.5
 
 
 def cases() -> Iterator[Case]:
-    """T = 1, 8, 64 tokens with 64 and 128 heads, and a decode with few heads."""
+    """T = 1, 8, 64 tokens with 64 and 128 heads; few heads; a layer whose tokens list the same entries."""
     for heads in (64, 128):
         for tokens in (1, 8, 64):
             yield decode(tokens, heads)
@@ -31,6 +31,8 @@ def cases() -> Iterator[Case]:
     for heads in (64, 128):
         for tokens in (1, 8, 64):
             yield prefill(tokens, heads)
+    for heads in (16, 64):
+        yield prefill(64, heads, 4096)
 
 
 def decode(tokens: int, heads: int, curve: str = "", x: str = "") -> Case:
@@ -43,13 +45,17 @@ def decode(tokens: int, heads: int, curve: str = "", x: str = "") -> Case:
     )  # fmt: skip
 
 
-def prefill(tokens: int, heads: int) -> Case:
-    """A chunk whose window moves with the token; entries are chosen freely."""
-    read = min(tokens * KEYS, tokens + WINDOW + tokens * TOPK)
+def prefill(tokens: int, heads: int, common: int = 0) -> Case:
+    """A chunk whose window moves with the token.
+
+    Entries are chosen freely, or are the same `common` ones for every token, as in a layer of ratio 128.
+    """
+    entries, keys = common or tokens * TOPK, (common or TOPK) + WINDOW
+    read = min(tokens * keys, tokens + WINDOW + entries)
     return Case(
-        f"prefill T={tokens} H={heads}", "sparse_prefill", partial(_prefill, tokens, heads),
-        (read + 2 * tokens * heads) * 1024, 4.0 * tokens * heads * KEYS * 512,
-        {"tokens": tokens, "heads": heads},
+        f"prefill T={tokens} H={heads}" + (f", the same {common}" if common else ""), "sparse_prefill",
+        partial(_prefill, tokens, heads, common), (read + 2 * tokens * heads) * 1024,
+        4.0 * tokens * heads * keys * 512, {"tokens": tokens, "heads": heads},
     )  # fmt: skip
 
 
@@ -81,12 +87,14 @@ def _workspace() -> Tensor:
     return some.repeat(len(_pages()) // 64, 1)
 
 
-def _prefill(tokens: int, heads: int) -> dict[str, Any]:
+def _prefill(tokens: int, heads: int, common: int) -> dict[str, Any]:
     kv = _workspace()
     closed = len(kv) - tokens - WINDOW
     window = closed + torch.arange(tokens).unsqueeze(1) + torch.arange(1, WINDOW + 1)
-    entries = torch.randint(0, closed, (tokens, TOPK)).sort(1).values
+    lists = (1, common) if common else (tokens, TOPK)
+    entries = torch.randint(0, closed, lists).sort(1).values.expand(tokens, -1)
+    indices = torch.cat((entries, window), 1).to(I32)
     return {
-        **_common(tokens, heads), "kv": kv, "indices": torch.cat((entries, window), 1).to(I32),
-        "lens": torch.full((tokens,), KEYS, dtype=I32),
+        **_common(tokens, heads), "kv": kv, "indices": indices,
+        "lens": torch.full((tokens,), indices.shape[1], dtype=I32),
     }  # fmt: skip

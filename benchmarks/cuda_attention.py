@@ -1,16 +1,17 @@
 """FlashMLA's builds raw, behind our adapter and as an op, beside the Triton kernels, on the same bytes.
 
-Type `python benchmarks/cuda_attention.py sgl=DIR tokenspeed=DIR` on an NVIDIA device, DIR being where a wheel
-was unpacked. The adapter uses the first build. Every output is held against float64 before it is timed; times
-are medians of CUDA graphs of many calls that together touch 256 MB, and the host's time to start one call.
+Type `python benchmarks/cuda_attention.py sgl=DIR tokenspeed=DIR vllm=FILE` on an NVIDIA device: where a
+wheel was unpacked, or a shared library that registers FlashMLA's ops. The adapter uses the first build. Every
+output is held against float64 before it is timed; times are medians of CUDA graphs of many calls that
+together touch 256 MB, ways taking turns, and the host's time to start one call. `times best` is how many
+times longer than the fastest raw build a way takes, the median over the turns. `--only=decode,64,512,8` takes
+one shape.
 """
 
 from __future__ import annotations
 
 import importlib
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 from _triton_calls import DEVICE, Arguments, decode_calls, kernel, lens
 from torch import Tensor
 
+from dsv4core.bench.timing import Series, alternate, in_turn, timer
 from dsv4core.layout import get_layout
 from dsv4core_cuda import ops
 from dsv4core_cuda.flashmla import FlashMLA, Pages
@@ -31,19 +33,26 @@ SHAPES = ((64, 512), (64, 1024), (128, 512), (128, 1024))
 SMALL = (8, 16, 32)
 PREFILLS = ((64, 640), (64, 1152), (128, 640), (128, 1152))
 BOUND = 4e-3
-Pair = tuple[float, float]
+Times = tuple[Series, float]
 
 
-def build(name: str, folder: Path) -> Library:
-    """A build from an unpacked wheel; only one may be the module, the others are libraries of ops."""
-    for namespace, pattern in (("flash_mla_legacy", "_C_legacy*.so"), ("_flashmla_C", "_flashmla_C*.so")):
-        for file in sorted(folder.rglob(pattern)):
-            torch.ops.load_library(str(file))
-            return FlashMLAOps(namespace, name)
-    sys.path.insert(0, str(folder))
+def build(name: str, place: Path) -> Library:
+    """A build from an unpacked wheel or a library; only one may be the module, the others register ops."""
+    files = [place] if place.is_file() else sorted(place.rglob("_C_legacy*.so"))
+    if files:
+        before = _namespaces()
+        torch.ops.load_library(str(files[0]))
+        return FlashMLAOps((_namespaces() - before).pop(), name)
+    sys.path.insert(0, str(place))
     found = FlashMLAModule(importlib.import_module("flash_mla"))
     found.name = name
     return found
+
+
+def _namespaces() -> set[str]:
+    """Those that have FlashMLA's decode."""
+    names = (name.partition("::") for name in torch._C._dispatch_get_all_op_names())
+    return {space for space, _, op in names if op.startswith("sparse_decode_fwd")}
 
 
 def raw(library: Library, call: Arguments, schedule: Any) -> Tensor:
@@ -102,13 +111,13 @@ def decode(libraries: list[Library], heads: int, extra: int, batch: int) -> str:
         for library in libraries:
             kept = library.schedule()
             ways[f"{library.name} raw"] = lambda c, b=library, k=kept: partial(raw, b, c, k)
-            ways[f"{library.name} raw, own schedule"] = lambda c, b=library: partial(_fresh, b, c)
+        ways["raw with its own schedule"] = lambda c: partial(_fresh, libraries[0], c)
     shared = libraries[0].schedule()
     ways["adapter"] = lambda c: partial(adapted, flash, c, shared)
     ways["op"] = lambda c: partial(op, ops.sparse_decode(flash, kernel("sparse_decode")), c)
     ways["triton"] = lambda c: partial(op, kernel("sparse_decode"), c)
     gaps = {name: error(calls[0], way(calls[0])()) for name, way in ways.items()}
-    times = alternating({name: [way(c) for c in calls] for name, way in ways.items() if gaps[name] <= BOUND})
+    times = measured({name: [way(c) for c in calls] for name, way in ways.items() if gaps[name] <= BOUND})
     return table("decode", heads, 128 + extra, batch, gaps, times)
 
 
@@ -134,51 +143,39 @@ def prefill(libraries: list[Library], heads: int, keys: int) -> str:
     ways["op"] = lambda: (ours(q, kv, indices, count, sink, out, scale=scale), out)[1]
     ways["triton"] = lambda: (kernel("sparse_prefill")(q, kv, indices, count, sink, out, scale=scale), out)[1]
     gaps = {n: _distance(q[7], kv[indices[7].long()], sink, scale, way()[7]) for n, way in ways.items()}
-    times = alternating({name: [way] for name, way in ways.items() if gaps[name] <= BOUND})
+    times = measured({name: [way] for name, way in ways.items() if gaps[name] <= BOUND})
     return table("prefill", heads, keys, tokens, gaps, times)
 
 
 def table(
-    kind: str, heads: int, keys: int, tokens: int, gaps: dict[str, float], times: dict[str, Pair]
+    kind: str, heads: int, keys: int, tokens: int, gaps: dict[str, float], times: dict[str, Times]
 ) -> str:
     """Lines of one shape; nan where an output is wrong."""
+    raws = [name for name in times if name.endswith(" raw")]
+    best = min(raws, key=lambda name: times[name][0].spread.median) if raws else ""
     lines: list[str] = []
     for name, gap in gaps.items():
-        us, host = times.get(name, (float("nan"), float("nan")))
+        us = host = over = float("nan")
+        if name in times:
+            series, started = times[name]
+            us, host = 1e6 * series.spread.median, 1e6 * started
+            over = series.over(times[best][0]).median if best else over
         flops = tokens * heads * keys * 2048 / us / 1e6
-        lines.append(f"{kind},{heads},{keys},{tokens},{name},{us:.1f},{host:.1f},{flops:.0f},{gap:.1e}")
+        lines.append(
+            f"{kind},{heads},{keys},{tokens},{name},{us:.1f},{over:.3f},{host:.1f},{flops:.0f},{gap:.1e}"
+        )
     return "\n".join(lines)
 
 
-def alternating(ways: dict[str, list[Callable[[], Tensor]]], rounds: int = 12) -> dict[str, Pair]:
-    """Median microseconds of a call in a graph of all, ways taking turns; and the host's to start one."""
-    graphs: dict[str, torch.cuda.CUDAGraph] = {}
-    host: dict[str, float] = {}
-    kept: list[Tensor] = []
-    for name, calls in ways.items():
-        for call in calls[:2]:
-            call()
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        for call in calls[:32]:
-            call()
-        host[name] = (time.perf_counter() - began) / len(calls[:32]) * 1e6
-        torch.cuda.synchronize()
-        graphs[name] = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graphs[name]):
-            for call in calls:
-                kept.append(call())
-        graphs[name].replay()
-    samples: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, graph in graphs.items():
-            a, b = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            a.record()
-            graph.replay()
-            b.record()
-            b.synchronize()
-            samples[name].append(a.elapsed_time(b) * 1e3 / len(ways[name]))
-    return {name: (statistics.median(found), host[name]) for name, found in samples.items()}
+def measured(ways: dict[str, list[Callable[[], Tensor]]], rounds: int = 15) -> dict[str, Times]:
+    """Seconds of a call in a graph of all, ways taking turns; and the host's to start one."""
+    calls = {name: in_turn(found) for name, found in ways.items()}
+    for call in calls.values():
+        call()
+    started = {name: timer("launch", DEVICE)(call, 32) for name, call in calls.items()}
+    graph = timer("graph", DEVICE)
+    found = alternate(calls, dict.fromkeys(calls, graph), rounds, least=max(map(len, ways.values())))
+    return {name: (series, started[name]) for name, series in found.items()}
 
 
 def attempt(function: Callable[..., str], *args: Any) -> None:
@@ -191,24 +188,22 @@ def attempt(function: Callable[..., str], *args: Any) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """The whole table; `us` in a graph, `host_us` to start a call, `error` of the 4e-3 that is allowed."""
-    quick = "--quick" in arguments
-    places = dict(a.split("=", 1) for a in arguments if "=" in a)
-    libraries = [build(name, Path(folder)) for name, folder in places.items()]
+    """The whole table; `host_us` to start a call, `error` of the 4e-3 that is allowed."""
+    only = [a.partition("=")[2] for a in arguments if a.startswith("--only=")]
+    places = dict(a.split("=", 1) for a in arguments if "=" in a and not a.startswith("-"))
+    libraries = [build(name, Path(place)) for name, place in places.items()]
     where = torch.device(DEVICE, torch.cuda.current_device())
     for library in libraries:
         trouble = check(library, torch.cuda.get_device_capability(), where)
         print(f"# {library.name}: {trouble or 'runs'}")
     print(f"# {torch.cuda.get_device_name()}, torch {torch.__version__}, {' '.join(sys.argv)}")
-    print("kind,heads,keys,tokens,way,us,host_us,tflops,error")
-    for heads, extra in SHAPES[:1] + SHAPES[3:] if quick else SHAPES:
-        for batch in BATCHES:
-            attempt(decode, libraries, heads, extra, batch)
-    for heads in SMALL:
-        for batch in (1, 32, 128):
-            attempt(decode, libraries, heads, 512, batch)
-    for heads, keys in PREFILLS[:1] + PREFILLS[3:] if quick else PREFILLS:
-        attempt(prefill, libraries, heads, keys)
+    print("kind,heads,keys,tokens,way,us,times best,host_us,tflops,error")
+    shapes = [("prefill", *shape) for shape in PREFILLS]
+    shapes += [("decode", *shape, batch) for shape in SHAPES for batch in BATCHES]
+    shapes += [("decode", heads, 512, batch) for heads in SMALL for batch in BATCHES[:4]]
+    for kind, *shape in shapes:
+        if not only or ",".join([kind, *map(str, shape)]) in only:
+            attempt({"prefill": prefill, "decode": decode}[kind], libraries, *shape)
     return 0
 
 

@@ -1,34 +1,41 @@
-"""A whole V4-Flash layer of each kind, one decode step in a CUDA graph: time, shares, gaps, roofline.
+"""A whole V4-Flash layer of each kind, one decode step in a CUDA graph: time, shares, gaps, roofline, memory.
 
-Type `python benchmarks/cuda_layer.py [window] [ratio4] [ratio128]` on an NVIDIA device. Requests own their
-pages in shuffled order; the weights of a layer alone are several times the last-level cache, so every replay
-starts cold. Each shape is timed with side streams and without, and once per provider of attention; kernels
-are from torch's profiler.
+Type `python benchmarks/cuda_layer.py [window] [ratio4] [ratio128] [--contexts=8K,128K,1M] [memory]` on an
+NVIDIA device. Requests own their pages in shuffled order; the weights of a layer alone are several times the
+last-level cache, so every replay starts cold. Each shape is timed with side streams and without, and once per
+provider of attention, in turns; kernels and the time between them are from torch's profiler. `memory` is the
+peak of a prefill of 128K tokens in steps of 8K, beside what the layer says that it needs.
 """
 
 from __future__ import annotations
 
 import re
-import statistics
 import sys
-import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from dsv4core import AttentionConfig, AttentionWeights, BatchPlan, PagedCache, cache_specs, get_backend
+from dsv4core.bench.timing import timer
 from dsv4core.cache.specs import CacheSpec, layout_of
+from dsv4core.plan import Limits
 from dsv4core.plan.groups import GROUPS
+from dsv4core.runtime import captured
 
 DEVICE = "cuda"
 BYTES, FLOPS = 3.0e12, 786e12  # copy and bf16 product of the H100 that this was written on
 KINDS = {"window": 0, "ratio 4": 2, "ratio 128": 3}
 CONTEXTS = {"8K": 8192, "128K": 131072, "1M": 1048576}
 BATCHES = (1, 32, 128)
+LAYERS = 4  # of a graph of several
+PROMPT, CHUNK = 131072, 8192
 SHARES = {
     "attention": r"mla|splitkv|combine|sparse_attention|sched_meta|clean_list",
     "index scores": r"score|logits", "top-k": r"topk|select|radix|compute_global",
@@ -37,7 +44,7 @@ SHARES = {
 }  # fmt: skip
 
 
-@dataclass
+@dataclass(eq=False)
 class Step:
     """One decode step ready to run."""
 
@@ -91,46 +98,38 @@ def made(attention: Any, config: AttentionConfig, layer: int, batch: int, contex
     return Step(attention, cache, plan, hidden)
 
 
-def replayed(step: Step, layers: int = 1, rounds: int = 15) -> tuple[float, float, Any]:
-    """Median microseconds of a replay of `layers` layers, the host's to run one eagerly, and the graph."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(2):
-            step()
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    step()
-    host = (time.perf_counter() - began) * 1e6
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = [step() for _ in range(layers)]
-    samples: list[float] = []
+def replayed(calls: dict[str, Callable[[], Tensor]], rounds: int = 15) -> dict[str, tuple[float, float]]:
+    """Microseconds of a graph of one layer, and what every further layer adds to it; calls take turns."""
+    graphs = {(name, layers): timer("graph", DEVICE) for name in calls for layers in (1, LAYERS)}
+    samples: dict[tuple[str, int], list[float]] = {key: [] for key in graphs}
     for _ in range(rounds):
-        a, b = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        a.record()
-        graph.replay()
-        b.record()
-        b.synchronize()
-        samples.append(a.elapsed_time(b) * 1e3)
-    return statistics.median(samples), host, (graph, kept)
+        for (name, layers), graph in graphs.items():
+            samples[name, layers].append(1e6 * layers * graph(calls[name], layers))
+    found = {key: median(values) for key, values in samples.items()}
+    return {n: (found[n, 1], (found[n, LAYERS] - found[n, 1]) / (LAYERS - 1)) for n in calls}
 
 
-def shares(graph: Any) -> dict[str, float]:
-    """Microseconds of the kernels of one replay by what they are for."""
-    from torch.profiler import ProfilerActivity, profile
-
+def profiled(step: Callable[[], Tensor], layers: int) -> tuple[dict[str, float], float, float]:
+    """Microseconds of the kernels of a replay by what they are for; busy and whole time of the replay."""
+    replay, kept = captured(lambda: [step() for _ in range(layers)], DEVICE)
+    replay()
     with profile(activities=[ProfilerActivity.CUDA]) as found:
-        graph.replay()
+        replay()
         torch.cuda.synchronize()
+    del kept
+    events = [e for e in found.events() or () if str(e.device_type).endswith("CUDA")]
     spent: dict[str, float] = defaultdict(float)
-    for event in found.events() or ():
-        if str(event.device_type).endswith("CUDA"):
-            short = event.name[:40].replace(",", " ")
-            kind = next((k for k, p in SHARES.items() if re.search(p, event.name, re.I)), short)
-            spent[kind] += event.device_time
-    return dict(spent)
+    for event in events:
+        short = event.name[:40].replace(",", " ")
+        spent[next((k for k, p in SHARES.items() if re.search(p, event.name, re.I)), short)] += (
+            event.device_time
+        )
+    spans = sorted((e.time_range.start, e.time_range.end) for e in events)
+    busy, end = 0.0, spans[0][0]
+    for first, last in spans:
+        busy += max(0.0, last - max(first, end))
+        end = max(end, last)
+    return dict(spent), busy, end - spans[0][0]
 
 
 def floor(step: Step, config: AttentionConfig, layer: int, batch: int, context: int) -> float:
@@ -162,7 +161,7 @@ def _tensors(found: Any, depth: int = 0) -> list[Tensor]:
 
 
 def measured(name: str, layer: int, batch: int, label: str) -> Iterator[str]:
-    """Lines of one shape: replay with and without side streams, with Triton's attention, shares, floor.
+    """Lines of one shape: replay with and without side streams, with Triton's attention, shares, gaps, floor.
 
     The first layer of a kind makes the step's schedule; one of several is what each of the others adds.
     """
@@ -170,45 +169,85 @@ def measured(name: str, layer: int, batch: int, label: str) -> Iterator[str]:
     attention = get_backend("cuda").attention(
         config, layer, AttentionWeights.random(config, layer, 0).to(DEVICE)
     )
-    context = CONTEXTS[label]
+    context, flash = CONTEXTS[label], attention.flash
     step = made(attention, config, layer, batch, context)
     start = f"{name},{batch},{label}"
     yield f"{start},floor,{floor(step, config, layer, batch, context):.1f}"
-    for tokens, what in ((0, "one stream"), (1 << 20, "side streams")):
-        attention.stream_tokens = tokens
-        us, host, (graph, _) = replayed(step)
-        yield f"{start},{what},{us:.1f}"
-        yield f"{start},{what} as one of several,{(replayed(step, 4)[0] - us) / 3:.1f}"
-        yield f"{start},{what} host,{host:.1f}"
-        if not tokens:
-            spent = shares(graph)
+
+    def way(tokens: int, provider: Any) -> Tensor:
+        attention.stream_tokens, attention.flash = tokens, provider
+        return step()
+
+    ways = {"one stream": partial(way, 0, flash), "triton's attention": partial(way, 0, None)}
+    if config.layer(layer).ratio:
+        ways["side streams"] = partial(way, 1 << 20, flash)
+    for what, (alone, more) in replayed(ways).items():
+        yield f"{start},{what},{alone:.1f}"
+        yield f"{start},{what} as one of several,{more:.1f}"
+        if what != "triton's attention":
+            yield f"{start},{what} host,{1e6 * timer('launch', DEVICE)(ways[what], 3):.1f}"
+            spent, busy, whole = profiled(ways[what], 1)
+            yield f"{start},{what}: gaps,{100 * (1 - busy / whole):.1f}"
+            _, busy, whole = profiled(ways[what], LAYERS)
+            yield f"{start},{what}: gaps of several,{100 * (1 - busy / whole):.1f}"
+        if what == "one stream":
             yield f"{start},sum of kernels,{sum(spent.values()):.1f}"
             yield from (f"{start},of it {kind},{us:.1f}" for kind, us in spent.items())
-        del graph
-        if not config.layer(layer).ratio:
-            break
-    attention.stream_tokens, attention.flash = 0, None
-    yield f"{start},triton's attention,{replayed(step)[0]:.1f}"
 
 
-def main() -> int:
-    """The whole table."""
+def memory(name: str, layer: int) -> Iterator[str]:
+    """Bytes of caches beside the model's, and the peak of every step of a long prefill."""
+    config = AttentionConfig.preset("v4-flash")
+    weights = AttentionWeights.random(config, layer, 0).to(DEVICE)
+    attention = get_backend("cuda").attention(config, layer, weights)
+    limits = Limits(max_tokens=CHUNK, max_seq_len=PROMPT, max_requests=1)
+    attention.profile(limits)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    cache = PagedCache.allocate(config, [layer], PROMPT, DEVICE, max_requests=1, max_chunk=CHUNK)
+    taken = torch.cuda.memory_allocated() - before
+    held = sum(t.nbytes for t in vars(cache.layer(layer)).values() if isinstance(t, Tensor))
+    start = f"{name},1,128K"
+    yield f"{start},cache bytes allocated,{taken}"
+    yield f"{start},cache bytes of the pages,{held}"
+    yield f"{start},workspace_bytes,{attention.workspace_bytes(limits)}"
+    peaks: list[int] = []
+    hidden = torch.randn(CHUNK, config.hidden_size, device=DEVICE).bfloat16()
+    for _ in range(PROMPT // CHUNK):
+        plan = cache.plan({"a": CHUNK})
+        reserved = attention.workspace.reserved(torch.device(DEVICE, torch.cuda.current_device()))
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        attention(hidden, cache, plan)
+        torch.cuda.synchronize()
+        peaks.append(torch.cuda.max_memory_allocated() - before + reserved)
+    yield f"{start},peak of the first 8K,{peaks[0]}"
+    yield f"{start},peak of the last 8K,{peaks[-1]}"
+    yield f"{start},highest peak,{max(peaks)}"
+
+
+def main(arguments: list[str]) -> int:
+    """The whole table; gaps are a share of the time in percent, memory in bytes."""
+    contexts = next((a.partition("=")[2].split(",") for a in arguments if "=" in a), [*CONTEXTS])
+    kinds = [a for a in arguments if "=" not in a and a != "memory"]
     print(f"# {torch.cuda.get_device_name()}, torch {torch.__version__}, {' '.join(sys.argv)}")
     print("# attention by", get_backend("cuda").ops.provenance["sparse_decode"])
-    print("kind,batch,context,what,us")
+    print("kind,batch,context,what,us", flush=True)
     for name, layer in KINDS.items():
-        if sys.argv[1:] and name.replace(" ", "") not in sys.argv[1:]:
+        if kinds and name.replace(" ", "") not in kinds:
             continue
-        for label in CONTEXTS if layer else ("8K",):
-            for batch in BATCHES:
-                try:
-                    for line in measured(name, layer, batch, label):
-                        print(line, flush=True)
-                except Exception as failure:
-                    print(f"{name},{batch},{label}: {type(failure).__name__}: {failure}", flush=True)
-                torch.cuda.empty_cache()
+        shapes = [(batch, label) for label in (contexts if layer else contexts[:1]) for batch in BATCHES]
+        todo = [partial(measured, name, layer, *shape) for shape in shapes]
+        for lines in [partial(memory, name, layer)] if "memory" in arguments else todo:
+            try:
+                for line in lines():
+                    print(line, flush=True)
+            except Exception as failure:
+                print(f"{name},{lines.args}: {type(failure).__name__}: {failure}", flush=True)
+            torch.cuda.empty_cache()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -70,7 +70,7 @@ def main() -> int:
     began, failures, kernels = time.perf_counter(), 0, 0
     print(f"{PACKAGE} {installed_version(PACKAGE)}")
     for arch in chosen.arch or SHARED:
-        baseline = known.setdefault(arch, {})
+        baseline = known[arch] = {} if chosen.write else known.get(arch, {})
         for name, program in programs(arch).items():
             kernels += 1
             try:

@@ -54,7 +54,8 @@ def decode(libraries: list[Library], heads: int, extra: int, batch: int, cuts: b
         kept = library.schedule()
         ways[library.name] = lambda c, b=library, k=kept: partial(raw, b, c, k)
     own = ClusterDecode(torch.cuda.get_device_capability())
-    bound = {"cutedsl": ops.sparse_decode(None, kernel("sparse_decode"), own), "triton": kernel("sparse_decode")}
+    triton = kernel("sparse_decode")
+    bound = {"cutedsl": ops.sparse_decode(None, triton, own), "triton": triton}
     for name, function in bound.items():
         ways[name] = lambda c, f=function: partial(op, f, c)
     for way in CUTS if cuts else ():
@@ -66,7 +67,8 @@ def decode(libraries: list[Library], heads: int, extra: int, batch: int, cuts: b
     for name, gap in gaps.items():
         us, host = times.get(name, (float("nan"), float("nan")))
         same = str(alone(bound[name], calls[0])).lower() if name in bound else ""
-        lines.append(f"{heads},{128 + extra},{batch},{name},{us:.1f},{host:.1f},{best / us:.2f},{gap:.1e},{same}")
+        shape = f"{heads},{128 + extra},{batch}"
+        lines.append(f"{shape},{name},{us:.1f},{host:.1f},{best / us:.2f},{gap:.1e},{same}")
     return lines
 
 

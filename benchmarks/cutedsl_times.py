@@ -1,7 +1,7 @@
 """CuTeDSL's kernels beside Triton's on a CUDA device: bytes first, then times, in one run.
 
     python benchmarks/cutedsl_times.py                   # prints a table
-    python benchmarks/cutedsl_times.py --write           # and writes measured.json, which the backend reads
+    python benchmarks/cutedsl_times.py --write           # and writes measured.csv, which the backend reads
     python benchmarks/cutedsl_times.py --csv FILE
 
 Bytes are compared with Triton's on random and on hostile inputs (wild magnitudes, NaN, infinity, holes), and
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -25,16 +24,18 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "backends" / "cud
 os.environ["DSV4CORE_CHECK"] = "0"
 
 import torch  # noqa: E402
-from _triton_calls import DEVICE, compress_call, copies, copy_kernel, kernel, lens, timed, volume  # noqa: E402
+from _triton_calls import DEVICE, compress_call, copies, copy_kernel, kernel, timed, volume  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from dsv4core.layout import get_layout  # noqa: E402
 from dsv4core.ops import OPS  # noqa: E402
-from dsv4core_cuda.cutedsl._measured import FILE  # noqa: E402
+from dsv4core_cuda.cutedsl._measured import Row, write  # noqa: E402
 from dsv4core_cuda.cutedsl._probe import ARCHITECTURES  # noqa: E402
 from dsv4core_cuda.cutedsl.install import launchers  # noqa: E402
 
 LARGE = 32768
+SIZES = (LARGE, 1024, 128, 32, 1)
+ARCH = ARCHITECTURES[torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)]
 Call = dict[str, Any]
 Case = tuple[str, str, int, Call, int]
 """Op, form, tokens, arguments, bytes that have to travel."""
@@ -70,43 +71,126 @@ def angles(count: int) -> Tensor:
     return torch.randn(count, 64, device=DEVICE)
 
 
-def insert(tokens: int) -> tuple[Call, int]:
-    """Rows to shuffled slots."""
-    k = torch.randn(tokens, 512, device=DEVICE).bfloat16()
+def norm_and_insert(tokens: int) -> tuple[Call, int]:
+    """Queries of 64 heads and a key for each token, to shuffled slots."""
+    q, kv = (torch.randn(tokens, *heads, 512, device=DEVICE).bfloat16() for heads in ((64,), ()))
     pages = max(1, tokens // 64)
     cache = torch.zeros(pages, get_layout("fp8_ds_mla").page_bytes(64), dtype=torch.uint8, device=DEVICE)
-    slots = torch.randperm(pages * 64, device=DEVICE)[:tokens]
-    call = {"k": k, "k_cache": cache, "slot_mapping": slots, "rows": 64, "layout": "fp8_ds_mla"}
-    return call, volume(k) + tokens * (584 + 8)
-
-
-def gather(tokens: int, requests: int) -> tuple[Call, int]:
-    """All rows of some requests, whose pages are shuffled."""
-    filled, _ = insert(tokens)
-    kernel("quantize_and_insert_k_cache")(**filled)
-    rows = tokens // requests
-    out = torch.zeros(requests, rows, 512, dtype=torch.bfloat16, device=DEVICE)
-    table = torch.randperm(max(1, tokens // 64), device=DEVICE).to(torch.int32).view(requests, -1)
     call = {
-        "out": out, "k_cache": filled["k_cache"], "seq_lens": lens(requests, rows), "gather_lens": None,
-        "block_table": table, "rows": 64, "offset": 0, "layout": "fp8_ds_mla",
+        "q": q, "kv": kv, "positions": torch.arange(tokens, device=DEVICE), "cos_sin": angles(tokens),
+        "k_cache": cache, "slot_mapping": torch.randperm(pages * 64, device=DEVICE)[:tokens],
+        "rows": 64, "layout": "fp8_ds_mla", "eps": 1e-6, "padded_heads": 64,
     }  # fmt: skip
-    return call, volume(out) + tokens * 584
+    return call, 2 * volume(q) + volume(kv) + tokens * (584 + 8 + 256)
 
 
 def cases() -> Iterator[Case]:
-    """Every form at both sizes."""
+    """Every form of every op that has a kernel, at every size."""
     for op, module in launchers().items():
-        for form in module.programs("sm_90a"):
-            for tokens in (LARGE, 128):
+        for form in module.programs(ARCH):
+            for tokens in SIZES:
                 if op == "compress_norm_rope_store":
                     _, ratio, layout = form.split()
                     yield op, form, tokens, *compress(tokens, int(ratio), layout)
                 elif op == "fused_indexer_q_rope_quant":
                     yield op, form, tokens, *index_queries(tokens, form.split()[1])
-                elif op == "quantize_and_insert_k_cache":
-                    yield op, form, tokens, *insert(tokens)
-                elif op == "dequantize_and_gather_k_cache":
-                    yield op, form, tokens, *gather(tokens, 2)
-    yield "dequantize_and_gather_k_cache", "fp8_ds_mla", LARGE + 8, *gather(LARGE, 8)
-    yield "dequantize_and_gather_k_cache", "fp8_ds_mla", LARGE + 1, *gather(LARGE, 1)
+                elif op == "fused_qnorm_rope_kv_insert":
+                    yield op, form, tokens, *norm_and_insert(tokens)
+
+
+def wild(call: Call) -> Call:
+    """The call with magnitudes from 2^-40 to 2^40, and one NaN and one infinity in what reaches a page."""
+    found = dict(call)
+    for name in ("state_cache", "q", "kv"):
+        if name in call:
+            x = call[name].float()
+            x = x * torch.exp2(torch.randint(-40, 41, x.shape[:-1], device=DEVICE).float())[..., None]
+            found[name] = x.to(call[name].dtype)
+    if "kv" in call:
+        found["kv"][0, 3], found["kv"][-1, 500], found["kv"][-1, 9] = torch.nan, torch.inf, -torch.inf
+    if "block_table" in call:
+        half = found["state_cache"].shape[-1] // 2
+        found["state_cache"][..., half:].clamp_(-300, 300)
+    return found
+
+
+def results(function: Callable[..., Any], call: Call) -> list[Tensor]:
+    """The bytes of everything that a call returns or writes."""
+    given = {k: v.clone() if k == "k_cache" else v for k, v in call.items()}
+    found = function(**given)
+    tensors = [*(found if isinstance(found, tuple) else (found,)), given.get("k_cache")]
+    return [t.contiguous().view(torch.uint8) for t in tensors if t is not None]
+
+
+def differing(op: str, function: Callable[..., Any], call: Call, cpu: bool) -> int:
+    """Bytes that differ from Triton's for the call and a wild one, with `cpu` from the body's too."""
+    count = 0
+    for given in (call, wild(call)):
+        ours, theirs = results(function, given), results(kernel(op), given)
+        count += sum(int((a != b).sum()) for a, b in zip(ours, theirs, strict=True))
+    if cpu:
+        host = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in call.items()}
+        pairs = zip(results(function, call), results(OPS[op].body, host), strict=True)
+        count += sum(int((a.cpu() != b).sum()) for a, b in pairs)
+    return count
+
+
+def in_turns(calls: list[Call], *functions: Callable[..., Any]) -> list[tuple[float, float]]:
+    """Microseconds in a graph and on the host of each function, the better of two turns."""
+    turns = [[timed([partial(f, **c) for c in calls]) for f in functions] for _ in range(2)]
+    return [(min(a[0], b[0]), min(a[1], b[1])) for a, b in zip(*turns, strict=True)]
+
+
+def copy_speed() -> float:
+    """Bytes a second of an elementwise copy of 1 GiB."""
+    x = torch.empty(1 << 28, dtype=torch.int32, device=DEVICE)
+    y = torch.empty_like(x)
+    us, _ = timed([partial(copy_kernel[(x.numel() // 4096,)], x, y, x.numel(), BLOCK=4096)])
+    return 2 * volume(x) / us * 1e6
+
+
+COLUMNS = ("op", "form", "tokens", "cutedsl_us", "triton_us", "floor_us", "share_of_copy", "cutedsl_host_us",
+           "triton_host_us", "differing_bytes")  # fmt: skip
+
+
+def measured(copy: float) -> Iterator[tuple[Any, ...]]:
+    """A row for every case, printed as it comes."""
+    modules = launchers()
+    for op, form, tokens, call, size in cases():
+        ours = modules[op].bind(refuse, {form: 0}, ARCH)
+        wrong = differing(op, ours, call, tokens == 32)
+        calls = copies(call, size) if tokens == LARGE else [call] * 8
+        calls *= 1 + (len(calls) == 1)  # a graph of one call would time its own start
+        (us, host), (theirs, their_host) = in_turns(calls, ours, kernel(op))
+        floor = size / copy * 1e6
+        row = (op, form, tokens, round(us, 2), round(theirs, 2), round(floor, 2), round(floor / us, 3),
+               round(host, 1), round(their_host, 1), wrong)  # fmt: skip
+        print(*row, sep=",", flush=True)
+        yield row
+
+
+def refuse(*_: Any, **__: Any) -> None:
+    """Stands where a call would go on to Triton."""
+    raise AssertionError("the call was passed on")
+
+
+def main() -> int:
+    """Compare, time, print; 1 where a byte differs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="what is measured becomes the backend's choice")
+    parser.add_argument("--csv", type=Path)
+    chosen = parser.parse_args()
+    copy = copy_speed()
+    device = torch.cuda.get_device_name()
+    print(f"# {device}, torch {torch.__version__}, copy {copy / 1e12:.2f} TB/s", *COLUMNS, sep="\n# ")
+    found = list(measured(copy))
+    if chosen.csv:
+        with chosen.csv.open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([COLUMNS, *found])
+    if chosen.write:
+        write(ARCH, [Row(*row[:5]) for row in found])
+    return 1 if any(row[-1] for row in found) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -2,12 +2,14 @@
 
 python benchmarks/linear_h100.py [--tokens 1 8 64 4096]: every product is first held against float32 of the
 same operands, then timed inside a CUDA graph over as many copies of the weight as four times the L2 cache
-holds. Ratios above 1 are faster than bf16. fp8 activations: with the kernel that quantises them.
+holds, ways taking turns. `times bf16` is the median over the turns; above 1 is faster than bf16. fp8
+activations: with the kernel that quantises them.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -15,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dsv4core.bench.timing import alternate, in_turn, timer
 from dsv4core.linear import Linear, LinearKernel, Problem, QuantisedWeight, activation
 from dsv4core.linear.kernel import Choice
 from dsv4core.numerics import block_fp8
@@ -25,31 +28,11 @@ SHAPES = {  # name -> outputs, inputs, groups
     "indexer.wq_b": (8192, 1024, 0),
 }  # fmt: skip
 COLD = 210_000_000  # bytes: four times the cache of an H100
+DEVICE = "cuda"
+BASE = "bf16 cuBLAS"
 BF16 = torch.bfloat16
 BOUND = 4e-3  # against the operands as they are multiplied
 Call = Callable[[], Tensor]
-
-
-def graph_us(calls: list[Call], repeats: int = 9) -> float:
-    """Median time of one call, all of them replayed as one graph."""
-    for call in calls[:2]:
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = [call() for call in calls]
-    graph.replay()
-    torch.cuda.synchronize()
-    times: list[float] = []
-    for _ in range(repeats):
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        stop.record()
-        stop.synchronize()
-        times.append(start.elapsed_time(stop) * 1e3 / len(calls))
-    del kept
-    return sorted(times)[repeats // 2]
 
 
 def copies(weight: QuantisedWeight, tokens: int) -> list[QuantisedWeight]:
@@ -79,17 +62,16 @@ def candidate(kernel: LinearKernel, weight: QuantisedWeight, groups: int, quanti
     return Linear(problem, Choice(kernel, ()), kernel.prepare(weight, problem))
 
 
-def measure(name: str, tokens: int) -> None:
-    """One shape: bf16, then every kernel with bf16 and with fp8 activations."""
+def measure(name: str, tokens: int, rounds: int) -> None:
+    """One shape: bf16, every kernel with bf16 and with fp8 activations, in turns."""
     rows, inputs, groups = SHAPES[name]
-    codes, scales = block_fp8.quantise(torch.randn(rows, inputs, device="cuda") * inputs**-0.5, "ue8m0")
+    codes, scales = block_fp8.quantise(torch.randn(rows, inputs, device=DEVICE) * inputs**-0.5, "ue8m0")
     weight = QuantisedWeight(codes, scales)
     matrix = weight.dequantised(BF16)
-    x = torch.randn(tokens, *([groups] if groups else []), inputs, device="cuda").to(BF16)
-    dense = [matrix.clone() for _ in range(2 if tokens > 1024 else max(2, -(-COLD // matrix.nbytes)))]
-    base = graph_us([partial(plain, x, m, groups) for m in dense])
-    del dense
-    print(f"{name:12} T {tokens:5}  bf16 cuBLAS {base:8.1f} us", flush=True)
+    x = torch.randn(tokens, *([groups] if groups else []), inputs, device=DEVICE).to(BF16)
+    places = 2 if tokens > 1024 else max(2, -(-COLD // matrix.nbytes))
+    calls: dict[str, list[Call]] = {BASE: [partial(plain, x, matrix.clone(), groups) for _ in range(places)]}
+    errors: dict[str, float] = {}
     for quantise in (False, True):
         meant = activation.rounded(x.flatten(0, -2)).view(x.shape) if quantise else x
         exact = plain(meant.float(), matrix.float(), groups)
@@ -101,15 +83,20 @@ def measure(name: str, tokens: int) -> None:
         for kernel in kernels():
             made = [candidate(kernel, w, groups, quantise) for w in copies(weight, tokens)]
             linears = [found for found in made if isinstance(found, Linear)]
-            if not linears:
-                continue
-            error = float((linears[0](*given).flatten(1).float() - exact).norm() / exact.norm())
-            us = graph_us([partial(linear, *given) for linear in linears])
-            print(
-                f"    {kernel.name:10} {'fp8' if quantise else 'bf16'} activations {us:8.1f} us"
-                f"  {base / us:5.2f}x  error {error:.1e}{'' if error <= BOUND else '  TOO LARGE'}",
-                flush=True,
-            )  # fmt: skip
+            if linears:
+                way = f"{kernel.name} with {'fp8' if quantise else 'bf16'} activations"
+                errors[way] = float((linears[0](*given).flatten(1).float() - exact).norm() / exact.norm())
+                calls[way] = [partial(linear, *given) for linear in linears]
+    graphs = dict.fromkeys(calls, timer("graph", DEVICE))
+    most = max(map(len, calls.values()))
+    found = alternate({way: in_turn(c) for way, c in calls.items()}, graphs, rounds, least=most)
+    for way, series in found.items():
+        error = errors.get(way, 0.0)
+        print(
+            f"{name},{tokens},{way},{1e6 * series.spread.median:.1f},{found[BASE].over(series).median:.2f},"
+            f"{error:.1e}{'' if error <= BOUND else ',TOO LARGE'}",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -117,12 +104,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 8, 64, 4096])
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES))
+    parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
     torch.manual_seed(0)
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
+    print(f"# {torch.cuda.get_device_name()}, torch {torch.__version__}, {' '.join(sys.argv)}")
+    print("projection,tokens,way,us,times bf16,error", flush=True)
     for name in args.shapes:
         for tokens in args.tokens:
-            measure(name, tokens)
+            measure(name, tokens, args.rounds)
 
 
 if __name__ == "__main__":

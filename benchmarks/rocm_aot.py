@@ -28,8 +28,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "backends" / "roc
 
 import triton_aot  # noqa: E402
 
-from dsv4core.kernels.triton import aot, sparse_decode  # noqa: E402
-from dsv4core.kernels.triton._tuning import Attention, attention  # noqa: E402
+from dsv4core.kernels.triton import aot  # noqa: E402
+from dsv4core.kernels.triton._tuning import Place, row_at, trial  # noqa: E402
 from dsv4core_rocm.gfx import DEVICES, Gfx  # noqa: E402
 from dsv4core_rocm.occupancy import Occupancy, Resources, Work, estimate, occupancy  # noqa: E402
 from dsv4core_rocm.offsets import narrow_products  # noqa: E402
@@ -37,6 +37,8 @@ from dsv4core_rocm.offsets import narrow_products  # noqa: E402
 BASELINE = HERE / "rocm_aot.json"
 TARGETS = ("gfx942", "gfx950")
 SLACK = {"vgprs": 16, "agprs": 16, "spills": 16, "lds": 1024}
+SWEPT = "sparse_attention"
+Tile = dict[str, int]
 TOKENS, HEADS, KEYS, ROW = 128, 64, 640, 584  # decode of 128 tokens of V4-Flash
 
 
@@ -105,39 +107,43 @@ def gate(targets: list[str], pattern: str, write: bool) -> int:
     return failures
 
 
-def decode_work(cut: Attention, gfx: Gfx) -> Work:
+def decode_work(tile: Tile, gfx: Gfx) -> Work:
     """Decode of 128 tokens over 128 + 512 keys: every row once from HBM, again for other heads from L2."""
     moved = TOKENS * (KEYS * ROW + 2 * HEADS * 512 * 2)
     flops = TOKENS * HEADS * KEYS * 2 * 1024
-    programs = TOKENS * -(-HEADS // cut.heads)
-    return Work(moved, flops, programs, cut.keys * ROW * max(1, cut.stages) * cut.heads / HEADS)
+    programs = TOKENS * -(-HEADS // tile["HEADS"])
+    return Work(
+        moved, flops, programs, tile["KEYS"] * ROW * max(1, tile["num_stages"]) * tile["HEADS"] / HEADS
+    )
 
 
-def sweep(targets: list[str], cuts: list[Attention | None]) -> None:
-    """Tiles of attention: what they take, and what that lets one expect. None: the tuning table's."""
+def sweep(targets: list[str], tiles: list[Tile]) -> None:
+    """Tiles of attention: what they take, and what that lets one expect. {}: the device's own."""
     op, arguments = triton_aot.CASES["sparse_decode 64 heads"]()
     function = getattr(import_module(f"dsv4core.kernels.triton.{op}"), op)
     print(f"{'target':7} heads keys warps stages vgprs agprs spills   lds waves/CU floor expected us  mfma")
-    for target, cut in product(targets, cuts):
-        taken: list[Attention] = []
+    for target, tile in product(targets, tiles):
+        taken: Tile = {}
 
-        def choose(tensor: Any, heads: int, cut: Attention | None = cut) -> Attention:
-            taken.append(cut or attention(tensor, heads))  # noqa: B023
-            return taken[-1]  # noqa: B023
+        def choose(place: Place, tile: Tile = tile, taken: Tile = taken) -> Tile:
+            row = {k: v for k, v in row_at(place).items() if k != "least"}
+            if place.kernel == SWEPT:
+                row |= tile
+                taken.update(row)
+            return row
 
-        sparse_decode.attention = choose
         try:
-            found, seat, _ = used(aot.record(lambda: function(**arguments), target)[0], target)
+            with trial(choose):
+                launches = aot.record(lambda: function(**arguments), target)
+            found, seat, _ = used(launches[0], target)
         except Exception as error:  # a tile that does not fit is a finding
-            print(f"{target:7} {cut} {type(error).__name__} {str(error)[-80:]}", flush=True)
+            print(f"{target:7} {tile} {type(error).__name__} {str(error)[-80:]}", flush=True)
             continue
-        finally:
-            sparse_decode.attention = attention
-        now, c = estimate(decode_work(taken[0], DEVICES[target]), seat, DEVICES[target]), taken[0]
+        now = estimate(decode_work(taken, DEVICES[target]), seat, DEVICES[target])
         numbers = f"{found.vgprs:5} {found.agprs:5} {found.vgpr_spills + found.sgpr_spills:6} {found.lds:5}"
         times = f"{seat.wavefronts:8} {now.floor:5.1f} {now.expected:8.1f}"
-        tile = f"{target:7} {c.heads:5} {c.keys:4} {c.warps:5} {c.stages:6}"
-        print(f"{tile} {numbers} {times}     {shapes(found)}", flush=True)
+        cut = f"{taken['HEADS']:5} {taken['KEYS']:4} {taken['num_warps']:5} {taken['num_stages']:6}"
+        print(f"{target:7} {cut} {numbers} {times}     {shapes(found)}", flush=True)
 
 
 def shapes(found: Resources) -> str:
@@ -158,8 +164,10 @@ def main() -> int:
     chosen, began = parser.parse_args(), time.perf_counter()
     targets = chosen.target or list(TARGETS)
     if chosen.sweep or chosen.estimate:
-        tiles = product((16, 32, 64), (16, 32, 64), (4, 8), (1, 2))
-        sweep(targets, [None] if chosen.estimate else [Attention(*tile, 0) for tile in tiles])
+        names = ("HEADS", "KEYS", "num_warps", "num_stages")
+        sizes = product((16, 32, 64), (16, 32, 64), (4, 8), (1, 2))
+        tiles = [dict(zip(names, tile, strict=True)) for tile in sizes]
+        sweep(targets, [{}] if chosen.estimate else tiles)
         return 0
     failures = gate(targets, chosen.case, chosen.write)
     print(f"{failures} wrong, {time.perf_counter() - began:.0f} s")

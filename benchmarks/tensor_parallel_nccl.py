@@ -3,15 +3,18 @@
 torchrun --nproc-per-node 2 benchmarks/tensor_parallel_nccl.py --backend cuda
 torchrun --nproc-per-node 2 benchmarks/tensor_parallel_nccl.py --backend cpu --preset tiny   # gloo
 
-Every rank draws the same weights and keeps its share; rank 0 also runs the whole layer and compares. Times
-are medians over steps of all ranks together: the sum over the ranks is part of them.
+Every rank draws the same weights and keeps its share, and also runs the whole layer and compares. Times are
+medians of the slowest rank, the sum over the ranks among them; lines without # are CSV.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
+import os
+import sys
 from collections.abc import Callable
+from functools import partial
+from statistics import median
 
 import torch
 import torch.distributed as dist
@@ -20,7 +23,9 @@ from torch import Tensor
 from dsv4core import AttentionConfig, AttentionWeights, PagedCache, TensorParallel, get_backend
 from dsv4core.attention import DeepseekV4Attention
 from dsv4core.backend import Backend
+from dsv4core.bench.timing import Timer, timer
 from dsv4core.numerics import block_fp8
+from dsv4core.runtime import device_name
 from dsv4core.synthetic import hash_normal
 from dsv4core.tensor_names import RELEASED, SCALE
 
@@ -47,16 +52,17 @@ def run(
     return torch.cat(outputs), cache.digest("a")
 
 
-def median_ms(step: Callable[[], object], wait: Callable[[], None], repeats: int = 20) -> float:
-    """Wall-clock of a step that every rank runs."""
+def slowest_ms(
+    call: Callable[[], object], clock: Timer, place: TensorParallel, device: torch.device
+) -> float:
+    """Median time of a step that every rank runs, on the slowest of them."""
     times: list[float] = []
-    for _ in range(repeats + 3):
-        wait()
-        begun = time.perf_counter()
-        step()
-        wait()
-        times.append((time.perf_counter() - begun) * 1e3)
-    return sorted(times[3:])[repeats // 2]
+    for _ in range(23):
+        dist.barrier(group=place.group)
+        times.append(clock(call, 1) * 1e3)
+    found = torch.tensor(median(times[3:]), device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=place.group)
+    return float(found)
 
 
 def compare(args: argparse.Namespace, backend: Backend, place: TensorParallel, device: torch.device) -> bool:
@@ -81,7 +87,7 @@ def compare(args: argparse.Namespace, backend: Backend, place: TensorParallel, d
         if place.rank == 0:
             bytes_are = "equal" if same else "DIFFERENT"
             print(
-                f"layer {layer}: error {error:.2e} (bound {MATMUL:.0e}), cache bytes of the ranks and of one"
+                f"# layer {layer}: error {error:.2e} (bound {MATMUL:.0e}), cache bytes of ranks and of one"
                 f" device {bytes_are}, {held[0]:.2f} of {held[1]:.2f} MiB of weights held",
                 flush=True,
             )
@@ -94,24 +100,22 @@ def time_steps(
     backend: Backend, config: AttentionConfig, layer: int, weights: tuple[AttentionWeights, AttentionWeights],
     place: TensorParallel, hidden: Tensor, device: torch.device,
 ) -> None:  # fmt: skip
-    """Prefill and decode, shared and alone."""
-
-    def wait() -> None:
-        if device.type != "cpu":
-            torch.get_device_module(device).synchronize()
-        dist.barrier(group=place.group)
-
-    for name, tokens in (("decode of 1", 1), ("decode of 64", 64), ("prefill", len(hidden))):
-        found = []
+    """Prefill and decode, shared and alone: from idle to idle, and decode as a graph where there are any."""
+    steps = {"decode of 1": 1, "decode of 64": 64, "prefill": len(hidden)}
+    plans = [("wall", name) for name in steps]
+    plans += [("graph", name) for name in steps if name != "prefill" and device.type != "cpu"]
+    for how, name in plans:
+        found: list[float] = []
         for held, parallel in zip(weights, (place, None), strict=True):
             attention = backend.attention(config, layer, held, parallel)
             cache = PagedCache.allocate(config, [layer], 64 * 1024, str(device), max_requests=64)
-            requests = {f"r{i}": 1 for i in range(tokens)} if tokens <= 64 else {"r": tokens}
-            rows = hidden[: sum(requests.values())]
-            plan = cache.plan(requests)
-            found.append(median_ms(lambda a=attention, c=cache, p=plan, r=rows: a(r, c, p), wait))
+            count = steps[name]
+            requests = {f"r{i}": 1 for i in range(count)} if count <= 64 else {"r": count}
+            step = partial(attention, hidden[:count], cache, cache.plan(requests))
+            found.append(slowest_ms(step, timer(how, device.type), place, device))
         if place.rank == 0:
-            print(f"  {name:13} {found[0]:8.3f} ms on {place.size}, {found[1]:8.3f} ms on one", flush=True)
+            ms = ",".join(f"{value:.3f}" for value in found)
+            print(f"{layer},{name},{how},{place.size},{ms}", flush=True)
 
 
 def main() -> int:
@@ -126,15 +130,19 @@ def main() -> int:
     args = parser.parse_args()
     args.layers = args.layers or ([0, 1, 2] if args.preset == "tiny" else [2, 3])
     args.tokens = args.tokens or (139 if args.preset == "tiny" else 2048)
-    backend = get_backend(args.backend)
-    on_host = backend.device_type == "cpu"
-    dist.init_process_group({"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}[backend.device_type])
-    device = torch.device("cpu") if on_host else torch.device(backend.device_type, dist.get_rank())
-    if on_host:
+    if args.backend == "cpu":
         torch.set_num_threads(1)
-    else:
-        torch.get_device_module(device).set_device(device)
-    good = compare(args, backend, TensorParallel.of(), device)
+    else:  # before the backend is made, which looks at the current device
+        torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
+    backend = get_backend(args.backend)
+    kind = backend.device_type
+    dist.init_process_group({"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}[kind])
+    device = torch.device("cpu") if kind == "cpu" else torch.device(kind, int(os.environ["LOCAL_RANK"]))
+    place = TensorParallel.of()
+    if place.rank == 0:
+        print(f"# {device_name(device)} x {place.size}, torch {torch.__version__}, {' '.join(sys.argv)}")
+        print("layer,step,clock,ranks,ms_shared,ms_alone", flush=True)
+    good = compare(args, backend, place, device)
     dist.destroy_process_group()
     return 0 if good else 1
 

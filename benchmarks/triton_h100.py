@@ -26,19 +26,11 @@ from torch import Tensor  # noqa: E402
 
 from dsv4core.config import AttentionConfig  # noqa: E402
 from dsv4core.kernels.triton import portable  # noqa: E402
+from dsv4core.kernels.triton.calls import CONFIGS  # noqa: E402
 from dsv4core.ops import OPS  # noqa: E402
 from dsv4core.samples import Size, sample  # noqa: E402
 
 EXACT = [n for n in portable.KERNELS if OPS[n].tolerance.kind == "exact" and n != "sparse_indexer"]
-CONFIGS = {
-    "vllm": {},
-    "official": {"profile": "official"},
-    "sglang": {"profile": "sglang"},
-    "mxfp4": {"index_layout": "index_mxfp4"},
-    "other": {"main_layout": "fp8_row", "index_layout": "index_fp8_ue8m0x4"},
-    "bf16": {"main_layout": "bf16_row"},
-    "fnuz": {"main_layout": "fp8_ds_mla_fnuz"},
-}
 
 
 def moved(given: dict[str, Any], device: str) -> dict[str, Any]:

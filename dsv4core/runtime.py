@@ -6,12 +6,14 @@ import platform
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from dsv4core.errors import BackendError
+
+Result = TypeVar("Result")
 
 
 def new_stream(device: torch.device | str) -> torch.Stream:
@@ -51,6 +53,32 @@ def graph_support(device: torch.device | str) -> tuple[Callable[[], Any] | None,
     if kind == "cuda":
         return torch.cuda.CUDAGraph, "torch.cuda.CUDAGraph"
     return None, f"no graphs: torch {torch.__version__} has no torch.accelerator.Graph for {kind!r}"
+
+
+def captured(
+    call: Callable[[], Result], device: torch.device | str, warm_ups: int = 2
+) -> tuple[Callable[[], None], Result]:
+    """Capture a call as a graph of the device: what replays it, and the result that a replay overwrites.
+
+    The call runs `warm_ups` times before, on a side stream. Raises BackendError where nothing captures.
+    """
+    make, reason = graph_support(device)
+    if make is None:
+        raise BackendError(reason)
+    side: Any = new_stream(device)
+    side.wait_stream(torch.accelerator.current_stream(device))
+    with side:
+        for _ in range(warm_ups):
+            call()
+    torch.accelerator.synchronize(device)
+    graph = make()
+    if isinstance(graph, torch.cuda.CUDAGraph):
+        with torch.cuda.graph(graph):
+            result = call()
+    else:
+        with side, graph:
+            result = call()
+    return graph.replay, result
 
 
 def device_name(device: torch.device | str) -> str:

@@ -21,6 +21,7 @@ from dsv4core_conformance import deviations, outcome
 from dsv4core_conformance.case import LEVELS, Case, NotRun, Unclaimed, load_cases
 from dsv4core_conformance.deviations import Declared, covers
 from dsv4core_conformance.devices import device_words
+from dsv4core_conformance.inputs import vast
 from dsv4core_conformance.recorder import RECORDER, Recorder
 from dsv4core_conformance.subject import Subject, open_subject
 
@@ -108,6 +109,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"unclaimed: {', '.join(unclaimed)}")
     if inherited:
         pytest.skip(f"portable: {', '.join(inherited)}")
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Let other processes have the memory of a device that a case filled."""
+    if _case(item) is not None:
+        vast.release()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from statistics import quantiles
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
 from dsv4core.probe import installed_version
-from dsv4core.runtime import device_name
+from dsv4core.runtime import captured, device_name
 
 RUN_SECONDS = 2e-3  # a run repeats short calls until it is at least this long
 LEAST_RUNS = 3
@@ -51,14 +53,15 @@ class Series:
 
 
 def alternate(
-    calls: Mapping[str, Call], timers: Mapping[str, Timer], runs: int, seconds: float = float("inf")
-) -> dict[str, Series]:
+    calls: Mapping[str, Call], timers: Mapping[str, Timer], runs: int, seconds: float = float("inf"),
+    least: int = 1,
+) -> dict[str, Series]:  # fmt: skip
     """Time every call in rounds, one after the other, until the runs or the seconds are used up.
 
-    A round that is not counted comes first, and says how many calls make a run.
+    A round that is not counted comes first, and says how many calls make a run: `least` or more.
     """
     first = {name: timers[name](call, 1) for name, call in calls.items()}
-    repeats = {name: max(1, round(RUN_SECONDS / max(spent, 1e-9))) for name, spent in first.items()}
+    repeats = {name: max(least, round(RUN_SECONDS / max(spent, 1e-9))) for name, spent in first.items()}
     taken: dict[str, list[float]] = {name: [] for name in calls}
     begin = time.perf_counter()
     for turn in range(runs):
@@ -98,19 +101,20 @@ def machine(devices: Mapping[str, str]) -> dict[str, Any]:
 def _wall(device: str) -> Timer:
     """The time on the wall, from an idle device to an idle device."""
 
-    def wait() -> None:
-        if device != "cpu":
-            torch.accelerator.synchronize()
-
     def run(call: Call, repeat: int) -> float:
-        wait()
+        _wait(device)
         start = time.perf_counter()
         for _ in range(repeat):
             call()
-        wait()
+        _wait(device)
         return (time.perf_counter() - start) / repeat
 
     return run
+
+
+def _wait(device: str) -> None:
+    if device != "cpu":
+        torch.accelerator.synchronize()
 
 
 def _cpu(device: str) -> Timer:
@@ -125,4 +129,54 @@ def _cpu(device: str) -> Timer:
     return run
 
 
-CLOCKS: Mapping[str, Callable[[str], Timer]] = {"wall": _wall, "cpu": _cpu}
+def _launch(device: str) -> Timer:
+    """The host's time to start calls; the device's work is not waited for."""
+
+    def run(call: Call, repeat: int) -> float:
+        _wait(device)
+        start = time.perf_counter()
+        for _ in range(repeat):
+            call()
+        spent = time.perf_counter() - start
+        _wait(device)
+        return spent / repeat
+
+    return run
+
+
+def _graph(device: str) -> Timer:
+    """The device's time of calls captured into one graph. Raises BackendError where nothing captures.
+
+    A call is captured when its number of calls changes; results are kept, so that none of them writes into
+    the memory of another.
+    """
+    graphs: WeakKeyDictionary[Call, tuple[int, Callable[[], None], Any]] = WeakKeyDictionary()
+
+    def run(call: Call, repeat: int) -> float:
+        if graphs.get(call, (0,))[0] != repeat:
+            graphs.pop(call, None)
+            replay, results = captured(lambda: [call() for _ in range(repeat)], device, 1)
+            graphs[call] = repeat, replay, results
+            replay()
+        start, end = (torch.Event(device, enable_timing=True) for _ in range(2))
+        start.record()
+        graphs[call][1]()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) * 1e-3 / repeat
+
+    return run
+
+
+def in_turn(calls: Sequence[Call]) -> Call:
+    """One call that makes each of `calls` in its turn: together they need more than a cache holds."""
+    endless = cycle(calls)
+    return lambda: next(endless)()
+
+
+CLOCKS: Mapping[str, Callable[[str], Timer]] = {
+    "wall": _wall,
+    "cpu": _cpu,
+    "launch": _launch,
+    "graph": _graph,
+}

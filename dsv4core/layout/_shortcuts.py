@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dsv4core.layout.rounding import in_blocks, packed
 from dsv4core.numerics import e2m1
-from dsv4core.numerics.e4m3 import look_up
+from dsv4core.numerics.minifloat import look_up
 
 Views = tuple[Tensor, ...]
 Shortcut = Callable[[Views, Views], bool]

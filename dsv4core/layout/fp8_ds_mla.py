@@ -30,7 +30,7 @@ class Fp8DsMla(CacheLayout):
         codes = in_blocks(record[..., :NOPE], BLOCK)
         start = self.row_bytes
         scale = ue8m0.exp2(ue8m0.byte_exponent(record[..., start : start + SCALES]))
-        nope = (self._values(codes) * scale.unsqueeze(-1)).flatten(-2).to(torch.bfloat16)
+        nope = self._values(codes).mul_(scale.to(torch.bfloat16).unsqueeze(-1)).flatten(-2)
         return torch.cat((nope, from_bytes(record[..., NOPE:start], torch.bfloat16)), dim=-1)
 
     def _exponent(self, amax: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class Fp8DsMla(CacheLayout):
         return e4m3.encode(x)
 
     def _values(self, codes: Tensor) -> Tensor:
-        return e4m3.decode(codes)
+        return e4m3.decode(codes, torch.bfloat16)
 
 
 class Fp8DsMlaFnuz(Fp8DsMla):
@@ -53,7 +53,7 @@ class Fp8DsMlaFnuz(Fp8DsMla):
         return e4m3.encode_fnuz(x)
 
     def _values(self, codes: Tensor) -> Tensor:
-        return e4m3.decode_fnuz(codes)
+        return e4m3.decode_fnuz(codes, torch.bfloat16)
 
 
 LAYOUT = Fp8DsMla(

@@ -22,7 +22,7 @@ class Fp8Row(CacheLayout):
         return e4m3.encode(finite_f32(values))
 
     def _decode(self, record: Tensor) -> Tensor:
-        return e4m3.decode(record).to(torch.bfloat16)
+        return e4m3.decode(record, torch.bfloat16)
 
 
 LAYOUT = Fp8Row(

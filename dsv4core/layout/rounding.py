@@ -45,17 +45,17 @@ def in_blocks(values: Tensor, block: int) -> Tensor:
 
 
 def blocks(values: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """Values in blocks and each block's largest magnitude, in f32.
+    """Values in blocks, and each block's largest magnitude in f32.
 
-    Shapes: bf16 [..., n * block] -> f32 [..., n, block], f32 [..., n].
+    Shapes: bf16 [..., n * block] -> bf16 [..., n, block], f32 [..., n].
     """
-    grouped = in_blocks(values.float(), block)
-    return grouped, grouped.abs().amax(dim=-1)
+    grouped = in_blocks(values, block)
+    return grouped, grouped.float().abs().amax(dim=-1)
 
 
 def scaled(grouped: Tensor, exponent: Tensor) -> Tensor:
-    """Block values times 2^-E, which is exact.
+    """Block values times 2^-E, which is exact but for those far below the smallest code.
 
-    Shapes: f32 [..., n, block], i32 [..., n] -> f32 [..., n, block].
+    Shapes: bf16 [..., n, block], i32 [..., n] -> bf16 [..., n, block].
     """
-    return grouped * ue8m0.exp2(-exponent).unsqueeze(-1)
+    return grouped * ue8m0.exp2(-exponent).to(grouped.dtype).unsqueeze(-1)

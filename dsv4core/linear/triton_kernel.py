@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -23,12 +23,35 @@ MOST_TILES = 256  # of a product whose sum is split
 NAN = 0x7F
 
 
-@dataclass(frozen=True)
-class Stored:
-    """A weight as the kernel takes it; `arrived` as `quantised_linear` says."""
+def capturing(device: torch.device) -> int | None:
+    """0 outside a capture of the current stream, None inside: not every torch says which one it is."""
+    inside = getattr(torch.get_device_module(device), "is_current_stream_capturing", None)
+    return None if inside is not None and inside() else 0
 
-    weight: QuantisedWeight
-    arrived: Tensor
+
+class Arrivals:
+    """Zeros for the parts of split sums to count on, one set a stream: a launch leaves zeros to the next one.
+
+    `capture` numbers the capture that the current stream is in. The first call inside a capture makes zeros
+    that the graph sets anew in every replay; where there is no number every call there makes its own.
+    """
+
+    def __init__(self, capture: Callable[[torch.device], int | None] = capturing) -> None:
+        self._capture = capture
+        self._held: dict[tuple[torch.device, int], tuple[int, Tensor]] = {}
+
+    def of(self, device: torch.device) -> Tensor | None:
+        """For a launch on the current stream; None: the call makes its own."""
+        if device.type == "cpu" or torch.compiler.is_compiling():
+            return None
+        number, stream = self._capture(device), torch.accelerator.current_stream(device).stream_id
+        if number is None:
+            return None
+        found = self._held.get((device, stream))
+        if found is None or found[0] != number:
+            zeros = torch.zeros(MOST_TILES, dtype=torch.int32, device=device)
+            found = self._held[device, stream] = number, zeros
+        return found[1]
 
 
 class TritonLinear(LinearKernel):
@@ -40,6 +63,9 @@ class TritonLinear(LinearKernel):
 
     name = "triton"
     rank = 50
+
+    def __init__(self, arrivals: Arrivals | None = None) -> None:
+        self.arrivals = arrivals or Arrivals()
 
     def supports(self, problem: Problem) -> Literal[True] | str:
         """Quantised weights of whole groups, activations in bf16 or (with fp8 blocks) in fp8."""
@@ -61,21 +87,18 @@ class TritonLinear(LinearKernel):
         return True
 
     def prepare(self, weight: Weight, problem: Problem) -> Any:
-        """The weight, contiguous, and its counters. Raises WeightsError for NaN among codes."""
-        from dsv4core.kernels.triton.quantised_linear import counters
-
+        """The weight, contiguous. Raises WeightsError for NaN among codes."""
         assert isinstance(weight, QuantisedWeight)
         codes, scales = weight.weight.contiguous(), weight.scales.contiguous()
         if problem.format == "fp8_block" and bool(((codes.view(torch.uint8) & NAN) == NAN).any()):
             raise WeightsError(f"a weight {list(weight.shape)} holds codes that are NaN")
-        stored = QuantisedWeight(codes, scales, weight.global_scale)
-        return Stored(stored, counters(MOST_TILES, codes.device))
+        return QuantisedWeight(codes, scales, weight.global_scale)
 
     def apply(self, problem: Problem, prepared: Any, x: Tensor, x_scales: Tensor | None) -> Tensor:
         """One launch, one more for fp8 activations; dequantised first for many tokens."""
         kernel = import_module("dsv4core.kernels.triton.quantised_linear").quantised_linear
         quantise = import_module("dsv4core.kernels.triton.quantise_activation").quantise_activation
-        groups, tokens, weight = max(problem.groups, 1), x.shape[0], prepared.weight
+        groups, tokens, weight = max(problem.groups, 1), x.shape[0], prepared
         if tokens > DENSE_ABOVE and self._may_be_dense(problem):
             return self._dense(problem, weight, x)
         if problem.quantise:
@@ -86,7 +109,7 @@ class TritonLinear(LinearKernel):
             x.reshape(tokens, groups, problem.inputs),
             None if x_scales is None else x_scales.reshape(tokens, groups, -1),
             weight.weight, weight.scales, weight.global_scale, format=problem.format, out_dtype=problem.out,
-            groups=groups, arrived=prepared.arrived,
+            groups=groups, arrived=self.arrivals.of(x.device),
         )  # fmt: skip
         return out.view(tokens, groups, -1) if problem.groups else out
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dsv4core.numerics import minifloat
-from dsv4core.numerics.e4m3 import look_up
+from dsv4core.numerics.minifloat import look_up
 
 MAX = 6.0
 MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -17,7 +17,7 @@ MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 def encode(x: Tensor) -> Tensor:
     """Codes 0..15 of x clamped to +-6: ties to even, bit 3 is the sign, also of zero.
 
-    Shapes: f32 any -> u8 the same.
+    Shapes: f32 or bf16 any -> u8 the same.
     """
     return minifloat.encode(x, mantissa=1, min_exponent=0, limit=MAX, sign_bit=8)
 

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
+from dsv4core.layout import rounding
 from dsv4core.layout.index_fp8 import plain_scale
 from dsv4core.numerics import e2m1, e4m3, ue8m0
 from dsv4core.numerics.hadamard import hadamard128
 from dsv4core.numerics.rope import rotate_tail
 from dsv4core.ops._contract import ACTIVATION, F32, I64, NORM, check_range, spec
 from dsv4core.ops._op import op
-from dsv4core.ops._rows import block_rows, blocks, by_block
+from dsv4core.ops._rows import block_rows, blocks
 
 NAME = "fused_indexer_q_rope_quant"
 FORMATS = ("fp8", "fp8_f32", "mxfp4", "f32")
@@ -74,26 +75,27 @@ def fused_indexer_q_rope_quant(
         x = rotate_tail(q[part].float(), cos_sin[positions[part]].unsqueeze(1))
         w = weights[part].float()
         if format != "f32":
-            x = x.to(torch.bfloat16).float()
+            x = x.to(torch.bfloat16)
         if rotate == "hadamard":
-            x = hadamard128(x).float()
+            x = hadamard128(x)
         if format == "f32":
             values[part] = x
         elif format == "fp8":
-            exponent = ue8m0.exponent_e4m3(x.abs().amax(dim=-1).clamp(min=ue8m0.FLOOR_E4M3))
-            values[part] = e4m3.encode(x * ue8m0.exp2(-exponent).unsqueeze(-1)).view(torch.float8_e4m3fn)
-            w = w * ue8m0.exp2(exponent)
+            groups, amax = rounding.blocks(x, x.shape[-1])
+            exponent = ue8m0.exponent_e4m3(amax.clamp(min=ue8m0.FLOOR_E4M3))
+            codes = e4m3.encode(rounding.scaled(groups, exponent)).flatten(-2)
+            values[part] = codes.view(torch.float8_e4m3fn)
+            w = w * ue8m0.exp2(exponent).squeeze(-1)
         elif format == "fp8_f32":
-            scale = plain_scale(x)
-            values[part] = e4m3.encode(x / scale).view(torch.float8_e4m3fn)
+            scale = plain_scale(x.float())
+            values[part] = e4m3.encode(x.float() / scale).view(torch.float8_e4m3fn)
             w = w * scale.squeeze(-1)
         else:
             assert scales is not None
-            groups = by_block(x, 32)
-            exponent = ue8m0.exponent_e2m1(groups.abs().amax(dim=-1).clamp(min=ue8m0.FLOOR_E2M1))
-            byte = ue8m0.to_byte(exponent)
-            inverse = ue8m0.exp2(-ue8m0.byte_exponent(byte)).unsqueeze(-1)
-            values[part] = e2m1.pack(e2m1.encode((groups * inverse).flatten(-2)))
+            groups, amax = rounding.blocks(x, 32)
+            byte = ue8m0.to_byte(ue8m0.exponent_e2m1(amax.clamp(min=ue8m0.FLOOR_E2M1)))
+            codes = e2m1.encode(rounding.scaled(groups, ue8m0.byte_exponent(byte))).flatten(-2)
+            values[part] = e2m1.pack(codes)
             scales[part] = byte
         folded[part] = (w * _f32(softmax_scale, w)) * _f32(head_scale, w)
     return values, scales, folded

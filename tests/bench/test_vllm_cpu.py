@@ -37,10 +37,13 @@ def test_decode_and_prefill_read_the_same_rows(monkeypatch) -> None:
         if op == "sparse_prefill":  # a workspace holds what pages can hold
             layout = get_layout("fp8_ds_mla")
             arguments["kv"] = layout.decode(layout.encode(arguments["kv"]))
-            arguments["indices"] = torch.randint(-1, len(arguments["kv"]), (5, 300), dtype=torch.int32)
+            draw = torch.Generator().manual_seed(0)
+            slots = torch.randint(-1, len(arguments["kv"]), (5, 300), generator=draw, dtype=torch.int32)
+            arguments["indices"] = slots
             arguments["lens"] = torch.tensor([300, 0, 299, 150, 1], dtype=torch.int32)
         verdict = _checked(op, arguments, monkeypatch)
-        assert verdict.ok and verdict.text in ("relative L2 0", "relative L2 0.0e+00"), (op, verdict)
+        # the two bodies add in another order, which may turn the last bit of an output; a wrong row is ~1
+        assert verdict.ok and float(verdict.text.removeprefix("relative L2 ")) < 1e-3, (op, verdict)
 
 
 def test_other_work_has_no_call() -> None:

@@ -1,5 +1,9 @@
 """The CPU backend as data; its probe is the core's: torch is there, recent enough, and imports."""
 
+from __future__ import annotations
+
+from typing import Any
+
 from dsv4core.hookspecs import hookimpl
 from dsv4core.spec import BackendSpec, Requirement
 
@@ -32,3 +36,13 @@ SPEC = BackendSpec(
 def dsv4core_backends() -> list[BackendSpec]:
     """Provide the backend ``cpu``."""
     return [SPEC]
+
+
+@hookimpl
+def dsv4core_linear_kernels(backend: Any) -> list[Any] | None:
+    """Offer the native NVFP4 product, built or not."""
+    if backend.name != SPEC.name:
+        return None
+    from dsv4core_cpu.linear import NativeLinear  # imports torch
+
+    return [NativeLinear(backend.native)]

@@ -119,6 +119,33 @@ def test_prefill_is_decode(ops, heads: int) -> None:
         assert torch.equal(raw(got), raw(lse[t : t + 1])) and torch.equal(raw(out[0]), raw(a["out"][t]))
 
 
+@pytest.mark.parametrize("dtype", [BF16, F32])
+@pytest.mark.parametrize("heads", [5, 70])
+def test_lists_that_begin_alike_are_attended_to_as_alone(ops, heads: int, dtype: torch.dtype) -> None:
+    """Tiles of a prefill load what their lists have in common once; no bit may tell."""
+    w = World(heads)
+    common = [0, 23, 24, 25, 1279, 1280, 1281, LONG, LONG]  # of eight tokens each
+    tokens, width = 8 * len(common), LONG + 40
+    kv = w.floats(3000, 512, dtype=dtype)
+    indices = w.ints(-40, 3000, tokens, width, dtype=I32)
+    for tile, count in enumerate(common):
+        indices[8 * tile : 8 * tile + 8, :count] = indices[8 * tile, :count]
+    lens = torch.tensor([common[t // 8] + t % 3 * 13 for t in range(tokens)], dtype=I32)
+    lens[60] = 0
+    q, sink = w.floats(tokens, heads, 512, dtype=dtype) * 3, w.floats(heads)
+
+    def run(part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        out = torch.zeros_like(q[part])
+        lse = ops.sparse_prefill(q[part], kv, indices[part], lens[part], sink, out, scale=SCALE)
+        return raw(out), raw(lse)
+
+    alone = [run(slice(t, t + 1)) for t in range(tokens)]
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        for got, wanted in zip(run(slice(None)), zip(*alone, strict=True), strict=True):
+            assert torch.equal(got, torch.cat(wanted))
+
+
 @pytest.mark.parametrize("profile", ["vllm", "official", "sglang", "math"])
 @pytest.mark.parametrize("heads", [1, 16, 64, 72])
 def test_scores_with_any_number_of_threads(ops, profile: str, heads: int) -> None:

@@ -34,11 +34,11 @@ class CudaBackend:
     """Ops from `dsv4core.kernels.triton`; importing them imports triton, which is why it happens here.
 
     `settings`: "attention" (DSV4CORE_CUDA_ATTENTION) is auto, triton, or flashmla, which refuses to do
-    without it and pads any number of heads, or cutedsl, which refuses to do without our own decode kernel
-    and gives it every batch; "stream_tokens"
-    (DSV4CORE_CUDA_STREAM_TOKENS) is the number of tokens up to which a layer forks side streams; "kernels"
-    (DSV4CORE_CUDA_KERNELS) is auto, cutedsl or triton (`cutedsl.install`). `flash` and `cluster`
-    are who attends before Triton, or None; `reason` and `cluster_reason` then say why.
+    without it and pads any number of heads, or cutedsl, which refuses to do without our own decode kernel;
+    "batch_invariant" (DSV4CORE_CUDA_BATCH_INVARIANT) is 1 for decode whose bits do not depend on the batch;
+    "stream_tokens" (DSV4CORE_CUDA_STREAM_TOKENS) is the number of tokens up to which a layer forks side
+    streams; "kernels" (DSV4CORE_CUDA_KERNELS) is auto, cutedsl or triton (`cutedsl.install`). `flash` and
+    `cluster` are who attends before Triton, or None; `reason` and `cluster_reason` then say why.
     """
 
     name = "cuda"
@@ -51,6 +51,7 @@ class CudaBackend:
         self.ops["grouped_output_projection"] = OpImpl(products.grouped_output_projection, "torch")
         self.ops |= self._cutedsl()
         self.stream_tokens = _count(self.settings.get("stream_tokens", ""), STREAM_TOKENS)
+        self.batch_invariant = _switch(self.settings.get("batch_invariant", ""))
         self.streams, self.schedules = SideStreams(), Schedules()
         self.flash, self.reason = self._flashmla()
         self.cluster, self.cluster_reason = self._cluster()
@@ -64,10 +65,13 @@ class CudaBackend:
             provider = f"flashmla ({self.flash.library.name})"
             prefill = ops.sparse_prefill(self.flash, prefill)
         self.ops["sparse_prefill"] = OpImpl(prefill, provider)
+        flash = None if self.batch_invariant else self.flash
+        if flash is not self.flash:
+            provider = "triton (DSV4CORE_CUDA_BATCH_INVARIANT=1)"
         if self.cluster is not None:
             provider = f"cutedsl ({self.cluster.limits()}), else {provider}"
-        if self.cluster is not None or self.flash is not None:
-            decode = ops.sparse_decode(self.flash, decode, self.cluster)
+        if self.cluster is not None or flash is not None:
+            decode = ops.sparse_decode(flash, decode, self.cluster)
         self.ops["sparse_decode"] = OpImpl(decode, provider)
 
     def _cutedsl(self) -> dict[str, OpImpl]:
@@ -84,25 +88,28 @@ class CudaBackend:
         wanted = self.settings.get("attention", "auto")
         if wanted not in CHOICES:
             raise ConfigError(f"DSV4CORE_CUDA_ATTENTION={wanted}: expected {', '.join(CHOICES)}")
+        if wanted == "flashmla" and self.batch_invariant:
+            raise ConfigError(
+                "DSV4CORE_CUDA_ATTENTION=flashmla and DSV4CORE_CUDA_BATCH_INVARIANT=1 exclude each other: "
+                "FlashMLA's decode of a token depends on its batch in last bits; unset one of them"
+            )
         if wanted in ("cutedsl", "triton"):
             return None, f"DSV4CORE_CUDA_ATTENTION={wanted}"
         fewest = 1 if wanted == "flashmla" else FEWEST_HEADS
-        flash, reason = (None, INTERPRETED) if interpreted() else _on_device(fewest)
+        flash, reason = (None, INTERPRETED) if interpreted() else _on_device(fewest, self.batch_invariant)
         if flash is None and wanted == "flashmla":
             raise BackendUnavailableError(f"backend cuda: DSV4CORE_CUDA_ATTENTION=flashmla, but {reason}")
         if flash is None:
             log.info("cuda: attention by Triton kernels: %s", reason)
         return flash, reason
 
-
     def _cluster(self) -> tuple[ClusterDecode | None, str]:
         """Our own decode kernel, or None and why."""
         wanted = self.settings.get("attention", "auto")
         if wanted in ("flashmla", "triton"):
             return None, f"DSV4CORE_CUDA_ATTENTION={wanted}"
-        asked = wanted == "cutedsl"
-        found, reason = (None, INTERPRETED) if interpreted() else _compiled(asked)
-        if found is None and asked:
+        found, reason = (None, INTERPRETED) if interpreted() else _compiled(self.batch_invariant)
+        if found is None and wanted == "cutedsl":
             raise BackendUnavailableError(f"backend cuda: DSV4CORE_CUDA_ATTENTION=cutedsl, but {reason}")
         if found is None:
             log.info("cuda: no decode kernel of CuTeDSL: %s", reason)
@@ -119,7 +126,7 @@ def _compiled(any_batch: bool) -> tuple[ClusterDecode | None, str]:
     return (None, reason) if reason else (found, "")
 
 
-def _on_device(fewest: int) -> tuple[FlashMLA | None, str]:
+def _on_device(fewest: int, invariant: bool = False) -> tuple[FlashMLA | None, str]:
     """What the current device decides: its architecture, then what is installed, then whether it runs."""
     if not torch.cuda.is_available():
         return None, "no device"
@@ -134,7 +141,7 @@ def _on_device(fewest: int) -> tuple[FlashMLA | None, str]:
         reason = check(library, architecture, torch.device("cuda", torch.cuda.current_device()))
     except Exception as error:  # a build for other devices fails in ways of its own
         reason = f"{library.name} does not run here: {describe(error)}"
-    return (None, reason) if reason else (FlashMLA(library, architecture, fewest), "")
+    return (None, reason) if reason else (FlashMLA(library, architecture, fewest, invariant), "")
 
 
 def _count(text: str, default: int) -> int:
@@ -143,3 +150,9 @@ def _count(text: str, default: int) -> int:
     if not text.isdigit():
         raise ConfigError(f"DSV4CORE_CUDA_STREAM_TOKENS={text}: expected a number of tokens, 0 for none")
     return int(text)
+
+
+def _switch(text: str) -> bool:
+    if text not in ("", "0", "1"):
+        raise ConfigError(f"DSV4CORE_CUDA_BATCH_INVARIANT={text}: expected 0 or 1")
+    return text == "1"

@@ -37,16 +37,20 @@ class Pages:
 class FlashMLA:
     """One build of FlashMLA on one architecture, for `fewest` heads and more.
 
+    How decode splits a list depends on all lists of its batch, and so do last bits of the result; with
+    `invariant` only prefill comes here, which has one program a token and splits nothing.
     Lists come as the op contract allows them (any negative slot, anything behind a length) unless `trusted`
     says that they are a plan's own: then they are passed on as they are where their form allows it.
     """
 
     def __init__(
-        self, library: Library, architecture: tuple[int, int], fewest: int = FEWEST_HEADS
-    ) -> None:
+        self, library: Library, architecture: tuple[int, int], fewest: int = FEWEST_HEADS,
+        invariant: bool = False,
+    ) -> None:  # fmt: skip
         self.library = library
         self.architecture = architecture
         self.fewest = fewest
+        self.invariant = invariant
         self.have = ARCHITECTURES[architecture]
 
     def padded_heads(self, heads: int, layout: str) -> int:
@@ -54,7 +58,7 @@ class FlashMLA:
         answer = resolve(
             "sparse_decode", self.architecture, heads=heads, layouts=(layout,), fewest=self.fewest
         )
-        return padded(heads) if answer.provider == "flashmla" else heads
+        return padded(heads) if answer.provider == "flashmla" and not self.invariant else heads
 
     def decodes(self, q: Tensor, swa: Pages, extra: Pages | None, alone: bool = False) -> Answer:
         """Whether a decode step can be given to FlashMLA, and why not.
@@ -68,6 +72,8 @@ class FlashMLA:
             fewest=self.fewest,
         )  # fmt: skip
         reasons = list(answer.reasons)
+        if self.invariant:
+            reasons.append("FlashMLA's decode of a token depends on its batch")
         for source in sources:
             reasons += self._against_pages(source)
         if not q.shape[0]:

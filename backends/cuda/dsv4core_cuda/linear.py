@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsv4core.linear import LinearKernel, Problem, QuantisedWeight, Weight
-from dsv4core.linear.triton_kernel import TritonLinear
+from dsv4core.linear.triton_kernel import Arrivals, TritonLinear
 from dsv4core.numerics.block_fp8 import scale_values
+from dsv4core_cuda.schedule import capture_id
 
 BLOCK = 128
 FEW = 64  # tokens
@@ -21,7 +22,8 @@ COLUMN = 4  # f32 scales: cuBLASLt wants columns of whole 16 bytes
 
 def kernels() -> list[LinearKernel]:
     """All of them, available or not."""
-    return [CuteDslNvfp4(), DeepGemm(), TritonLinear(), ScaledMatmul(), WideResult()]
+    triton = TritonLinear(Arrivals(lambda device: capture_id(torch.cuda.current_stream(device))))
+    return [CuteDslNvfp4(), DeepGemm(), triton, ScaledMatmul(triton), WideResult()]
 
 
 def capability(device: torch.device) -> tuple[int, int]:
@@ -65,8 +67,8 @@ class ScaledMatmul(LinearKernel):
     name = "scaled_mm"
     rank = 55
 
-    def __init__(self) -> None:
-        self.few = TritonLinear()
+    def __init__(self, few: TritonLinear) -> None:
+        self.few = few
 
     def supports(self, problem: Problem) -> Literal[True] | str:
         """fp8 activations and SM90: torch has block scales of 128 there only."""
@@ -79,7 +81,7 @@ class ScaledMatmul(LinearKernel):
     def prepare(self, weight: Weight, problem: Problem) -> Any:
         """What Triton's kernel takes; the codes and f32 scales as columns."""
         stored = self.few.prepare(weight, problem)
-        return stored, stored.weight.weight.t(), scale_values(stored.weight.scales).t()
+        return stored, stored.weight.t(), scale_values(stored.scales).t()
 
     def apply(self, problem: Problem, prepared: Any, x: Tensor, x_scales: Tensor | None) -> Tensor:
         """Quantise, then one product."""
@@ -91,9 +93,7 @@ class ScaledMatmul(LinearKernel):
             return self.few.apply(problem, stored, x, x_scales)
         short = -tokens % COLUMN
         codes, x_scales = quantise_activation(F.pad(x, (0, 0, 0, short)) if short else x, by_column=True)
-        product = torch._scaled_mm(
-            codes, weight, scale_a=x_scales, scale_b=scales, out_dtype=torch.bfloat16
-        )
+        product = torch._scaled_mm(codes, weight, scale_a=x_scales, scale_b=scales, out_dtype=torch.bfloat16)
         return product[:tokens]
 
 

@@ -1,4 +1,4 @@
-"""The two attention ops: our own kernel for few tokens, FlashMLA where it takes the arguments, Triton's where not."""
+"""The two attention ops: our own kernel for few tokens, FlashMLA where it can, Triton's kernel where not."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ def grouped_output_projection(
     fits = groups > 0 and heads % groups == 0 and outputs % groups == 0
     if not plain or not fits or wo_a.shape[1] * groups != heads * o.shape[2]:
         return OPS["grouped_output_projection"].body(o, o_scales, wo_a, wo_a_scales, groups=groups)
-    x = o.reshape(o.shape[0], groups, wo_a.shape[1])
+    x = o.contiguous().view(o.shape[0], groups, wo_a.shape[1])  # cuBLAS keeps distances in 32 bits
     out = o.new_empty(o.shape[0], groups, outputs // groups)
     torch.bmm(x.transpose(0, 1), wo_a.view(groups, -1, wo_a.shape[1]).mT, out=out.transpose(0, 1))
     return out

@@ -48,19 +48,20 @@ def test_the_name_of_compiled_code_changes_with_all_that_it_depends_on(
     base = Program("check", "qff", (), 32)
     names = {key(base, "sm_90a"), key(base, "sm_100a")}
     others = [
-        Program("gather_rows", "qff", (), 32),
+        Program("index_q_mxfp4", "qff", (), 32),
         Program("check", "qfq", (), 32),
         Program("check", "qff", (1,), 32),
         Program("check", "qff", (), 64),
         Program("check", "qff", (), 32, shared=16),
         Program("check", "qff", (), 32, cluster=2),
+        Program("check", "qff", (), 32, alone=True),
     ]
     names |= {key(other, "sm_90a") for other in others}
     installed("4.8.2")
     names.add(key(base, "sm_90a"))
     monkeypatch.setattr(_build, "_sources", lambda kernel: "other")
     names.add(key(base, "sm_90a"))
-    assert len(names) == 10
+    assert len(names) == 11
 
 
 def test_a_kernel_is_compiled_once_for_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +82,7 @@ def test_a_kernel_is_compiled_once_for_a_folder(tmp_path: Path, monkeypatch: pyt
 
 def test_without_the_compiler_the_reason_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dsv4core_cuda.cutedsl._compiler", None)
-    with pytest.raises(BackendUnavailableError, match="has to be compiled.*pip install nvidia-cutlass"):
+    with pytest.raises(BackendUnavailableError, match=r"has to be compiled.*pip install nvidia-cutlass"):
         _build.compile_for(Program("check", "qff", (), 32), "sm_90a")
 
 
@@ -89,10 +90,16 @@ def test_arguments_lie_where_a_kernel_looks_for_them() -> None:
     assert list(_driver._pointers(struct.Struct("@iqfi"), 1000)) == [1000, 1008, 1016, 1020]
 
 
-def test_a_form_is_chosen_where_it_is_faster_at_every_size() -> None:
-    rows = (Row("a", "x", 1, 2.0, 3.0), Row("a", "x", 9, 2.0, 3.0), Row("a", "y", 1, 2.0, 2.0),
-            Row("b", "x", 1, 1.0, 9.0), Row("b", "x", 9, 9.0, 1.0))  # fmt: skip
-    assert faster(rows) == {"a": {"x"}}
+def test_a_form_is_chosen_from_the_size_on_at_which_it_is_faster() -> None:
+    rows = (
+        Row("a", "always", 1, 2.0, 3.0), Row("a", "always", 9, 2.0, 3.0), Row("a", "never", 1, 2.0, 2.0),
+        Row("b", "small", 1, 1.0, 9.0), Row("b", "small", 9, 9.0, 1.0), Row("b", "large", 1, 1.0, 2.0),
+        Row("b", "large", 5, 2.0, 1.0), Row("b", "large", 7, 1.0, 2.0), Row("b", "large", 9, 1.0, 2.0),
+    )  # fmt: skip
+    forms = faster(rows)
+    assert forms == {"a": {"always": 1}, "b": {"large": 7}}
+    asked = [("large", 6), ("large", 7), ("small", 99)]
+    assert [_measured.chosen(forms["b"], *of) for of in asked] == [False, True, False]
     assert _measured.rows("sm_70") == ()
 
 
@@ -136,9 +143,8 @@ def test_what_cannot_be_had_is_refused_with_the_reason(installed: Callable[[str 
 
 CALLS: dict[str, Callable[[dict[str, Any]], None]] = {
     "compress_norm_rope_store": lambda c: c.update(state_cache=c["state_cache"][:, :, 1:]),
-    "dequantize_and_gather_k_cache": lambda c: c.update(k_cache=c["k_cache"].view(-1)[1:].view(1, -1)),
     "fused_indexer_q_rope_quant": lambda c: c.update(cos_sin=c["cos_sin"][:, 1:]),
-    "quantize_and_insert_k_cache": lambda c: c.update(layout="bf16_row"),
+    "fused_qnorm_rope_kv_insert": lambda c: c.update(layout="bf16_row"),
 }
 """What makes a call one for the other kernel."""
 
@@ -159,7 +165,7 @@ def test_a_launch_fits_its_kernel_and_other_calls_go_on(op: str, monkeypatch: py
         return lambda grid, *values: launched.append((self, grid, values))
 
     monkeypatch.setattr(Program, "on", on)
-    forms = frozenset(module.programs("sm_90a"))
+    forms = dict.fromkeys(module.programs("sm_90a"), 2)
     op_here = module.bind(lambda *a, **k: passed_on.append((a, k)), forms, "sm_90a")
     op_here(**given)
     ((program, grid, values),) = launched
@@ -170,4 +176,6 @@ def test_a_launch_fits_its_kernel_and_other_calls_go_on(op: str, monkeypatch: py
     CALLS[op](changed)
     op_here(**changed)
     assert len(launched) == 1 and len(passed_on) == 1
+    module.bind(lambda *a, **k: passed_on.append((a, k)), dict.fromkeys(forms, 99), "sm_90a")(**given)
+    assert len(launched) == 1 and len(passed_on) == 2
 

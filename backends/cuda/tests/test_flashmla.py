@@ -86,8 +86,10 @@ def test_decode_is_the_op(heads: int, legacy: bool) -> None:
 
 
 def test_one_cache_and_an_empty_list_of_entries() -> None:
-    for changed in ({"extra_cache": None, "extra_slots": None, "extra_lens": None},
-                    {"extra_slots": torch.empty(5, 0, dtype=I32), "extra_lens": torch.zeros(5, dtype=I32)}):
+    for changed in (
+        {"extra_cache": None, "extra_slots": None, "extra_lens": None},
+        {"extra_slots": torch.empty(5, 0, dtype=I32), "extra_lens": torch.zeros(5, dtype=I32)},
+    ):
         fake, flash = made()
         given = {**world(), **changed}
         want = {**given, "out": given["out"].clone()}
@@ -160,6 +162,17 @@ def test_few_heads_are_not_padded_unless_asked_for() -> None:
     assert "does not pay for 16" in answer.reasons[0]
     assert [flash.padded_heads(n, "fp8_ds_mla") for n in (4, 32, 33, 64, 100)] == [4, 32, 64, 64, 128]
     assert flash.padded_heads(64, "bf16_row") == 64
+
+
+def test_decode_that_may_not_depend_on_its_batch_stays_with_triton() -> None:
+    flash = FlashMLA(FlashMLAModule(FakeFlashMLA().module()), (9, 0), invariant=True)
+    g = world(64)
+    answer = flash.decodes(
+        g["q"], Pages(g["swa_cache"], g["swa_slots"], g["swa_lens"], 64, "fp8_ds_mla"), None
+    )
+    assert answer.reasons == ("FlashMLA's decode of a token depends on its batch",)
+    assert flash.padded_heads(40, "fp8_ds_mla") == 40
+    assert flash.prefills(g["q"], g["q"][0], g["swa_slots"]).provider == "flashmla"
 
 
 @pytest.mark.parametrize(("tokens", "heads", "provider"), [(5, 64, "triton"), (5, 128, "flashmla")])

@@ -32,7 +32,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeFlashMLA:
 
 def backend(fake: FakeFlashMLA, monkeypatch: pytest.MonkeyPatch) -> Backend:
     flash = FlashMLA(FlashMLAModule(fake.module()), (9, 0), fewest=1)
-    monkeypatch.setattr(backend_module, "_on_device", lambda fewest: (flash, ""))
+    monkeypatch.setattr(backend_module, "_on_device", lambda fewest, invariant: (flash, ""))
     monkeypatch.setattr(backend_module, "interpreted", lambda: False)
     provider = CudaBackend({})
     return Backend(SPEC, provider, provider.ops)

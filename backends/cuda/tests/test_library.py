@@ -161,7 +161,7 @@ def test_the_backend_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen.ops["sparse_prefill"].provider == "triton (DSV4CORE_CUDA_ATTENTION=triton)"
     with pytest.raises(BackendUnavailableError, match="interprets kernels"):
         CudaBackend({"attention": "flashmla"})
-    for wrong in ({"attention": "cutlass"}, {"stream_tokens": "many"}):
+    for wrong in ({"attention": "cutlass"}, {"stream_tokens": "many"}, {"batch_invariant": "yes"}):
         with pytest.raises(ConfigError, match=next(iter(wrong)).upper()):
             CudaBackend(wrong)
 
@@ -192,9 +192,14 @@ def test_architecture_first_then_the_library_then_whether_it_runs(
 
 def test_a_library_that_runs_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     flash = FlashMLA(FlashMLAModule(FakeFlashMLA().module()), (9, 0))
-    monkeypatch.setattr(backend_module, "_on_device", lambda fewest: (flash, ""))
+    monkeypatch.setattr(backend_module, "_on_device", lambda fewest, invariant: (flash, ""))
     monkeypatch.setattr(backend_module, "interpreted", lambda: False)
     made = CudaBackend({})
     assert made.device_type == "cuda"
     assert made.ops["sparse_decode"].provider.startswith("flashmla (")
+    invariant = CudaBackend({"batch_invariant": "1"}).ops
+    assert invariant["sparse_decode"].provider == "triton (DSV4CORE_CUDA_BATCH_INVARIANT=1)"
+    assert invariant["sparse_prefill"].provider.startswith("flashmla (")
+    with pytest.raises(ConfigError, match="exclude each other"):
+        CudaBackend({"batch_invariant": "1", "attention": "flashmla"})
     assert made.ops["inverse_rope"].provider == "triton"

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dsv4core.linear import Problem, triton_kernel
+from dsv4core.linear.triton_kernel import TritonLinear
 from dsv4core_cuda import linear
 from dsv4core_cuda.linear import CuteDslNvfp4, DeepGemm, ScaledMatmul, WideResult, interleaved, kernels
 
@@ -25,7 +26,7 @@ def test_ranks() -> None:
 
 
 def test_scaled_matmul(monkeypatch: pytest.MonkeyPatch) -> None:
-    kernel = ScaledMatmul()
+    kernel = ScaledMatmul(TritonLinear())
     assert kernel.supports(FP8) == "torch multiplies with 128 x 128 scales on SM90 only, this is SM00"
     on(monkeypatch, 10, 0)
     assert "SM90 only, this is SM100" in str(kernel.supports(FP8))

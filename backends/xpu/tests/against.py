@@ -9,20 +9,12 @@ import torch
 from torch import Tensor
 
 from dsv4core.config import AttentionConfig
+from dsv4core.kernels.triton.calls import CONFIGS
 from dsv4core.layout import get_layout
 from dsv4core.ops import OPS
 from dsv4core.samples import Size, sample
 
 POISON = 0xA5
-CONFIGS = {
-    "vllm": {},
-    "official": {"profile": "official"},
-    "sglang": {"profile": "sglang"},
-    "mxfp4": {"index_layout": "index_mxfp4"},
-    "other": {"main_layout": "fp8_row", "index_layout": "index_fp8_ue8m0x4"},
-    "bf16": {"main_layout": "bf16_row"},
-    "fnuz": {"main_layout": "fp8_ds_mla_fnuz"},
-}
 MAIN = ("vllm", "other", "bf16", "fnuz")
 INDEX = ("vllm", "official", "sglang", "mxfp4", "other")
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dsv4core.plan import BatchPlan
-from dsv4core.runtime import graph_support, new_stream
+from dsv4core.runtime import captured, graph_support
 from dsv4core_conformance.case import NotRun
 from dsv4core_conformance.families._layers import World
 
@@ -73,22 +72,9 @@ class Bucket:
         make, reason = graph_support(device)
         if make is None:
             raise NotRun(reason)
-        side: Any = new_stream(device)
-        side.wait_stream(torch.accelerator.current_stream(device))
-        with side:
-            for _ in range(2):
-                self._eager()
-        torch.accelerator.synchronize()
-        graph = make()
-        recording: Any = torch.cuda.graph(graph) if isinstance(graph, torch.cuda.CUDAGraph) else graph
-        with recording if isinstance(graph, torch.cuda.CUDAGraph) else side:
-            if isinstance(graph, torch.cuda.CUDAGraph):
-                self.out = self._eager()
-            else:
-                with recording:
-                    self.out = self._eager()
+        replay, self.out = captured(self._eager, device)
         self.out.fill_(torch.nan)
-        return graph.replay
+        return replay
 
 
 def widened(plan: BatchPlan, width: int) -> BatchPlan:

@@ -15,11 +15,13 @@ import triton.language as tl
 from dsv4core.kernels.triton._flags import INTERPRETED
 from dsv4core.kernels.triton._pages import load_bf16, load_u32, store_as
 from dsv4core.kernels.triton.numerics import (
+    SUM,
     bits_of,
     byte_scale,
     decode_e4m3,
     decode_e4m3_fnuz,
     matrix,
+    round_bf16,
     widen,
 )
 
@@ -116,7 +118,7 @@ def operand(pointer, mask):
     """bf16 values as an operand of `tl.dot`, zeros where masked. Shapes: pointers and bool of one shape."""
     x = tl.load(pointer, mask, other=0.0)
     if INTERPRETED:
-        return widen(x)
+        return matrix(widen(x))
     else:
         return x
 
@@ -131,32 +133,55 @@ def tile_scores(qa, qb, qc, qr, ka, kb, kc, kr, live, factor):
     s += tl.dot(qb, tl.trans(kb), input_precision="ieee") * factor
     s += tl.dot(qc, tl.trans(kc), input_precision="ieee") * factor
     s += tl.dot(qr, tl.trans(kr), input_precision="ieee") * factor
-    return tl.where(live[None, :], s, -float("inf"))
+    return tl.where(live[None, :], s.to(tl.float32), -float("inf"))
 
 
 @triton.jit
-def fold(s, peak, total):
-    """Take the scores of a tile into the running maximum and sum.
+def _sum(p):
+    """Sum of weights from 0 to 1 in the last dimension, in multiples of 2^-23. Shapes: [H, N] -> [H]."""
+    if INTERPRETED:
+        return tl.sum(p.to(SUM), 1)
+    else:
+        # p + 1 holds the nearest multiple in its low bits: a sum of integers has no order.
+        return tl.sum(bits_of(p.to(tl.float32) + 1.0) - 0x3F800000, 1).to(tl.float32) * 1.1920928955078125e-07
 
-    Shapes: f32 [H, N], f32 [H] twice -> weights f32 [H, N], both, and the factor of what was before f32 [H].
+
+@triton.jit
+def weigh(s):
+    """Weights of a tile of keys, relative to the tile's own maximum, which is rounded up to a whole number.
+
+    Shapes: scores f32 [H, N] -> rounded weights f32 [H, N], the maximum, the sums of weights and of rounded
+    weights f32 [H].
     """
-    # Whole steps: factors are powers of two, and a weight rounds to the same bf16 in whatever tile it is.
-    new = tl.ceil(tl.maximum(peak, tl.max(s, 1)))
-    p = tl.exp2(s - new[:, None])
-    past = tl.exp2(peak - new)
-    # p + 1 holds the nearest multiple of 2^-23 in its low bits: a sum of integers has no order.
-    steps = tl.sum(bits_of(p + 1.0) - 0x3F800000, 1)
-    return p, new, total * past + steps.to(tl.float32) * 1.1920928955078125e-07, past
+    own = tl.ceil(tl.maximum(tl.max(s, 1), NEVER))
+    p = tl.exp2(s.to(SUM) - own[:, None])
+    w = round_bf16(p.to(tl.float32))
+    return w, own, _sum(p).to(tl.float32), _sum(w).to(tl.float32)
 
 
 @triton.jit
-def finish(peak, total, sink):
-    """Share of every weight in the output, and the natural log of the sum without the sink (+inf: no key).
+def fold(w, own, added, added_rounded, peak, total, rounded):
+    """Take a tile's weights into the running maximum and the sums of weights and of rounded weights.
 
-    Shapes: f32 [H] three times -> f32 [H] twice.
+    Shapes: what `weigh` gave, f32 [H] three times -> an operand of `tl.dot` [H, N], all three, and the factor
+    of what was before f32 [H]. Maxima are whole numbers: factors are powers of two, and multiply exactly.
+    """
+    new = tl.maximum(peak, own)
+    factor = tl.exp2(own - new)
+    past = tl.exp2(peak - new)
+    total = total * past + added * factor
+    return matrix(w * factor[:, None]), new, total, rounded * past + added_rounded * factor, past
+
+
+@triton.jit
+def finish(peak, total, rounded, sink):
+    """Share of every rounded weight in the output, and the natural log of the sum without the sink.
+
+    That is +inf without a key. Shapes: f32 [H] four times -> f32 [H] twice.
     """
     whole = total + tl.exp2(sink * LOG2E - peak)
-    share = tl.where(total > 0, 1.0 / tl.where(total > 0, whole, 1.0), 0.0)
+    # A weight that outweighs all others may be 0.4 % off, which total / rounded takes out again.
+    share = tl.where(total > 0, total / tl.where(total > 0, rounded * whole, 1.0), 0.0)
     lse = tl.where(total > 0, (peak + tl.log2(tl.where(total > 0, total, 1.0))) * LN2, float("inf"))
     return share, lse
 
@@ -169,5 +194,5 @@ def store_piece(out, acc, share, live, first, WIDTH: tl.constexpr):
     """
     d = tl.arange(0, WIDTH)[None, :]
     # A share of 0 with an infinite sum would be NaN: the row is 0 there.
-    value = tl.where(share[:, None] == 0, 0.0, acc * share[:, None])
+    value = tl.where(share[:, None] == 0, 0.0, (acc * share[:, None]).to(tl.float32))
     store_as(out[:, None] + first + d, value, live[:, None] & (d < WIDTH))

@@ -1,9 +1,9 @@
-"""The same attention for few tokens: keys are scored side by side, then used channel block by channel block.
+"""The same attention for few tokens: tiles of keys are weighed side by side, then used channel by channel.
 
 A decode step of one request has one program per 64 heads, which leaves a device idle. Here a first kernel
-scores blocks of keys, each in a program of its own; a second one folds the tiles in order, for some channels
-a program. Tiles, their order and every operation on a value are those of
-`sparse_attention_kernel`, so a row has the same bits in both forms.
+weighs tiles of keys, each in a program of its own; a second one folds them in order, for some channels a
+program, with rows and weights of the next tiles on their way. Tiles, their order and every operation on a
+value are those of `sparse_attention_kernel`, so a row has the same bits in both forms.
 """
 
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from dsv4core.kernels.triton._attention import (
     LOG2E,
@@ -24,157 +25,204 @@ from dsv4core.kernels.triton._attention import (
     row_pieces,
     store_piece,
     tile_scores,
+    weigh,
 )
 from dsv4core.kernels.triton._launch import launch, pieces
+from dsv4core.kernels.triton._pages import store_as
 from dsv4core.kernels.triton._tuning import tuned
-from dsv4core.kernels.triton.numerics import matrix
+from dsv4core.kernels.triton.numerics import add_product, widen
 
 DYNAMIC = [
     "parts", "limit", "width", "extra_limit", "extra_width", "tiles", "slots", "lens", "extra_slots",
     "extra_lens",
 ]  # fmt: skip
+STATS = tl.constexpr(3)  # of a tile and a head: maximum, sum of weights, sum of rounded weights
 
 
 @triton.jit
-def _score(
-    qa, qb, qc, qr, factor, t, target, slots, lens, cache, stride, limit, width, token_stride, column_stride,
-    len_stride, start,
+def _weigh_tile(
+    qa, qb, qc, qr, factor, t, weights, stats, slots, lens, cache, stride, limit, width, token_stride,
+    column_stride, len_stride, start,
     rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr,
-    HEADS: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr,
+    HEADS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """Scores of BLOCK keys into a tile of the workspace; nothing for a block behind the list's end."""
-    length = tl.minimum(tl.load(lens + t * len_stride), width)
+    """Weights of a tile into the workspace; nothing for a tile behind the list's end."""
+    length = tl.load(lens + t * len_stride)
+    n = start + tl.arange(0, KEYS)
+    # Slots are read up to the list's width: they need not wait for its length.
+    first, scales, live = listed_rows(
+        slots, t, n, width, cache, stride, limit, token_stride, column_stride, rows, LAYOUT
+    )
     if start < length:
-        n = start + tl.arange(0, BLOCK)
-        first, scales, live = listed_rows(
-            slots, t, n, length, cache, stride, limit, token_stride, column_stride, rows, LAYOUT
-        )
+        live &= n < length
         ka, kb, kc, kr = row_pieces(first, scales, live, LAYOUT, ALIGN, HARDWARE)
         s = tile_scores(qa, qb, qc, qr, ka, kb, kc, kr, live, factor)
-        i = tl.arange(0, HEADS)[:, None]
-        tl.store(target + i * KEYS + start % KEYS + tl.arange(0, BLOCK)[None, :], s)
+        w, peak, total, rounded = weigh(s)
+        i = tl.arange(0, HEADS)
+        store_as(weights + i[:, None] * KEYS + tl.arange(0, KEYS)[None, :], w, i[:, None] < HEADS)
+        tl.store(stats + i, peak)
+        tl.store(stats + HEADS + i, total)
+        tl.store(stats + 2 * HEADS + i, rounded)
 
 
 @triton.jit(do_not_specialize=DYNAMIC)
-def score_keys_kernel(
-    q, cache, slots, lens, extra, extra_slots, extra_lens, sink, out, lse, scores, scale,
+def weigh_keys_kernel(
+    q, cache, slots, lens, extra, extra_slots, extra_lens, sink, out, lse, weights, stats, scale,
     parts, tiles, heads, limit, width, extra_limit, extra_width, q_stride, q_head_stride, out_stride,
     out_head_stride, stride, slot_stride, column_stride, len_stride,
     extra_stride, extra_slot_stride, extra_column_stride, extra_len_stride,
     rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr,
     EXTRA: tl.constexpr, extra_rows: tl.constexpr, EXTRA_LAYOUT: tl.constexpr, EXTRA_ALIGN: tl.constexpr,
-    HARDWARE: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr,
+    HARDWARE: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """One program scores one block of keys of one list for HEADS heads of a token."""
+    """One program weighs one tile of keys for HEADS heads of a token."""
+    if EARLY:  # the second kernel may take its place beside this one, where it waits
+        gdc_launch_dependents()
     pid = tl.program_id(0)
-    BLOCKS: tl.constexpr = KEYS // BLOCK
-    tile = pid // BLOCKS % tiles
-    part = pid // BLOCKS // tiles
+    tile = pid % tiles
+    part = pid // tiles
     t = (part // parts).to(tl.int64)
-    target = scores + (part.to(tl.int64) * tiles + tile) * (HEADS * KEYS)
+    weights += pid.to(tl.int64) * (HEADS * KEYS)
+    stats += pid.to(tl.int64) * (STATS * HEADS)
     h = (part % parts) * HEADS + tl.arange(0, HEADS)
     qa, qb, qc, qr = query_pieces(q + t * q_stride + h.to(tl.int64) * q_head_stride, h < heads)
     factor = scale * LOG2E
     own = tl.cdiv(width, KEYS)
-    start = tile * KEYS + pid % BLOCKS * BLOCK
     if tile < own:
-        _score(
-            qa, qb, qc, qr, factor, t, target, slots, lens, cache, stride, limit, width, slot_stride,
-            column_stride, len_stride, start, rows, LAYOUT, ALIGN, HARDWARE, HEADS, KEYS, BLOCK,
+        _weigh_tile(
+            qa, qb, qc, qr, factor, t, weights, stats, slots, lens, cache, stride, limit, width, slot_stride,
+            column_stride, len_stride, tile * KEYS, rows, LAYOUT, ALIGN, HARDWARE, HEADS, KEYS,
         )  # fmt: skip
     elif EXTRA:
-        _score(
-            qa, qb, qc, qr, factor, t, target, extra_slots, extra_lens, extra, extra_stride, extra_limit,
-            extra_width, extra_slot_stride, extra_column_stride, extra_len_stride, start - own * KEYS,
-            extra_rows, EXTRA_LAYOUT, EXTRA_ALIGN, HARDWARE, HEADS, KEYS, BLOCK,
+        _weigh_tile(
+            qa, qb, qc, qr, factor, t, weights, stats, extra_slots, extra_lens, extra, extra_stride,
+            extra_limit, extra_width, extra_slot_stride, extra_column_stride, extra_len_stride,
+            (tile - own) * KEYS, extra_rows, EXTRA_LAYOUT, EXTRA_ALIGN, HARDWARE, HEADS, KEYS,
         )  # fmt: skip
 
 
 @triton.jit
 def _walk(
-    acc, peak, total, t, scores, first, slots, lens, cache, stride, limit, width,
-    token_stride, column_stride, len_stride,
-    ROTATED: tl.constexpr, rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr,
+    acc, peak, total, rounded, t, weights, stats, first, begin, end, own, skip, length, extra_length,
+    cache, slots, limit, stride, slot_stride, column_stride,
+    extra, extra_slots, extra_limit, extra_stride, extra_slot_stride, extra_column_stride,
+    ROTATED: tl.constexpr, BOTH: tl.constexpr, rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr,
     HARDWARE: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """All tiles of one list folded into a block of channels. Shapes: acc f32 [HEADS, CHANNELS]."""
-    length = tl.minimum(tl.load(lens + t * len_stride), width)
-    place = tl.arange(0, HEADS)[:, None] * KEYS + tl.arange(0, KEYS)[None, :]
-    for start in range(0, length, KEYS):
-        n = start + tl.arange(0, KEYS)
-        row, scales, live = listed_rows(
-            slots, t, n, length, cache, stride, limit, token_stride, column_stride, rows, LAYOUT
-        )
+    """Tiles begin .. end - 1, of one list or of both where pages are alike, folded into a block of channels.
+
+    `skip`: tiles of the first list in the workspace that hold no key. Shapes: acc [HEADS, CHANNELS].
+    """
+    i = tl.arange(0, HEADS)
+    block = i[:, None] * KEYS + tl.arange(0, KEYS)[None, :]
+    for tile in range(begin, end):
+        mine = tile < own
+        n = tl.where(mine, tile, tile - own) * KEYS + tl.arange(0, KEYS)
+        if BOTH:  # a tile never straddles the lists, so these are choices of scalars
+            row, scales, live = listed_rows(
+                tl.where(mine, slots, extra_slots), t, n, tl.where(mine, length, extra_length),
+                tl.where(mine, cache, extra), tl.where(mine, stride, extra_stride),
+                tl.where(mine, limit, extra_limit), tl.where(mine, slot_stride, extra_slot_stride),
+                tl.where(mine, column_stride, extra_column_stride), rows, LAYOUT,
+            )  # fmt: skip
+        else:
+            row, scales, live = listed_rows(
+                slots, t, n, tl.where(mine, length, extra_length), cache, stride, limit, slot_stride,
+                column_stride, rows, LAYOUT,
+            )  # fmt: skip
         k = piece(row, scales, live, first, CHANNELS, ROTATED, LAYOUT, ALIGN, HARDWARE)
-        s = tl.load(scores + start * HEADS + place)
-        p, peak, total, past = fold(tl.where(live[None, :], s, -float("inf")), peak, total)
-        acc = tl.dot(matrix(p), k, acc * past[:, None], input_precision="ieee")
-    return acc, peak, total
+        place = tl.where(mine, tile, tile + skip)
+        w = widen(tl.load(weights + place * (HEADS * KEYS) + block))
+        at = stats + place * (STATS * HEADS) + i
+        w, peak, total, rounded, past = fold(
+            w, tl.load(at), tl.load(at + HEADS), tl.load(at + 2 * HEADS), peak, total, rounded
+        )
+        acc = add_product(acc * past[:, None], w, k)
+    return acc, peak, total, rounded
 
 
 @triton.jit
 def _channels(
-    t, scores, first, cache, slots, lens, extra, extra_slots, extra_lens,
+    t, weights, stats, first, cache, slots, lens, extra, extra_slots, extra_lens,
     limit, width, extra_limit, extra_width, stride, slot_stride, column_stride, len_stride,
     extra_stride, extra_slot_stride, extra_column_stride, extra_len_stride,
     ROTATED: tl.constexpr, rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr,
     EXTRA: tl.constexpr, extra_rows: tl.constexpr, EXTRA_LAYOUT: tl.constexpr, EXTRA_ALIGN: tl.constexpr,
     HARDWARE: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr, CHANNELS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
-    """Both lists for one block of channels: unscaled sums, maximum, sum of weights."""
+    """Both lists for one block of channels: unscaled sums, maximum, both sums of weights."""
+    ALIKE: tl.constexpr = LAYOUT == EXTRA_LAYOUT and ALIGN == EXTRA_ALIGN and rows == extra_rows
+    BOTH: tl.constexpr = EXTRA and ALIKE
     acc = tl.zeros([HEADS, CHANNELS], tl.float32)
     peak = tl.zeros([HEADS], tl.float32) + NEVER
     total = tl.zeros([HEADS], tl.float32)
-    acc, peak, total = _walk(
-        acc, peak, total, t, scores, first, slots, lens, cache, stride, limit, width, slot_stride,
-        column_stride, len_stride, ROTATED, rows, LAYOUT, ALIGN, HARDWARE, HEADS, KEYS, CHANNELS,
-    )  # fmt: skip
+    rounded = tl.zeros([HEADS], tl.float32)
+    length = tl.maximum(tl.minimum(tl.load(lens + t * len_stride), width), 0)
+    own = tl.cdiv(length, KEYS)
+    skip = tl.cdiv(width, KEYS) - own
+    extra_length = length
+    tiles = own
     if EXTRA:
-        acc, peak, total = _walk(
-            acc, peak, total, t, scores + tl.cdiv(width, KEYS) * (HEADS * KEYS), first, extra_slots,
-            extra_lens, extra, extra_stride, extra_limit, extra_width, extra_slot_stride,
-            extra_column_stride, extra_len_stride,
-            ROTATED, extra_rows, EXTRA_LAYOUT, EXTRA_ALIGN, HARDWARE, HEADS, KEYS, CHANNELS,
+        extra_length = tl.maximum(tl.minimum(tl.load(extra_lens + t * extra_len_stride), extra_width), 0)
+        tiles += tl.cdiv(extra_length, KEYS)
+    if EARLY:
+        gdc_wait()
+    acc, peak, total, rounded = _walk(
+        acc, peak, total, rounded, t, weights, stats, first, 0, tiles if BOTH else own, own, skip, length,
+        extra_length, cache, slots, limit, stride, slot_stride, column_stride,
+        extra, extra_slots, extra_limit, extra_stride, extra_slot_stride, extra_column_stride,
+        ROTATED, BOTH, rows, LAYOUT, ALIGN, HARDWARE, HEADS, KEYS, CHANNELS,
+    )  # fmt: skip
+    if EXTRA and not ALIKE:
+        acc, peak, total, rounded = _walk(
+            acc, peak, total, rounded, t, weights, stats, first, own, tiles, own, skip, length,
+            extra_length, extra, extra_slots, extra_limit, extra_stride, extra_slot_stride,
+            extra_column_stride, extra, extra_slots, extra_limit, extra_stride, extra_slot_stride,
+            extra_column_stride,
+            ROTATED, False, extra_rows, EXTRA_LAYOUT, EXTRA_ALIGN, HARDWARE, HEADS, KEYS, CHANNELS,
         )  # fmt: skip
-    return acc, peak, total
+    return acc, peak, total, rounded
 
 
 @triton.jit(do_not_specialize=DYNAMIC)
-def use_scores_kernel(
-    q, cache, slots, lens, extra, extra_slots, extra_lens, sink, out, lse, scores, scale,
+def use_weights_kernel(
+    q, cache, slots, lens, extra, extra_slots, extra_lens, sink, out, lse, weights, stats, scale,
     parts, tiles, heads, limit, width, extra_limit, extra_width, q_stride, q_head_stride, out_stride,
     out_head_stride, stride, slot_stride, column_stride, len_stride,
     extra_stride, extra_slot_stride, extra_column_stride, extra_len_stride,
     rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr,
     EXTRA: tl.constexpr, extra_rows: tl.constexpr, EXTRA_LAYOUT: tl.constexpr, EXTRA_ALIGN: tl.constexpr,
     HARDWARE: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr, CHANNELS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """One program makes CHANNELS channels of the output for HEADS heads of a token."""
     pid = tl.program_id(0)
     first = pid % (512 // CHANNELS) * CHANNELS
     part = pid // (512 // CHANNELS)
     t = (part // parts).to(tl.int64)
-    scores += part.to(tl.int64) * tiles * (HEADS * KEYS)
+    weights += part.to(tl.int64) * tiles * (HEADS * KEYS)
+    stats += part.to(tl.int64) * tiles * (STATS * HEADS)
     h = (part % parts) * HEADS + tl.arange(0, HEADS)
     live = h < heads
     # Two programs in one: matrix units take keys in another order where one operand was bytes or bf16.
     if first >= 448:
-        acc, peak, total = _channels(
-            t, scores, first, cache, slots, lens, extra, extra_slots, extra_lens,
+        acc, peak, total, rounded = _channels(
+            t, weights, stats, first, cache, slots, lens, extra, extra_slots, extra_lens,
             limit, width, extra_limit, extra_width, stride, slot_stride, column_stride, len_stride,
             extra_stride, extra_slot_stride, extra_column_stride, extra_len_stride,
             True, rows, LAYOUT, ALIGN, EXTRA, extra_rows, EXTRA_LAYOUT, EXTRA_ALIGN,
-            HARDWARE, HEADS, KEYS, CHANNELS,
+            HARDWARE, HEADS, KEYS, CHANNELS, EARLY,
         )  # fmt: skip
     else:
-        acc, peak, total = _channels(
-            t, scores, first, cache, slots, lens, extra, extra_slots, extra_lens,
+        acc, peak, total, rounded = _channels(
+            t, weights, stats, first, cache, slots, lens, extra, extra_slots, extra_lens,
             limit, width, extra_limit, extra_width, stride, slot_stride, column_stride, len_stride,
             extra_stride, extra_slot_stride, extra_column_stride, extra_len_stride,
             False, rows, LAYOUT, ALIGN, EXTRA, extra_rows, EXTRA_LAYOUT, EXTRA_ALIGN,
-            HARDWARE, HEADS, KEYS, CHANNELS,
+            HARDWARE, HEADS, KEYS, CHANNELS, EARLY,
         )  # fmt: skip
-    share, natural = finish(peak, total, tl.load(sink + h, live, other=0.0))
+    share, natural = finish(peak, total, rounded, tl.load(sink + h, live, other=0.0))
     store_piece(out + t * out_stride + h.to(tl.int64) * out_head_stride, acc, share, live, first, CHANNELS)
     if first == 0:
         tl.store(lse + t * heads + h, natural, live)
@@ -183,14 +231,18 @@ def use_scores_kernel(
 def run(
     arguments: tuple[Tensor, ...], scale: float, parts: int, numbers: tuple[int, ...], meta: dict[str, Any]
 ) -> None:
-    """Both kernels: the arguments of `sparse_attention_kernel`, and a workspace for every tile's scores."""
+    """Both kernels: the arguments of `sparse_attention_kernel`, and a workspace for every tile's weights."""
     q = arguments[0]
     width, extra_width = numbers[2], numbers[4]
     keys, heads = meta["KEYS"], meta["HEADS"]
     tiles = pieces(width, keys) + (pieces(extra_width, keys) if meta["EXTRA"] else 0)
-    scores = torch.empty(q.shape[0] * parts * tiles, heads, keys, dtype=torch.float32, device=q.device)
-    rest = (*arguments, scores, scale, parts, tiles, *numbers)
     programs = q.shape[0] * parts
-    score, use = tuned("score_keys", q), tuned("use_scores", q, programs=programs)
-    launch(score_keys_kernel, programs * tiles * (keys // score["BLOCK"]), q, *rest, **meta, **score)
-    launch(use_scores_kernel, programs * (512 // use["CHANNELS"]), q, *rest, **meta, **use)
+    weights = torch.empty(programs * tiles, heads, keys, dtype=torch.bfloat16, device=q.device)
+    stats = torch.empty(programs * tiles, STATS.value, heads, dtype=torch.float32, device=q.device)
+    rest = (*arguments, weights, stats, scale, parts, tiles, *numbers)
+    use = tuned("use_weights", q)
+    early = bool(use.get("launch_pdl", 0))
+    launch(weigh_keys_kernel, programs * tiles, q, *rest, **meta, EARLY=early, **tuned("weigh_keys", q))
+    launch(
+        use_weights_kernel, programs * (512 // use["CHANNELS"]), q, *rest, **meta, EARLY=early, **use
+    )

@@ -66,19 +66,9 @@ def on(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext() if module.current_device() == device.index else module.device(device)
 
 
-def block(hardware: int, interpreter: int) -> int:
-    """A block size: what fits registers, or large for the interpreter, whose cost is per operation."""
-    return interpreter if interpreted else hardware
-
-
 def power(n: int, least: int = 1) -> int:
     """The next power of two that holds n."""
     return max(least, 1 << max(n - 1, 0).bit_length())
-
-
-def many_rows(width: int) -> int:
-    """Rows of a width that the interpreter takes at once: as many as fit 2^18 elements, up to 1024."""
-    return max(1, min(1024, (1 << 18) // width))
 
 
 def pieces(n: int, size: int) -> int:

@@ -153,7 +153,8 @@ def index_scores_kernel(
     if not FILL:
         last = seen
     order = _order(BLOCK, WARPS)
-    for start in range(begin, last, BLOCK):
+    steps = tl.cdiv(tl.maximum(last - begin, 0), BLOCK)  # interpreted tokens of other lengths go along
+    for start in range(begin, begin + steps * BLOCK, BLOCK):
         i = start + order
         page, row = table_rows(
             table, request, first + i, i < seen, width, table_stride, column_stride, rows

@@ -9,12 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dsv4core.kernels.triton._launch import block, interpreted, launch, many_rows, pieces, power
+from dsv4core.kernels.triton._launch import interpreted, launch, pieces, power
 from dsv4core.kernels.triton.numerics import bits_of
 
 SPAN = 16384  # entries of a row that one program takes
 BLOCK = 4096  # entries it looks at in one go
-SHORT = 64  # entries of a row that is ranked by comparing all with all
 CANDIDATE_BYTES = 8  # a score and an index
 
 
@@ -53,11 +52,12 @@ def _choose(
 ):  # fmt: skip
     """Four passes of 8 bits find the wanted-th key, a fifth writes what is kept."""
     left = wanted
+    stop = tl.cdiv(total, BLOCK) * BLOCK  # whole steps: interpreted rows of other lengths go along
     bins = tl.arange(0, 256)
     prefix = total * 0
     for step in tl.static_range(4):
         histogram = tl.zeros([256], tl.int32)
-        for start in range(0, total, BLOCK):
+        for start in range(0, stop, BLOCK):
             i = start + tl.arange(0, BLOCK)
             live, _ = _candidates(listed, i, first, have, fresh, total, K, MODE)
             key = _keys(scores, i, live)
@@ -77,7 +77,7 @@ def _choose(
             prefix = prefix * 256 + chosen
     done = total * 0
     ties = total * 0
-    for start in range(0, total, BLOCK):
+    for start in range(0, stop, BLOCK):
         i = start + tl.arange(0, BLOCK)
         live, index = _candidates(listed, i, first, have, fresh, total, K, MODE)
         key = _keys(scores, i, live)
@@ -138,49 +138,20 @@ def select_kernel(
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["tokens", "count", "score_stride", "lens"])
-def select_short_kernel(
-    scores, lens, out, tokens, count, score_stride, len_stride,
-    K: tl.constexpr, K_BLOCK: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
-    """ROWS rows a program: the rank of an entry is the number of entries before it in the order of choice."""
-    t = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    inside = t < tokens
-    length = tl.minimum(tl.load(lens + t * len_stride, inside, other=0), count)[:, None]
-    i = tl.arange(0, BLOCK)[None, :]
-    live = inside[:, None] & (i < length)
-    key = _keys(scores, (t * score_stride)[:, None] + i, live)
-    rank = tl.zeros_like(key)
-    for j in range(count):
-        other = tl.sum(tl.where(i == j, key, 0), 1)[:, None]
-        rank += ((j < length) & ((other > key) | ((other == key) & (j < i)))).to(tl.int32)
-    keep = (live & (rank < K)).to(tl.int32)
-    place = tl.cumsum(keep, 1) - 1
-    start = out + (t * K)[:, None]
-    tl.store(start + place, i + tl.zeros_like(key), keep != 0)
-    behind = tl.arange(0, K_BLOCK)[None, :]
-    tl.store(start + behind, -1, inside[:, None] & (behind >= tl.sum(keep, 1)[:, None]) & (behind < K))
-
-
 def candidate_bytes(entries: int, k: int, span: int = SPAN) -> int:
     """What `select` takes beside its results for a row of so many entries."""
     return pieces(entries, span) * k * CANDIDATE_BYTES if entries > 2 * span else 0
 
 
-def select(scores: Tensor, lens: Tensor, out: Tensor, *, count: int, span: int = SPAN) -> None:
+def select(
+    scores: Tensor, lens: Tensor, out: Tensor, *, count: int, span: int = SPAN, room: Tensor | None = None
+) -> None:
     """The k best of the first `count` scores of each row.
 
-    Shapes: scores f32 [T, >= count], lens i32 [T] (entries visible), out i32 [T, k] contiguous (written).
+    Shapes: scores f32 [T, >= count], lens i32 [T] (entries visible), out i32 [T, k] contiguous (written),
+    room f32 [>= T * `candidate_bytes` / 4] (written), made here without one.
     """
     tokens, k = out.shape
-    if interpreted and count <= SHORT:  # a device lists such rows in the same kernel as longer ones
-        wide = power(k)
-        at_once = block(4, many_rows(max(wide, SHORT)))
-        launch(
-            select_short_kernel, pieces(tokens, at_once), out, scores, lens, out, tokens, count,
-            scores.stride(0), lens.stride(0), K=k, K_BLOCK=wide, BLOCK=SHORT, ROWS=at_once, num_warps=4,
-        )  # fmt: skip
-        return
     # One block size on a device, so that nothing compiles again; the interpreter takes what there is.
     size = min(BLOCK, power(count, 64)) if interpreted else BLOCK
     meta = {"K": k, "K_BLOCK": power(k), "BLOCK": size, "num_warps": 8}
@@ -192,8 +163,9 @@ def select(scores: Tensor, lens: Tensor, out: Tensor, *, count: int, span: int =
         )  # fmt: skip
         return
     spans = pieces(count, span)
-    best = torch.empty(tokens, spans * k, dtype=torch.int32, device=out.device)
-    best_scores = torch.empty(tokens, spans * k, dtype=torch.float32, device=out.device)
+    room = scores.new_empty(2 * tokens * spans * k) if room is None else room
+    best_scores, rest = room.split([tokens * spans * k, room.numel() - tokens * spans * k])
+    best = rest.view(torch.int32)
     launch(
         select_kernel, (tokens, spans), out, scores, out, lens, best, best_scores, 0, count, scores.stride(0),
         k, lens.stride(0), spans * k, spans * k, MODE="plain", SCORES=True, SPAN=span, **meta,

@@ -32,7 +32,7 @@ XPU_ABILITIES = (
     "fp16", "fp64", "bfloat16_conversions", "subgroup_2d_block_io", "subgroup_matrix_multiply_accumulate",
     "subgroup_matrix_multiply_accumulate_tensor_float32",
 )  # fmt: skip
-META = ("num_warps", "num_stages", "num_ctas", "maxnreg", "waves_per_eu")
+META = ("num_warps", "num_stages", "num_ctas", "maxnreg", "waves_per_eu", "launch_pdl")
 
 
 def targets() -> tuple[str, ...]:

@@ -11,6 +11,16 @@ from dsv4core.layout import get_layout
 from dsv4core.samples import Size, sample
 
 Call = tuple[str, dict[str, Any]]
+CONFIGS: dict[str, dict[str, str]] = {
+    "vllm": {},
+    "official": {"profile": "official"},
+    "sglang": {"profile": "sglang"},
+    "mxfp4": {"index_layout": "index_mxfp4"},
+    "other": {"main_layout": "fp8_row", "index_layout": "index_fp8_ue8m0x4"},
+    "bf16": {"main_layout": "bf16_row"},
+    "fnuz": {"main_layout": "fp8_ds_mla_fnuz"},
+}
+"""Changes to a configuration that together reach every layout; for comparisons of bytes."""
 
 
 def calls(tokens: int = 60, few: int = 3, context: int = 200) -> dict[str, Callable[[], Call]]:

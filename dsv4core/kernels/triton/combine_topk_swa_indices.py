@@ -5,7 +5,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
-from dsv4core.kernels.triton._launch import block, launch, many_rows, pieces, power
+from dsv4core.kernels.triton._launch import launch, pieces, power
+from dsv4core.kernels.triton._tuning import tuned
 
 NAME = "combine_topk_swa_indices"
 WIDTH_MULTIPLE = 128  # what sparse prefill kernels tile by
@@ -73,12 +74,13 @@ def combine_topk_swa_indices(
     if not requests:
         return out.fill_(-1), lens.zero_()
     size = power(width)
-    at_once = block(1, many_rows(max(size, 256)))
+    meta = tuned("combine_topk_swa", topk)
     launch(
-        combine_topk_swa_kernel, pieces(tokens, at_once), topk, topk, query_start_loc, seq_lens, gather_lens,
+        combine_topk_swa_kernel, pieces(tokens, meta["ROWS"]), topk, topk,
+        query_start_loc, seq_lens, gather_lens,
         out, lens, tokens, requests, M, N, topk.stride(0), topk.stride(1), query_start_loc.stride(0),
         seq_lens.stride(0),
         gather_lens.stride(0), WINDOW=window, RATIO=max(ratio, 1), TOP_K=top_k, LISTED=topk.shape[1],
-        WIDTH=width, BLOCK=size, REQUESTS=256, ROWS=at_once, num_warps=4,
+        WIDTH=width, BLOCK=size, REQUESTS=256, **meta,
     )  # fmt: skip
     return out, lens

@@ -175,9 +175,9 @@ def compress_norm_rope_store_kernel(
 ):  # fmt: skip
     """One program goes through ENTRIES runs of tokens side by side, SCAN at a time, and closes windows."""
     i = tl.arange(0, SCAN)[None, :]
-    begin = (tl.program_id(0) * ENTRIES + tl.arange(0, ENTRIES)) * run
+    begin = (tl.program_id(0) * ENTRIES + tl.arange(0, ENTRIES)).to(tl.int64) * run
     for step in range(0, run, SCAN):
-        t = (begin[:, None] + step + i).to(tl.int64)
+        t = begin[:, None] + step + i
         inside = (step + i < run) & (t < tokens)
         position = tl.load(positions + t * position_stride, inside, other=-1).to(tl.int32)
         given = tl.load(slots + t * slot_stride, inside, other=-1)

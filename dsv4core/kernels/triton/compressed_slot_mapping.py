@@ -4,8 +4,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dsv4core.kernels.triton._launch import block, launch, pieces
+from dsv4core.kernels.triton._launch import launch, pieces
 from dsv4core.kernels.triton._table import table_slots
+from dsv4core.kernels.triton._tuning import tuned
 
 
 @triton.jit(
@@ -49,13 +50,13 @@ def compressed_slot_mapping(
     Shapes: positions i64 [T], slot_mapping i64 [<= T], token_to_req i32 [T], block_table i32 [R, W] -> i64
     [T].
     """
-    tokens, size = positions.shape[0], block(256, 1024)
+    tokens, meta = positions.shape[0], tuned("compressed_slot_mapping", positions)
     out = positions.new_empty(tokens)
     width = block_table.shape[1] if block_table.shape[0] else 0
     launch(
-        compressed_slot_mapping_kernel, pieces(tokens, size), positions, positions, slot_mapping,
+        compressed_slot_mapping_kernel, pieces(tokens, meta["BLOCK"]), positions, positions, slot_mapping,
         token_to_req, block_table, out, tokens, slot_mapping.shape[0], width, positions.stride(0),
         slot_mapping.stride(0), token_to_req.stride(0), block_table.stride(0), block_table.stride(1),
-        RATIO=ratio, rows=rows, BLOCK=size,
+        RATIO=ratio, rows=rows, **meta,
     )  # fmt: skip
     return out

@@ -5,8 +5,9 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
-from dsv4core.kernels.triton._launch import block, launch, many_rows, pieces, power
+from dsv4core.kernels.triton._launch import launch, pieces, power
 from dsv4core.kernels.triton._table import table_slots
+from dsv4core.kernels.triton._tuning import tuned
 
 NAME = "compute_global_topk_indices_and_lens"
 
@@ -51,11 +52,12 @@ def compute_global_topk_indices_and_lens(
     out, lens = topk.new_empty(tokens, count), topk.new_empty(tokens)
     width = block_table.shape[1] if block_table.shape[0] else 0
     size = power(count)
-    at_once = block(1, many_rows(size))
+    meta = tuned("compute_global_topk", topk)
     launch(
-        compute_global_topk_kernel, pieces(tokens, at_once), topk, topk, token_to_req, block_table, is_valid,
+        compute_global_topk_kernel, pieces(tokens, meta["ROWS"]), topk, topk,
+        token_to_req, block_table, is_valid,
         out, lens, tokens, width,
         topk.stride(0), topk.stride(1), token_to_req.stride(0), is_valid.stride(0), block_table.stride(0),
-        block_table.stride(1), COUNT=count, rows=rows, BLOCK=size, ROWS=at_once, num_warps=4,
+        block_table.stride(1), COUNT=count, rows=rows, BLOCK=size, **meta,
     )  # fmt: skip
     return out, lens

@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dsv4core.kernels.triton._launch import block, launch, pieces
-from dsv4core.kernels.triton._tuning import native_e4m3
+from dsv4core.kernels.triton._launch import launch, pieces, power
+from dsv4core.kernels.triton._tuning import native_e4m3, tuned
 from dsv4core.kernels.triton.numerics import byte_scale, decode_e2m1, decode_e4m3, to_bf16
 from dsv4core.kernels.triton.quantised_linear import FORMATS
 
@@ -43,12 +43,13 @@ def dequantise_weight(weight: Tensor, scales: Tensor, global_scale: Tensor | Non
     """
     rows, inputs = weight.shape[0], weight.shape[1] * (1 if format == "fp8_block" else 2)
     out = torch.empty(rows, inputs, dtype=torch.bfloat16, device=weight.device)
-    size = min(block(2048, 4096), triton.next_power_of_2(inputs))
+    meta = tuned("dequantise_weight", weight)
+    meta["INPUTS"] = size = min(meta["INPUTS"], power(inputs))
     stored = scales if scales.dtype == torch.float32 else scales.view(torch.uint8)
     launch(
         dequantise_weight_kernel, (rows, pieces(inputs, size)), weight, weight.view(torch.uint8), stored,
-        stored if global_scale is None else global_scale, out, inputs, scales.stride(0), INPUTS=size,
+        stored if global_scale is None else global_scale, out, inputs, scales.stride(0),
         FORMAT=FORMATS[format], BYTES=scales.dtype != torch.float32, HARDWARE=native_e4m3(weight),
-        num_warps=4,
+        **meta,
     )  # fmt: skip
     return out

@@ -33,7 +33,7 @@ def fused_indexer_q_kernel(
     j = tl.arange(0, 64)[None, :]
     mask = live[:, None] & (j < 64)
     cos, sin = angles(cos_sin, positions, t, live, position_stride, table_stride)
-    start = q + (t * token_stride + h * head_stride)[:, None]
+    start = q + (t * token_stride + h.to(tl.int64) * head_stride)[:, None]
     low = widen(tl.load(start + j, mask, other=0.0))
     high = widen(tl.load(start + 64 + j, mask, other=0.0))
     x = side_by_side(low, round_bf16(rotate(high, cos, sin, False, 64)))

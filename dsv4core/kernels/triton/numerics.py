@@ -10,6 +10,10 @@ import triton.language as tl
 
 from dsv4core.kernels.triton._flags import INTERPRETED
 
+# What sums of products are kept in. A matrix unit has an order of its own, which the interpreter cannot know:
+# there sums are exact to far below what is kept of them, so that none shows.
+SUM = tl.constexpr(tl.float64 if INTERPRETED.value else tl.float32)
+
 
 @triton.jit
 def bits_of(x):
@@ -317,11 +321,20 @@ def hadamard128(x):
 
 @triton.jit
 def matrix(x):
-    """An operand of `tl.dot`: bf16 on a device; the interpreter's bf16 dot is garbage, so there f32."""
+    """An operand of `tl.dot`: bf16 on a device, `SUM` in the interpreter, whose bf16 dot is garbage."""
     if INTERPRETED:
-        return x
+        return x.to(SUM)
     else:
         return x.to(tl.bfloat16)
+
+
+@triton.jit
+def add_product(acc, x, y):
+    """acc + x @ y of operands of `matrix`. Shapes: acc [M, N] in `SUM` or f32, x [M, K], y [K, N]."""
+    if INTERPRETED:
+        return acc + tl.dot(x, y)
+    else:
+        return tl.dot(x, y, acc, input_precision="ieee")
 
 
 @triton.jit

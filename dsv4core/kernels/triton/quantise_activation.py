@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dsv4core.kernels.triton._launch import block, launch, many_rows, pieces
-from dsv4core.kernels.triton._tuning import native_e4m3
+from dsv4core.kernels.triton._launch import launch, pieces
+from dsv4core.kernels.triton._tuning import native_e4m3, tuned
 from dsv4core.kernels.triton.numerics import (
     decode_e4m3,
     encode_e4m3,
@@ -65,9 +65,9 @@ def rounded_activation(x: Tensor) -> Tensor:
 
 
 def _launch(x: Tensor, out: Tensor, scales: Tensor, *, values: bool) -> None:
-    rows, groups = block(16, many_rows(GROUP)), x.numel() // GROUP
+    meta, groups = tuned("quantise_activation", x), x.numel() // GROUP
     launch(
-        quantise_activation_kernel, pieces(groups, rows), x, x, out, scales, groups, x.shape[1] // GROUP,
-        x.stride(0), scales.stride(0), scales.stride(1), ROWS=rows, VALUES=values, HARDWARE=native_e4m3(x),
-        num_warps=4,
+        quantise_activation_kernel, pieces(groups, meta["ROWS"]), x, x, out, scales, groups,
+        x.shape[1] // GROUP,
+        x.stride(0), scales.stride(0), scales.stride(1), VALUES=values, HARDWARE=native_e4m3(x), **meta,
     )  # fmt: skip

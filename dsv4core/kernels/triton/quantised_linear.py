@@ -15,6 +15,7 @@ from torch import Tensor
 from dsv4core.kernels.triton._launch import launch, pieces
 from dsv4core.kernels.triton._tuning import native_e4m3
 from dsv4core.kernels.triton.numerics import (
+    add_product,
     byte_scale,
     decode_e2m1,
     decode_e4m3,
@@ -147,10 +148,10 @@ def quantised_linear_kernel(
                 w_place + byte, w_live, s_place, s_live, ROWS, INPUTS, GROUP, FORMAT == 1, HARDWARE
             )
             operand = values if HARDWARE else matrix(widen(values))
-            total = tl.dot(w, tl.trans(operand), total)
+            total = add_product(total, w, tl.trans(operand))
     place = t.to(tl.int64)[:, None] * rows + n[None, :]
     live = token_live & (n < rows)[None, :]
-    total = tl.trans(total)
+    total = tl.trans(total.to(tl.float32))
     if PARTS == 1:
         _finish(out + place, total, factor, live, FORMAT == 1)
     else:
@@ -191,7 +192,7 @@ def quantised_linear(
 ) -> Tensor:
     """x @ weight^T in one pass over the stored codes; with groups every group of rows has inputs of its own.
 
-    `arrived` holds `counters` of whoever calls, in use nowhere else at the same time. Shapes: x bf16
+    `arrived` holds zeros that no launch uses at the same time; each leaves zeros. Shapes: x bf16
     [T, G, in], or float8_e4m3fn with x_scales f32 [T, G, in/128] (fp8_block only); weight, scales and
     global_scale as `linear` has them -> [T, rows].
     """

@@ -19,18 +19,19 @@ from dsv4core.kernels.triton._attention import (
     row_pieces,
     store_piece,
     tile_scores,
+    weigh,
 )
 from dsv4core.kernels.triton._launch import alignment, launch, pieces, supported
 from dsv4core.kernels.triton._pages import MAIN
 from dsv4core.kernels.triton._tuning import native_e4m3, tuned
-from dsv4core.kernels.triton.numerics import matrix
+from dsv4core.kernels.triton.numerics import add_product
 
 NAME = "sparse_decode"
 
 
 @triton.jit
 def _attend_lists(
-    qa, qb, qc, qr, a, b, c, r, peak, total, factor, t,
+    qa, qb, qc, qr, a, b, c, r, peak, total, rounded, factor, t,
     cache, slots, lens, limit, width, stride, slot_stride, column_stride, len_stride,
     extra, extra_slots, extra_lens, extra_limit, extra_width, extra_stride, extra_slot_stride,
     extra_column_stride, extra_len_stride,
@@ -70,13 +71,13 @@ def _attend_lists(
                 once = tile < 0
         else:
             s = tile_scores(qa, qb, qc, qr, ka, kb, kc, kr, live, factor)
-        p, peak, total, past = fold(s, peak, total)
-        w = matrix(p)
-        a = tl.dot(w, ka, a * past[:, None], input_precision="ieee")
-        b = tl.dot(w, kb, b * past[:, None], input_precision="ieee")
-        c = tl.dot(w, kc, c * past[:, None], input_precision="ieee")
-        r = tl.dot(w, kr, r * past[:, None], input_precision="ieee")
-    return a, b, c, r, peak, total
+        w, own_peak, added, added_rounded = weigh(s)
+        w, peak, total, rounded, past = fold(w, own_peak, added, added_rounded, peak, total, rounded)
+        a = add_product(a * past[:, None], w, ka)
+        b = add_product(b * past[:, None], w, kb)
+        c = add_product(c * past[:, None], w, kc)
+        r = add_product(r * past[:, None], w, kr)
+    return a, b, c, r, peak, total, rounded
 
 
 @triton.jit(
@@ -114,25 +115,26 @@ def sparse_attention_kernel(
     r = tl.zeros([HEADS, 64], tl.float32)
     peak = tl.zeros([HEADS], tl.float32) + NEVER
     total = tl.zeros([HEADS], tl.float32)
+    rounded = tl.zeros([HEADS], tl.float32)
     factor = scale * LOG2E
     SAME: tl.constexpr = LAYOUT == EXTRA_LAYOUT and ALIGN == EXTRA_ALIGN and rows == extra_rows
     BOTH: tl.constexpr = EXTRA and SAME
-    a, b, c, r, peak, total = _attend_lists(
-        qa, qb, qc, qr, a, b, c, r, peak, total, factor, t,
+    a, b, c, r, peak, total, rounded = _attend_lists(
+        qa, qb, qc, qr, a, b, c, r, peak, total, rounded, factor, t,
         cache, slots, lens, limit, width, stride, slot_stride, column_stride, len_stride,
         extra, extra_slots, extra_lens, extra_limit, extra_width, extra_stride, extra_slot_stride,
         extra_column_stride, extra_len_stride, BOTH, rows, LAYOUT, ALIGN, HARDWARE, KEYS, APART,
     )  # fmt: skip
     if EXTRA and not BOTH:
-        a, b, c, r, peak, total = _attend_lists(
-            qa, qb, qc, qr, a, b, c, r, peak, total, factor, t,
+        a, b, c, r, peak, total, rounded = _attend_lists(
+            qa, qb, qc, qr, a, b, c, r, peak, total, rounded, factor, t,
             extra, extra_slots, extra_lens, extra_limit, extra_width, extra_stride, extra_slot_stride,
             extra_column_stride, extra_len_stride,
             extra, extra_slots, extra_lens, extra_limit, extra_width, extra_stride, extra_slot_stride,
             extra_column_stride, extra_len_stride,
             False, extra_rows, EXTRA_LAYOUT, EXTRA_ALIGN, HARDWARE, KEYS, APART,
         )  # fmt: skip
-    share, sums = finish(peak, total, tl.load(sink + h, live, other=0.0))
+    share, sums = finish(peak, total, rounded, tl.load(sink + h, live, other=0.0))
     target = out + t * out_stride + wide * out_head_stride
     store_piece(target, a, share, live, 0, 256)
     store_piece(target, b, share, live, 256, 128)

@@ -5,10 +5,10 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
-from dsv4core.kernels.triton._attention import LOG2E, NEVER, finish, fold, operand, store_piece
+from dsv4core.kernels.triton._attention import LOG2E, NEVER, finish, fold, operand, store_piece, weigh
 from dsv4core.kernels.triton._launch import launch, pieces
 from dsv4core.kernels.triton._tuning import tuned
-from dsv4core.kernels.triton.numerics import matrix
+from dsv4core.kernels.triton.numerics import add_product
 from dsv4core.kernels.triton.sparse_decode import require_bf16
 
 NAME = "sparse_prefill"
@@ -18,7 +18,8 @@ NAME = "sparse_prefill"
 def _scores(qa, qb, ka, kb, factor):
     """Scores of a tile from both halves of its rows."""
     s = tl.dot(qa, tl.trans(ka), input_precision="ieee") * factor
-    return s + tl.dot(qb, tl.trans(kb), input_precision="ieee") * factor
+    s += tl.dot(qb, tl.trans(kb), input_precision="ieee") * factor
+    return s.to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["parts", "rows", "width", "indices", "lens"])
@@ -42,12 +43,13 @@ def sparse_prefill_kernel(
     b = tl.zeros([HEADS, 256], tl.float32)
     peak = tl.zeros([HEADS], tl.float32) + NEVER
     total = tl.zeros([HEADS], tl.float32)
+    rounded = tl.zeros([HEADS], tl.float32)
     factor = scale * LOG2E
     length = tl.minimum(tl.load(lens + t * len_stride), width)
     indices += t * index_stride
     n = tl.arange(0, KEYS)
     ahead = tl.load(indices + n.to(tl.int64) * column_stride, n < length, other=-1)
-    for start in range(0, length, KEYS):
+    for start in range(0, tl.cdiv(length, KEYS) * KEYS, KEYS):  # interpreted queries with fewer go along
         row = ahead
         n += KEYS  # the list is read a tile ahead of the rows
         ahead = tl.load(indices + n.to(tl.int64) * column_stride, n < length, other=-1)
@@ -63,11 +65,12 @@ def sparse_prefill_kernel(
                 once = start < 0
         else:
             s = _scores(qa, qb, ka, kb, factor)
-        p, peak, total, past = fold(tl.where(there[None, :], s, -float("inf")), peak, total)
-        w = matrix(p)
-        a = tl.dot(w, ka, a * past[:, None], input_precision="ieee")
-        b = tl.dot(w, kb, b * past[:, None], input_precision="ieee")
-    share, sums = finish(peak, total, tl.load(sink + h, live, other=0.0))
+        s = tl.where(there[None, :], s, -float("inf"))
+        w, own_peak, added, added_rounded = weigh(s)
+        w, peak, total, rounded, past = fold(w, own_peak, added, added_rounded, peak, total, rounded)
+        a = add_product(a * past[:, None], w, ka)
+        b = add_product(b * past[:, None], w, kb)
+    share, sums = finish(peak, total, rounded, tl.load(sink + h, live, other=0.0))
     target = out + t * out_stride + wide * out_head_stride
     store_piece(target, a, share, live, 0, 256)
     store_piece(target, b, share, live, 256, 256)

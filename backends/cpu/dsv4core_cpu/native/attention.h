@@ -34,7 +34,12 @@ struct Call {
     }
 };
 
-struct Key : Row { int layout; };
+struct Key : Row {
+    int layout;
+    bool operator==(const Key& other) const {
+        return front == other.front && tail == other.tail && layout == other.layout;
+    }
+};
 
 // The rows a token attends to, in the order of its lists; holes and rows outside of the cache are left out.
 inline i64 collect(const Call& call, i64 t, Key* keys) {

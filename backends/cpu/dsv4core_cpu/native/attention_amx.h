@@ -17,7 +17,7 @@ struct Amx : Bf16 {
     };
 
     struct Work : Bf16::Work {
-        void cut(Cutter& c, i64 capacity, i64 padded) { Bf16::Work::cut(c, capacity + KEYS, padded); }
+        void hold(Cutter& c, i64 capacity) { Bf16::Work::hold(c, capacity + KEYS); }
         static i64 rows(i64) { return KEYS; }
 
         // A tile of keys that is not full ends in zeros.

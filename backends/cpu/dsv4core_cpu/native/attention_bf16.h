@@ -80,9 +80,9 @@ struct Bf16 {
         u32 *query, *values;  // [head tiles][256][<= 64], [panels][pairs][64]
         i64 pairs;
 
-        void cut(Cutter& c, i64 capacity, i64 padded) {
+        void cut(Cutter& c, i64 padded) { query = c.take<u32>(padded * DIM / 2); }
+        void hold(Cutter& c, i64 capacity) {
             pairs = (capacity / 2 + 1) | 1;  // odd, so that panels do not fall on the same cache sets
-            query = c.take<u32>(padded * DIM / 2);
             values = c.take<u32>(PANELS * pairs * PANEL);
         }
 

@@ -1,12 +1,17 @@
 // The order of work of one token, for a kernel that knows how to multiply. Three phases: scores of all keys,
-// softmax against the final maximum, weighted sum of the keys. Whether one thread does a token alone or a
-// team shares it, every number is computed from the same operands in the same order.
+// softmax against the final maximum, weighted sum of the keys. Whether one thread does a token alone, next to
+// others whose lists begin alike, or a team shares it: every number is computed from the same operands in the
+// same order.
 #pragma once
+#include <vector>
+
 #include "attention.h"
 
 namespace dsv4 {
 
 constexpr i64 CHUNK = 1280;  // keys whose decoded rows are held at once; more are decoded a second time
+constexpr i64 QUERIES = 8;  // tokens of a tile at most
+constexpr i64 TILE_SCORES = 8 << 20;  // bytes of scores of a tile at most
 
 template <class Kernel> struct Token {
     const Call& call;
@@ -16,18 +21,32 @@ template <class Kernel> struct Token {
     float *scores, *sums, *share;
     i64 padded;  // heads, up to a multiple of LANES
 
-    Token(const Call& c, i64 longest, Cutter& cut)
+    // The rows that a lender has loaded are there for the borrower too.
+    Token(const Call& c, i64 longest, Cutter& cut, const Token* lender = nullptr)
         : call(c), t(0), n(0), capacity(std::min(longest, CHUNK) + 1), padded((c.heads + LANES - 1) / LANES * LANES) {
         keys = cut.take<Key>(longest + 1);
         scores = cut.take<float>((longest + Kernel::KEYS) * padded);
         sums = longest > CHUNK ? cut.take<float>(padded * DIM) : nullptr;
         share = cut.take<float>(padded);
-        work.cut(cut, capacity, padded);
+        if (lender) work = lender->work;
+        else work.hold(cut, capacity);
+        work.cut(cut, padded);
     }
 
     void begin(i64 token) {
         t = token;
         n = collect(call, t, keys);
+    }
+    // How many of the first `most` rows are those of another token.
+    i64 alike(const Token& other, i64 most) const {
+        i64 i = 0;
+        for (most = std::min(most, n); i < most && keys[i] == other.keys[i]; i++) {}
+        return i;
+    }
+    void exchange(Token& other) {
+        std::swap(t, other.t);
+        std::swap(n, other.n);
+        std::swap(keys, other.keys);
     }
     i64 chunks() const { return (n + CHUNK - 1) / CHUNK; }
     i64 chunk_end(i64 c) const { return std::min(n, (c + 1) * CHUNK); }
@@ -36,16 +55,18 @@ template <class Kernel> struct Token {
 
     void query(i64 h) { work.pack_query(call, t, h, padded); }
 
-    // Scores of one tile of keys, and its rows for the weighted sum if the token has no second pass.
-    void key_tile(i64 c, i64 tile, typename Kernel::Own& own, bool scored) {
+    // The rows of one tile of keys for its scores, and those for the weighted sum if they are to stay.
+    void load(i64 c, i64 tile, typename Kernel::Own& own, bool keep) {
         const i64 first = c * CHUNK + tile * Kernel::KEYS, last = std::min(chunk_end(c), first + Kernel::KEYS);
-        work.load(own, keys + first, last - first, first - c * CHUNK, !scored || chunks() == 1);
-        if (!scored) return;
-        const i64 soon = std::min(n, last + Kernel::KEYS);
-        i64 ahead = last;
-        const i64 step = work.rows(padded);
-        for (i64 j = first; j < last; j += step) {
-            for (const i64 stop = std::min(soon, ahead + step); ahead < stop; ahead++) prefetch(keys[ahead]);
+        work.load(own, keys + first, last - first, first - c * CHUNK, keep);
+    }
+
+    // Scores of the tile that was loaded; `ahead` fetches the next one.
+    void score(i64 c, i64 tile, typename Kernel::Own& own, bool ahead) {
+        const i64 first = c * CHUNK + tile * Kernel::KEYS, last = std::min(chunk_end(c), first + Kernel::KEYS);
+        const i64 soon = ahead ? std::min(n, last + Kernel::KEYS) : last, step = work.rows(padded);
+        for (i64 j = first, next = last; j < last; j += step) {
+            for (const i64 stop = std::min(soon, next + step); next < stop; next++) prefetch(keys[next]);
             for (i64 row = j; row < last && row < j + step;) {
                 const i64 left = std::min(last, j + step) - row, rows = left == step ? step : std::min<i64>(left, Kernel::ROWS);
                 for (i64 h = 0; h < head_tiles(); h++)
@@ -62,22 +83,10 @@ template <class Kernel> struct Token {
         work.weigh(call, t, panel, head, heads, first, count, scores, padded, share, sums, c == 0, c + 1 == chunks());
     }
 
-    // One thread, one token.
-    void alone(i64 token, typename Kernel::Own& own) {
-        begin(token);
-        if (n == 0) return nothing(call, t);
-        for (i64 i = 0; i < std::min<i64>(n, Kernel::KEYS); i++) prefetch(keys[i]);
-        for (i64 h = 0; h < head_tiles(); h++) query(h);
-        for (i64 c = 0; c < chunks(); c++)
-            for (i64 tile = 0; tile < tiles(c); tile++) key_tile(c, tile, own, true);
-        for (i64 v = 0; v < padded / LANES; v++) softmax(v);
-        for (i64 c = 0; c < chunks(); c++) {
-            if (chunks() > 1)
-                for (i64 tile = 0; tile < tiles(c); tile++) key_tile(c, tile, own, false);
-            for (i64 p = 0; p < Kernel::PANELS; p++)
-                for (i64 h = 0; h < call.heads; h += Kernel::ROWS)
-                    weigh(c, p, h, std::min<i64>(Kernel::ROWS, call.heads - h));
-        }
+    void weigh(i64 c) {
+        for (i64 p = 0; p < Kernel::PANELS; p++)
+            for (i64 h = 0; h < call.heads; h += Kernel::ROWS)
+                weigh(c, p, h, std::min<i64>(Kernel::ROWS, call.heads - h));
     }
 
     // A team on one token: every phase is split, with a barrier behind it. Called by all threads of the team.
@@ -93,7 +102,10 @@ template <class Kernel> struct Token {
         for (i64 h = 0; h < head_tiles(); h++) query(h);
         for (i64 c = 0; c < chunks(); c++) {
 #pragma omp for schedule(dynamic, 1)
-            for (i64 tile = 0; tile < tiles(c); tile++) key_tile(c, tile, own, true);
+            for (i64 tile = 0; tile < tiles(c); tile++) {
+                load(c, tile, own, chunks() == 1);
+                score(c, tile, own, true);
+            }
         }
 #pragma omp for schedule(static)
         for (i64 v = 0; v < padded / LANES; v++) softmax(v);
@@ -101,12 +113,76 @@ template <class Kernel> struct Token {
         for (i64 c = 0; c < chunks(); c++) {
             if (chunks() > 1) {
 #pragma omp for schedule(dynamic, 1)
-                for (i64 tile = 0; tile < tiles(c); tile++) key_tile(c, tile, own, false);
+                for (i64 tile = 0; tile < tiles(c); tile++) load(c, tile, own, true);
             }
 #pragma omp for schedule(dynamic, 1)
             for (i64 item = 0; item < 2 * Kernel::PANELS; item++)
                 for (i64 g = item % 2 * half; g < std::min(groups, (item % 2 + 1) * half); g++)
                     weigh(c, item / 2, g * Kernel::ROWS, std::min<i64>(Kernel::ROWS, call.heads - g * Kernel::ROWS));
+        }
+    }
+};
+
+// One thread, tokens whose lists have their first `common` rows in common: those are loaded once for all.
+template <class Kernel> void tile_of_queries(Token<Kernel>* token, i64 count, i64 common, typename Kernel::Own& own) {
+    const auto shared = [&](i64 c) {  // whole tiles of a chunk
+        const i64 keys = std::clamp<i64>(common - c * CHUNK, 0, CHUNK);
+        return keys == CHUNK ? (CHUNK + Kernel::KEYS - 1) / Kernel::KEYS : keys / Kernel::KEYS;
+    };
+    i64 chunks = 1;
+    for (i64 q = 0; q < count; q++) {
+        chunks = std::max(chunks, token[q].chunks());
+        for (i64 h = 0; h < token[q].head_tiles(); h++) token[q].query(h);
+    }
+    const bool keep = chunks == 1;
+    for (i64 i = 0; i < std::min<i64>(token->n, Kernel::KEYS); i++) prefetch(token->keys[i]);
+    for (i64 c = 0; c < chunks; c++)
+        for (i64 tile = 0; tile < shared(c); tile++) {
+            token->load(c, tile, own, keep);
+            for (i64 q = 0; q < count; q++) token[q].score(c, tile, own, q == 0);
+        }
+    for (Token<Kernel>* one = token; one < token + count; one++) {
+        for (i64 c = 0; c < one->chunks(); c++)
+            for (i64 tile = shared(c); tile < one->tiles(c); tile++) {
+                one->load(c, tile, own, keep);
+                one->score(c, tile, own, true);
+            }
+        for (i64 v = 0; v < one->padded / LANES; v++) one->softmax(v);
+        if (keep) one->weigh(0);
+    }
+    for (i64 c = 0; c < chunks && !keep; c++) {
+        for (i64 tile = 0; tile < shared(c); tile++) token->load(c, tile, own, true);
+        for (Token<Kernel>* one = token; one < token + count; one++) {
+            if (c >= one->chunks()) continue;
+            for (i64 tile = shared(c); tile < one->tiles(c); tile++) one->load(c, tile, own, true);
+            one->weigh(c);
+        }
+    }
+}
+
+// What one thread needs for tokens of its own, up to `size` at a time.
+template <class Kernel> struct Tile {
+    std::vector<Token<Kernel>> token;
+
+    Tile(const Call& call, i64 longest, i64 size, Cutter& cut) {
+        token.reserve(size);
+        for (i64 q = 0; q < size; q++) token.emplace_back(call, longest, cut, q ? token.data() : nullptr);
+    }
+
+    // Neighbours in a prefill list the same entries while all entries are listed; where lists do not begin alike,
+    // every token goes through the memory of the first.
+    void run(i64 begin, i64 end, typename Kernel::Own& own) {
+        const i64 count = end - begin;
+        i64 common = 0;
+        for (i64 q = 0; q < count; q++) {
+            token[q].begin(begin + q);
+            common = q ? token[q].alike(token[0], common) : token[0].n;
+        }
+        if (common >= Kernel::KEYS) return tile_of_queries(token.data(), count, common, own);
+        for (i64 q = 0; q < count; q++) {
+            if (q) token[0].exchange(token[q]);
+            if (token[0].n) tile_of_queries(token.data(), 1, token[0].n, own);
+            else nothing(token[0].call, token[0].t);
         }
     }
 };
@@ -120,29 +196,32 @@ template <class Kernel> void attend(const Call& call, int threads) {
         for (int s = 0; s < call.sources; s++) sum += call.listed(t, s);
         longest = std::max(longest, sum);
     }
-    Cutter measure;
-    Token<Kernel> probe(call, longest, measure);
     const i64 team = std::max<i64>(1, threads), together = call.tokens % team, alone = call.tokens - together;
+    // Eight tiles for each thread, so that none waits long for the last.
+    const i64 most = std::clamp<i64>(TILE_SCORES / (longest * call.heads * 4), 1, QUERIES);
+    const i64 size = std::clamp<i64>(alone / (8 * team), 1, most);
     const auto prepare = [&] {
+        Cutter measure;
+        Tile<Kernel>(call, longest, size, measure);
         Cutter cut(memory.get(measure.used()));
-        return Token<Kernel>(call, longest, cut);
+        return Tile<Kernel>(call, longest, size, cut);
     };
     if (team == 1) {
-        Token<Kernel> token = prepare();
+        Tile<Kernel> tile = prepare();
         typename Kernel::Own own(own_memory.get(Kernel::Own::bytes()));
-        for (i64 t = 0; t < call.tokens; t++) token.alone(t, own);
+        for (i64 t = 0; t < alone; t += size) tile.run(t, std::min(alone, t + size), own);
         return;
     }
-    Token<Kernel> shared = prepare();
+    Tile<Kernel> shared = prepare();  // the memory that this thread has next to the others
 #pragma omp parallel num_threads(int(team))
     {
         typename Kernel::Own own(own_memory.get(Kernel::Own::bytes()));
         if (alone) {
-            Token<Kernel> token = prepare();
+            Tile<Kernel> tile = prepare();
 #pragma omp for schedule(dynamic, 1)
-            for (i64 t = 0; t < alone; t++) token.alone(t, own);
+            for (i64 t = 0; t < alone; t += size) tile.run(t, std::min(alone, t + size), own);
         }
-        for (i64 t = alone; t < call.tokens; t++) shared.together(t, own);
+        for (i64 t = alone; t < call.tokens; t++) shared.token[0].together(t, own);
     }
 }
 

@@ -19,9 +19,9 @@ struct F32 {
         float *query, *values;  // [head tiles][512][HEADS], [panels][keys][PANEL]
         i64 keys;
 
-        void cut(Cutter& c, i64 capacity, i64 padded) {
+        void cut(Cutter& c, i64 padded) { query = c.take<float>((padded + HEADS) * DIM); }
+        void hold(Cutter& c, i64 capacity) {
             keys = capacity | 1;
-            query = c.take<float>((padded + HEADS) * DIM);
             values = c.take<float>(PANELS * keys * PANEL);
         }
 

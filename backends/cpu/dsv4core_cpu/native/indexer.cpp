@@ -142,7 +142,7 @@ template <class... A> int run(const IndexCall& call, A&&... rest) {
     if (call.pages.layout == INDEX_MXFP4) return run_with<WholeProducts>(call, rest...);
 #endif
     if (call.pages.layout == INDEX_F32) return run_with<Products<FloatMath>>(call, rest...);
-    return run_with<Products<IndexMath>>(call, rest...);
+    return run_with<Products<PairMath>>(call, rest...);
 }
 
 IndexCall make_call(const void* q, i64 q0, i64 q1, const u8* scales, i64 c0, i64 c1, const float* weights, i64 w0,

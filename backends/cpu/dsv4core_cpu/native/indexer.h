@@ -1,40 +1,14 @@
 // Scores of a block of entries for one token after another: sum_h w_h relu(q_h . k), then the entry's factor.
 #pragma once
+#include "dots.h"
 #include "index_rows.h"
 
 namespace dsv4 {
 
+static_assert(INDEX_DIM == DOT);
+
 constexpr i64 ENTRIES = 96;      // a block: its keys stay in the first cache while all tokens pass
 constexpr i64 TILE_TOKENS = 8;   // tokens of one request that share every block
-
-// f32 entries, and every layout on machines without AVX512-BF16.
-struct FloatMath {
-    using Word = float;
-    static constexpr int WORDS = INDEX_DIM, NV = LANES == 16 ? 4 : 2, ROWS = 6;
-    using Column = Vec;
-    static Column column(const Word* p) { return load(p); }
-    static Vec step(Vec sum, Word word, Column c) { return fma(all(word), c, sum); }
-    static void words(const u16* row, Word* out) {
-        for (int i = 0; i < INDEX_DIM; i++) out[i] = from_bf16(row[i]);
-    }
-    static void words(const u8* f32, Word* out) { std::memcpy(out, f32, INDEX_DIM * sizeof(float)); }
-};
-
-#if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
-struct IndexMath {
-    using Word = u32;
-    static constexpr int WORDS = INDEX_DIM / 2, NV = 4, ROWS = 6;
-    using Column = __m512i;
-    static Column column(const Word* p) { return _mm512_load_si512(p); }
-    static Vec step(Vec sum, Word word, Column c) {
-        return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(int(word)), (__m512bh)c);
-    }
-    static void words(const u16* row, Word* out) { std::memcpy(out, row, 2 * INDEX_DIM); }
-    static void words(const u8*, Word*) {}  // f32 entries never come here
-};
-#else
-using IndexMath = FloatMath;
-#endif
 
 struct IndexCall {
     const u8* q;

@@ -8,7 +8,7 @@ import os
 import struct
 import tempfile
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from threading import Lock
 
@@ -32,8 +32,8 @@ class Program:
 
     `kernel`: the function `kernel` of `kernels/<kernel>.py`. `arguments`: a letter for each that a launch
     gives, "q" an address or i64, "i" i32, "f" f32; `constants` follow them. `shared`: bytes of dynamic shared
-    memory. `cluster`: blocks of a cluster along x.
-    `residents`: blocks that a processor shall hold at once.
+    memory. `cluster`: blocks of a cluster along x. `residents`: blocks that a multiprocessor shall hold at
+    once, which is what registers are given out for; 0 leaves some for more of them and may rather spill.
     """
 
     kernel: str
@@ -42,7 +42,7 @@ class Program:
     threads: int
     shared: int = 0
     cluster: int = 1
-    residents: int = 1
+    residents: int = 0
     _loaded: dict[int, Loaded] = field(default_factory=dict[int, Loaded])
 
     def on(self, device: int) -> Loaded:
@@ -50,7 +50,8 @@ class Program:
         found = self._loaded.get(device)
         if found is None:
             layout = struct.Struct("@" + self.arguments)
-            found = load(device, lambda arch: cubin(self, arch), layout, self.threads, self.shared, self.cluster)
+            code = partial(cubin, self)
+            found = load(device, code, layout, self.threads, self.shared, self.cluster)
             self._loaded[device] = found
         return found
 
@@ -78,8 +79,9 @@ def folder() -> Path:
 
 def key(program: Program, arch: str) -> str:
     """A name for the code that a program compiles to: its source, its constants, the compiler, the device."""
-    shape = (program.arguments, program.constants, program.threads, program.shared, program.cluster, program.residents)
-    text = repr((_sources(program.kernel), installed_version(PACKAGE), arch, shape))
+    shape = (program.threads, program.shared, program.cluster, program.residents)
+    made_of = (program.arguments, program.constants, shape)
+    text = repr((_sources(program.kernel), installed_version(PACKAGE), arch, made_of))
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 

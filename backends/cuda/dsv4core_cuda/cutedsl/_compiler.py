@@ -16,11 +16,11 @@ def machine_code(kernel: Any, program: Any, arch: str, *, ptx: bool = False) -> 
     CuTeDSL compiles a host function that launches; its grid is never used, since `_driver` launches.
     """
     shape = {"grid": [program.cluster, 1, 1], "block": [program.threads, 1, 1]}
-    if program.residents > 1:
-        shape["min_blocks_per_mp"] = program.residents
-        shape["preferred_smem_carveout"] = 100  # or a device would be asked
     if program.shared:
         shape["smem"] = program.shared
+    if program.residents:
+        shape["min_blocks_per_mp"] = program.residents
+        shape["preferred_smem_carveout"] = 100  # or a device would be asked for its shared memory
     if program.cluster > 1:
         shape["cluster"] = [program.cluster, 1, 1]
 

@@ -84,7 +84,6 @@ def load(
     image, library, kernel, count = code(arch), ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_uint()
     cuda = driver()
     with torch.cuda.device(device):
-        torch.cuda.synchronize()  # makes the context where there is none
         check(cuda.cuLibraryLoadData(ctypes.byref(library), image, None, None, 0, None, None, 0), "load")
         check(cuda.cuLibraryGetKernelCount(ctypes.byref(count), library), "cuLibraryGetKernelCount")
         if count.value != 1:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import csv
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-FILE = Path(__file__).with_name("measured.json")
+FILE = Path(__file__).with_name("measured.csv")
+NOISE = 0.98
+"""A shorter time counts from here on."""
+Forms = dict[str, int]
+"""Forms of an op, with the number of tokens from which its kernel is used."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +29,33 @@ class Row:
 @cache
 def rows(arch: str) -> tuple[Row, ...]:
     """What was measured on an architecture ("sm_90a"); nothing where nothing was."""
-    found = json.loads(FILE.read_text()).get(arch, {"rows": []})
-    return tuple(Row(*row) for row in found["rows"])
+    with FILE.open(newline="") as file:
+        found = [row for row in csv.reader(file) if row[0] == arch]
+    return tuple(Row(op, form, int(n), float(ours), float(theirs)) for _, op, form, n, ours, theirs in found)
 
 
-def faster(measured: tuple[Row, ...]) -> Mapping[str, frozenset[str]]:
-    """Op -> its forms that take less time than Triton's at every number of tokens that was measured."""
-    slower = {(row.op, row.form) for row in measured if row.cutedsl >= row.triton}
-    chosen: dict[str, frozenset[str]] = {}
-    for row in measured:
-        if (row.op, row.form) not in slower:
-            chosen[row.op] = chosen.get(row.op, frozenset()) | {row.form}
+def write(arch: str, measured: Iterable[Row]) -> None:
+    """Replace the rows of an architecture."""
+    with FILE.open(newline="") as file:
+        kept = [row for row in csv.reader(file) if row[0] != arch]
+    new = [(arch, row.op, row.form, row.tokens, row.cutedsl, row.triton) for row in measured]
+    with FILE.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([*kept, *new])
+
+
+def faster(measured: Iterable[Row]) -> Mapping[str, Forms]:
+    """Op -> form -> the number of tokens from which on every measured call takes less time than Triton's."""
+    chosen: dict[str, Forms] = {}
+    lost: set[tuple[str, str]] = set()
+    for row in sorted(measured, key=lambda row: -row.tokens):
+        if row.cutedsl > NOISE * row.triton:
+            lost.add((row.op, row.form))
+        if (row.op, row.form) not in lost:
+            chosen.setdefault(row.op, {})[row.form] = row.tokens
     return chosen
+
+
+def chosen(forms: Forms, form: str, tokens: int) -> bool:
+    """Whether a call of a form is for the kernel here."""
+    least = forms.get(form)
+    return least is not None and tokens >= least

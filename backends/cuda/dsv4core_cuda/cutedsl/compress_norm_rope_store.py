@@ -12,6 +12,7 @@ from dsv4core.kernels.triton._launch import alignment, pieces, value_checks
 from dsv4core.layout import get_layout
 from dsv4core_cuda.cutedsl._build import Program
 from dsv4core_cuda.cutedsl._driver import processors
+from dsv4core_cuda.cutedsl._measured import Forms, chosen
 
 INDEX = (
     "index_fp8", "index_fp8_ue8m0x4", "index_fp8_hadamard_f32", "index_mxfp4", "index_mxfp4_hadamard"
@@ -21,10 +22,8 @@ STAGE = 8192
 """Bytes that a warp copies ahead at a time."""
 FAR = 1 << 31
 """States are addressed in units of 16 bytes, 31 bits."""
-STAGES = {"sm_120a": 2}
-"""Stages under way, where shared memory does not hold three."""
-WARPS, BLOCKS = 4, 2
-"""Warps of a block and blocks of a multiprocessor for overlapping windows."""
+STAGES, WARPS, BLOCKS = 2, 4, 2
+"""Stages of a warp, warps of a block and blocks of a multiprocessor for overlapping windows."""
 NOT_ON = {"sm_120a": "ratio 128 fp8_ds_mla"}
 """Forms that take more shared memory than a block has."""
 ARGUMENTS = "q" * 9 + "iii" + "q" * 10 + "f"
@@ -32,33 +31,31 @@ ARGUMENTS = "q" * 9 + "iii" + "q" * 10 + "f"
 
 @cache
 def overlapping(
-    dim: int, layout: str, state_rows: int, rows: int, bf16: bool, stages: int, warps: int = WARPS
+    dim: int, layout: str, state_rows: int, rows: int, bf16: bool, stages: int = STAGES, warps: int = WARPS
 ) -> Program:
     """The kernel of ratio 4: a warp makes an entry."""
     shared = warps * (stages * STAGE + 32 * (8 * 4 + 16) + dim * 4)
     constants = (dim, layout, state_rows, rows, bf16, stages, warps)
-    return Program("compress_overlapping", ARGUMENTS, constants, 32 * warps, shared)
+    return Program("compress_overlapping", ARGUMENTS, constants, 32 * warps, shared, residents=1)
 
 
 @cache
 def windows(state_rows: int, rows: int, bf16: bool, stages: int = 3) -> Program:
     """The kernel of ratio 128: a block of 8 warps makes an entry, a warp a segment of each of its windows."""
-    shared = 8 * (stages * STAGE + 32 * (16 * 4 + 16) + 256 + 512 + 4 + 8)
-    return Program("compress_windows", ARGUMENTS, (state_rows, rows, bf16, stages), 256, shared)
+    shared = 8 * (stages * STAGE + 32 * (16 * 4 + 16) + 2 * (256 + 512) + 4 + 8)
+    return Program("compress_windows", ARGUMENTS, (state_rows, rows, bf16, stages), 256, shared, residents=1)
 
 
 def programs(arch: str) -> dict[str, Program]:
     """A program of every form that an architecture has, for ahead-of-time compilation."""
-    stages = STAGES.get(arch, 3)
-    found = {f"ratio 4 {layout}": overlapping(128, layout, 4, 64, True, stages) for layout in INDEX}
-    found[FORMS[0]] = overlapping(512, "fp8_ds_mla", 4, 64, True, stages)
+    found = {f"ratio 4 {layout}": overlapping(128, layout, 4, 64, True) for layout in INDEX}
+    found[FORMS[0]] = overlapping(512, "fp8_ds_mla", 4, 64, True)
     found[FORMS[1]] = windows(8, 2, True)
     return {form: program for form, program in found.items() if NOT_ON.get(arch) != form}
 
 
-def bind(fallback: Callable[..., None], forms: frozenset[str], arch: str) -> Callable[..., None]:
+def bind(fallback: Callable[..., None], forms: Forms, arch: str) -> Callable[..., None]:
     """The op: `forms` by the kernels here, anything else, and checked mode, by `fallback`."""
-    stages = STAGES.get(arch, 3)
 
     def compress_norm_rope_store(
         state_cache: Tensor, positions: Tensor, token_to_req: Tensor, slot_mapping: Tensor,
@@ -68,7 +65,7 @@ def bind(fallback: Callable[..., None], forms: frozenset[str], arch: str) -> Cal
     ) -> None:  # fmt: skip
         """For every token that completes a window: pool, norm, rotate at its first position, store."""
         if (
-            f"ratio {ratio} {layout}" not in forms
+            not chosen(forms, f"ratio {ratio} {layout}", slot_mapping.shape[0])
             or not _consistent(state_cache, ratio, head_dim, layout, rotate)
             or not _reachable(state_cache, cos_sin, norm_weight, k_cache)
             or value_checks(state_cache)
@@ -81,7 +78,7 @@ def bind(fallback: Callable[..., None], forms: frozenset[str], arch: str) -> Cal
         device, tokens = state_cache.device.index, slot_mapping.shape[0]
         state_rows, bf16 = state_cache.shape[1], norm_weight.dtype == torch.bfloat16
         if ratio == 4:
-            program, at_once = overlapping(head_dim, layout, state_rows, rows, bf16, stages), WARPS
+            program, at_once = overlapping(head_dim, layout, state_rows, rows, bf16), WARPS
             run = max(1, pieces(tokens, processors(device) * BLOCKS * WARPS))
         else:
             program, at_once = windows(state_rows, rows, bf16), 1

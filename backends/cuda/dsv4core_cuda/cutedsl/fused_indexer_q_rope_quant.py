@@ -11,6 +11,7 @@ from torch import Tensor
 from dsv4core.kernels.triton._launch import pieces
 from dsv4core_cuda.cutedsl._build import Program
 from dsv4core_cuda.cutedsl._driver import processors
+from dsv4core_cuda.cutedsl._measured import Forms, chosen
 
 FORMS = ("mxfp4 none", "mxfp4 hadamard")
 WARPS = 4
@@ -31,7 +32,7 @@ def programs(arch: str) -> dict[str, Program]:
     return {form: program(form.endswith("hadamard"), True) for form in FORMS}
 
 
-def bind(fallback: Callable[..., Result], forms: frozenset[str], arch: str) -> Callable[..., Result]:
+def bind(fallback: Callable[..., Result], forms: Forms, arch: str) -> Callable[..., Result]:
     """The op: `forms` ("mxfp4 hadamard") by the kernel here, anything else by `fallback`."""
 
     def fused_indexer_q_rope_quant(
@@ -39,7 +40,7 @@ def bind(fallback: Callable[..., Result], forms: frozenset[str], arch: str) -> C
         softmax_scale: float, head_scale: float, format: str, rotate: str,
     ) -> Result:  # fmt: skip
         """RoPE on the last 64 channels, optional Hadamard, one bf16 rounding, then e2m1."""
-        if f"{format} {rotate}" not in forms or not _aligned(q, cos_sin):
+        if not (chosen(forms, f"{format} {rotate}", q.shape[0]) and _aligned(q, cos_sin)):
             return fallback(
                 positions, q, cos_sin, weights,
                 softmax_scale=softmax_scale, head_scale=head_scale, format=format, rotate=rotate,

@@ -18,9 +18,8 @@ from dsv4core_cuda.cutedsl._probe import ARCHITECTURES, reason_against
 
 OPS = (
     "compress_norm_rope_store",
-    "dequantize_and_gather_k_cache",
     "fused_indexer_q_rope_quant",
-    "quantize_and_insert_k_cache",
+    "fused_qnorm_rope_kv_insert",
 )
 """Ops with a launcher here, in a module of the same name."""
 
@@ -47,7 +46,7 @@ def replaced(ops: Mapping[str, OpImpl], wanted: str, architecture: tuple[int, in
     if wanted == "auto":
         chosen = faster(rows(arch))
     else:
-        chosen = {op: frozenset(module.programs(arch)) for op, module in modules.items()}
+        chosen = {op: dict.fromkeys(module.programs(arch), 0) for op, module in modules.items()}
     if not chosen:
         return {}
     reason = reason_against(architecture) or wrong()
@@ -59,7 +58,8 @@ def replaced(ops: Mapping[str, OpImpl], wanted: str, architecture: tuple[int, in
             found[op] = OpImpl(ops[op].function, f"{ops[op].provider} ({reason})")
         else:
             bound = modules[op].bind(ops[op].function, forms, arch)
-            found[op] = OpImpl(bound, f"cutedsl ({', '.join(sorted(forms))}), else {ops[op].provider}")
+            said = ", ".join(f"{form}{f' from {n} tokens' * (n > 1)}" for form, n in sorted(forms.items()))
+            found[op] = OpImpl(bound, f"cutedsl ({said}), else {ops[op].provider}")
     return found
 
 
@@ -71,7 +71,7 @@ def wrong() -> str:
     try:
         CHECK.on(device.index)((1, 1, 1), out.data_ptr(), x, y)
         found = out.item()
-    except Exception as error:  # a driver or compiler of another age fails in ways of its own
+    except (Exception, SystemExit) as error:  # drivers and compilers of another age fail in their own ways
         return f"CuTeDSL does not run here: {describe(error)}"
     expected = torch.tensor(x).square().add(torch.tensor(y)).item()
     return "" if found == expected else f"CuTeDSL computes {found} on this device, not {expected}"

@@ -1,4 +1,4 @@
-"""Attention of few tokens straight over pages of `fp8_ds_mla`: a cluster for a token and some of its heads."""
+"""Attention of few tokens straight over pages of `fp8_ds_mla`: a cluster for a token and some heads."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def program(rows: int, extra_rows: int, heads: int, blocks: int, parts: int) -> 
     """The kernel for pages of so many rows, heads of a block and blocks of a cluster."""
     shared = KEYS * 1028 + heads * (1024 + 2 * KEYS + 36 + 12 * blocks + 4)
     constants = (rows, extra_rows, heads, blocks, parts)
-    return Program("sparse_decode", ARGUMENTS, constants, THREADS, shared, blocks, residents=RESIDENTS if heads <= 32 else 1)
+    residents = RESIDENTS if heads <= 32 else 1
+    return Program("sparse_decode", ARGUMENTS, constants, THREADS, shared, blocks, residents)
 
 
 @cache

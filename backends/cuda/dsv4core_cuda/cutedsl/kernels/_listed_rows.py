@@ -124,7 +124,8 @@ def store_rows(keys, raw, warp, lane, FIRST: cutlass.Constexpr, COUNT: cutlass.C
             write_shared(here + ((piece ^ i) << 4), exchanged(words))
     if cutlass.const_expr(FIRST == 0):
         last = keys + (7 * BLOCK + warp * 1024 + lane // 4 * 128)
-        write_shared(last + (((4 + lane % 4) ^ (lane // 4)) << 4), exchanged([raw[32 + j] for j in range(4)]))
+        tail = exchanged([raw[32 + j] for j in range(4)])
+        write_shared(last + (((4 + lane % 4) ^ (lane // 4)) << 4), tail)
 
 
 @cute.jit

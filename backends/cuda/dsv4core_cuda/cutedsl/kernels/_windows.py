@@ -1,4 +1,4 @@
-"""Which windows a run of tokens closes, and where their states lie: a warp's own list in shared memory."""
+"""Which windows a run of tokens closes, and where their states lie: lists in shared memory."""
 
 import cutlass
 from cutlass import Int32, Int64, cute
@@ -13,29 +13,21 @@ from dsv4core_cuda.cutedsl.kernels._ptx import (
 )
 
 MOST = 32
-"""Windows of a list: a warp looks at so many tokens at once."""
+"""Windows that are worked on at once: a warp looks at so many tokens."""
 
 
-def list_bytes(states):
-    """Bytes of a list: for each window the places of `states` states, its slot, last position and request."""
-    return MOST * (4 * states + 16)
+RECORD = 16
+"""Bytes of a window in a list: its slot, its last position, its request."""
 
 
-def slot_of(place, e, STATES):
-    """The slot of a listed window."""
-    return read_shared_i64(place + MOST * 4 * STATES + e * 8)
-
-
-def last_of(place, e, STATES):
-    """The last position of a listed window."""
-    return read_shared(place + MOST * (4 * STATES + 8) + e * 4, 1)[0]
+def slot_and_last(windows, e):
+    """The slot and the last position of a listed window."""
+    return read_shared_i64(windows + e * RECORD), read_shared(windows + e * RECORD + 8, 1)[0]
 
 
 @cute.jit
-def closed(place, t, end, positions, requests, slots, kv_slots, strides, RATIO, STATES):
-    """Write the list of windows that tokens t .. t + 31 close; return how many. `end`: tokens behind it."""
-    lane = cute.arch.lane_idx()
-    token = t + lane
+def closing(token, end, positions, requests, slots, kv_slots, strides, RATIO):
+    """Whether a lane's token closes a window, its slot, position, request; and the lanes whose tokens do."""
     position, target, request, ok = Int64(-1), Int64(-1), Int32(-1), Int32(0)
     if token < end:
         at = Int64(token)
@@ -45,19 +37,23 @@ def closed(place, t, end, positions, requests, slots, kv_slots, strides, RATIO, 
         target = load_i64(kv_slots + at * strides[3])
         if (given >= 0) & (target >= 0) & (request >= 0) & (position >= 0):
             ok = Int32((Int32(position) & (RATIO - 1)) == RATIO - 1)
-    found = cute.arch.vote_ballot_sync(ok == 1)
+    return ok, target, Int32(position), request, cute.arch.vote_ballot_sync(ok == 1)
+
+
+@cute.jit
+def listed(windows, found):
+    """Write what `closing` found, from `windows` on; return how many."""
+    ok, target, last, request, lanes = found
     if ok == 1:
-        rank = cute.arch.popc(found & ((Int32(1) << lane) - 1))
-        write_shared_i64(place + MOST * 4 * STATES + rank * 8, target)
-        write_shared(place + MOST * (4 * STATES + 8) + rank * 4, [Int32(position)])
-        write_shared(place + MOST * (4 * STATES + 12) + rank * 4, [request])
-    cute.arch.sync_warp()
-    return cute.arch.popc(found)
+        place = windows + cute.arch.popc(lanes & ((Int32(1) << cute.arch.lane_idx()) - 1)) * RECORD
+        write_shared_i64(place, target)
+        write_shared(place + 8, [last, request])
+    return cute.arch.popc(lanes)
 
 
 @cute.jit
 def look_up(
-    place, count, behind, table, width, row_stride, column_stride, page_stride, STATE_ROWS, STATES
+    places, windows, count, behind, table, width, row_stride, column_stride, page_stride, STATE_ROWS, STATES
 ):  # fmt: skip
     """Write where STATES states of each listed window lie, the newest `behind` positions before its last.
 
@@ -69,8 +65,7 @@ def look_up(
     for step in cutlass.range((count + AT_ONCE - 1) // AT_ONCE, unroll=1):
         e = step * AT_ONCE + lane // STATES
         if e < count:
-            last = last_of(place, e, STATES)
-            request = read_shared(place + MOST * (4 * STATES + 12) + e * 4, 1)[0]
+            last, request = read_shared(windows + e * RECORD + 8, 2)
             index = last - behind - (STATES - 1) + j
             where = Int32(-1)
             if index >= 0:
@@ -80,7 +75,7 @@ def look_up(
                     if page >= 0:
                         row = index - column * STATE_ROWS
                         where = Int32(Int64(page) * page_stride[0] + Int64(row) * page_stride[1])
-            write_shared(place + (e * STATES + j) * 4, [where])
+            write_shared(places + (e * STATES + j) * 4, [where])
     cute.arch.sync_warp()
 
 

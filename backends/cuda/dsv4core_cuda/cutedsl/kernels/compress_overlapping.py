@@ -32,17 +32,19 @@ from dsv4core_cuda.cutedsl.kernels._ptx import (
     sub,
     write_shared,
 )
-from dsv4core_cuda.cutedsl.kernels._windows import closed, last_of, list_bytes, look_up, slot_of
+from dsv4core_cuda.cutedsl.kernels._windows import MOST, RECORD, closing, listed, look_up, slot_and_last
 
 RATIO, WINDOW = 4, 8
 STAGE = WINDOW * 2 * 512
 """Bytes of a stage: scores and values of 128 channels of a window."""
+LIST = MOST * (4 * WINDOW + RECORD)
+"""Bytes in which a warp lists windows: the places of their states, and what they are."""
 MINUS_INFINITY = -0x800000
 
 
 def shared_bytes(dim, stages, warps):
     """Dynamic shared memory of a block."""
-    return warps * (stages * STAGE + list_bytes(WINDOW) + dim * 4)
+    return warps * (stages * STAGE + LIST + dim * 4)
 
 
 @cute.jit
@@ -101,42 +103,45 @@ def kernel(
     lane = cute.arch.lane_idx()
     warp = cute.arch.warp_idx()
     CHUNKS = cutlass.const_expr(DIM // 128)
-    OWN = cutlass.const_expr(STAGES * STAGE + list_bytes(WINDOW) + DIM * 4)
+    OWN = cutlass.const_expr(STAGES * STAGE + LIST + DIM * 4)
     ring = shared_base() + warp * OWN
-    place, kept = ring + STAGES * STAGE, ring + STAGES * STAGE + list_bytes(WINDOW) + lane * 16
+    place, kept = ring + STAGES * STAGE, ring + STAGES * STAGE + LIST + lane * 16
+    windows = place + MOST * 4 * WINDOW
     first = (cute.arch.block_idx()[0] * WARPS + warp) * run
     end = cutlass.min(first + run, tokens)
     for t in cutlass.range(first, end, 32, unroll=1):
-        count = closed(
-            place, t, end, positions, requests, slots, kv_slots,
-            (position_stride, request_stride, slot_stride, kv_slot_stride), RATIO, WINDOW,
+        found = closing(
+            t + lane, end, positions, requests, slots, kv_slots,
+            (position_stride, request_stride, slot_stride, kv_slot_stride), RATIO,
         )  # fmt: skip
+        count = listed(windows, found)
+        cute.arch.sync_warp()
         look_up(
-            place, count, 0, table, width, table_stride, column_stride, (state_stride, state_row_stride),
-            STATE_ROWS, WINDOW,
+            place, windows, count, 0, table, width, table_stride, column_stride,
+            (state_stride, state_row_stride), STATE_ROWS, WINDOW,
         )  # fmt: skip
         steps = count * CHUNKS
         for s in cutlass.range_constexpr(STAGES - 1):
             if s < steps:
                 fetch(ring + s * STAGE, place, Int32(s), state, DIM)
             copies_commit()
-        slot_of_ring = Int32(0)
+        turn = Int32(0)
         for e in cutlass.range(count, unroll=1):
-            last, target = last_of(place, e, WINDOW), slot_of(place, e, WINDOW)
+            target, last = slot_and_last(windows, e)
             angle = cos_sin + Int64(last - (RATIO - 1)) * angle_stride + Int64((lane & 15) * 8)
             cos, sin = load_words(angle, 2), load_words(angle + 128, 2)
             amax = Int32(0)
             for c in cutlass.range(CHUNKS, unroll=1):
                 copies_wait(STAGES - 2)
-                y = pooled(ring + slot_of_ring * STAGE)
-                amax = cutlass.max(amax, widest(y))
-                write_shared(kept + c * 512, [bits(x) for x in y])
                 ahead = e * CHUNKS + c + STAGES - 1
-                free = slot_of_ring - 1 if slot_of_ring > 0 else Int32(STAGES - 1)
+                free = turn - 1 if turn > 0 else Int32(STAGES - 1)
                 if ahead < steps:
                     fetch(ring + free * STAGE, place, ahead, state, DIM)
                 copies_commit()
-                slot_of_ring = slot_of_ring + 1 if slot_of_ring < STAGES - 1 else Int32(0)
+                y = pooled(ring + turn * STAGE)
+                amax = cutlass.max(amax, widest(y))
+                write_shared(kept + c * 512, [bits(x) for x in y])
+                turn = turn + 1 if turn < STAGES - 1 else Int32(0)
             entry(
                 kept, amax, weight, cache, target, page_stride, cos, sin, eps, DIM, LAYOUT, ROWS, WEIGHT_BF16
             )  # fmt: skip

@@ -6,6 +6,7 @@ from cutlass import Float32, Int32, Int64, cute
 from dsv4core_cuda.cutedsl.kernels._main_row import byte_pair, row_places, settled
 from dsv4core_cuda.cutedsl.kernels._numerics import (
     across,
+    choose,
     exp_nonpositive,
     inverse_rms,
     maximum,
@@ -36,20 +37,20 @@ from dsv4core_cuda.cutedsl.kernels._ptx import (
     write_shared,
     write_shared_i64,
 )
-from dsv4core_cuda.cutedsl.kernels._windows import closed, last_of, list_bytes, look_up, slot_of
+from dsv4core_cuda.cutedsl.kernels._windows import MOST, RECORD, closing, listed, look_up, slot_and_last
 
 RATIO, SEGMENTS, STATES, DIM = 128, 8, 16, 512
 CHUNKS = DIM // 64
 STAGE = STATES * 2 * 256
 """Bytes of a warp's stage: scores and values of 64 channels of its segment."""
-EXCHANGE = SEGMENTS * (256 + 512 + 4 + 8)
-"""Bytes in which warps show each other their maxima, sums, magnitudes and squares."""
+EXCHANGE = SEGMENTS * (2 * (256 + 512) + 4 + 8)
+"""Bytes in which warps show each other maxima and sums (of two steps), magnitudes and squares."""
 MINUS_INFINITY = -0x800000
 
 
 def shared_bytes(stages):
     """Dynamic shared memory of a block."""
-    return SEGMENTS * (stages * STAGE + list_bytes(STATES)) + EXCHANGE
+    return SEGMENTS * (stages * STAGE + MOST * (4 * STATES + RECORD)) + EXCHANGE
 
 
 @cute.jit
@@ -71,23 +72,19 @@ def fetch(stage, place, step, state):
                 write_shared(to + 256, [Int32(MINUS_INFINITY)] * 2)
 
 
-def peaks(stage):
-    """The largest scores of a thread's two channels over its segment."""
-    at = stage + 256 + cute.arch.lane_idx() * 8
+def columns(place):
+    """A thread's two channels of a segment, from values or scores in shared memory."""
+    at = place + cute.arch.lane_idx() * 8
     pairs = [read_shared(at + j * 512, 2) for j in range(STATES)]
-    return [maximum([from_bits(pair[c]) for pair in pairs]) for c in range(2)]
+    return [[from_bits(pair[c]) for pair in pairs] for c in range(2)]
 
 
-def sums(stage, peak):
-    """Weights and weighted values of a segment's states, summed in order (CA1 rule 4)."""
-    at = stage + cute.arch.lane_idx() * 8
-    mass, total = [Float32(0.0)] * 2, [Float32(0.0)] * 2
-    for j in range(STATES):
-        values, scores = read_shared(at + j * 512, 2), read_shared(at + j * 512 + 256, 2)
-        for c in range(2):
-            e = exp_nonpositive(sub(from_bits(scores[c]), peak[c]))
-            mass[c] = add(mass[c], e)
-            total[c] = add(total[c], mul(e, from_bits(values[c])))
+def sums(values, scores, peak):
+    """The weights of a channel's states and the weighted values, summed in order (CA1 rule 4)."""
+    mass, total = Float32(0.0), Float32(0.0)
+    for value, score in zip(values, scores, strict=True):
+        e = exp_nonpositive(sub(score, peak))
+        mass, total = add(mass, e), add(total, mul(e, value))
     return mass, total
 
 
@@ -113,71 +110,94 @@ def kernel(
 ):  # fmt: skip
     """Each block goes through `run` tokens; strides are bytes, those of states 16 bytes.
 
-    Warp w pools segment w of every 64 channels, and is the one that has channels 64 w .. afterwards.
+    Warp w pools segment w of every 64 channels, and is the one that has channels 64 w .. afterwards. What it
+    shows the others lies in two places by turns, so that one barrier a step is enough.
     """
     lane = cute.arch.lane_idx()
     warp = cute.arch.warp_idx()
-    OWN = cutlass.const_expr(STAGES * STAGE + list_bytes(STATES))
+    OWN = cutlass.const_expr(STAGES * STAGE + MOST * 4 * STATES)
     base = shared_base()
     ring = base + warp * OWN
     place = ring + STAGES * STAGE
-    maxima = base + SEGMENTS * OWN
-    parts, sizes, squares = maxima + 2048, maxima + 6144, maxima + 6144 + 32
+    windows = base + SEGMENTS * OWN
+    maxima = windows + SEGMENTS * MOST * RECORD
+    parts = maxima + 2 * 256 * SEGMENTS
+    sizes = parts + 2 * 512 * SEGMENTS
+    squares = sizes + 4 * SEGMENTS
     first = cute.arch.block_idx()[0] * run
     end = cutlass.min(first + run, tokens)
-    for t in cutlass.range(first, end, 32, unroll=1):
-        count = closed(
-            place, t, end, positions, requests, slots, kv_slots,
-            (position_stride, request_stride, slot_stride, kv_slot_stride), RATIO, STATES,
+    for t in cutlass.range(first, end, SEGMENTS * MOST, unroll=1):
+        found = closing(
+            t + warp * MOST + lane, end, positions, requests, slots, kv_slots,
+            (position_stride, request_stride, slot_stride, kv_slot_stride), RATIO,
         )  # fmt: skip
-        look_up(
-            place, count, (SEGMENTS - 1 - warp) * STATES, table, width, table_stride, column_stride,
-            (state_stride, state_row_stride), STATE_ROWS, STATES,
-        )  # fmt: skip
-        steps = count * CHUNKS
-        for s in cutlass.range_constexpr(STAGES - 1):
-            if s < steps:
-                fetch(ring + s * STAGE, place, Int32(s), state)
-            copies_commit()
-        turn = Int32(0)
-        for e in cutlass.range(count, unroll=1):
-            last, target = last_of(place, e, STATES), slot_of(place, e, STATES)
-            angle = cos_sin + Int64(last - (RATIO - 1)) * angle_stride + Int64(lane * 4)
-            cos, sin = from_bits(load_i32(angle)), from_bits(load_i32(angle + 128))
-            even, odd = Float32(0.0), Float32(0.0)
-            for c in cutlass.range(CHUNKS, unroll=1):
-                copies_wait(STAGES - 2)
-                stage = ring + turn * STAGE
-                write_shared(maxima + warp * 256 + lane * 8, [bits(x) for x in peaks(stage)])
-                cute.arch.sync_threads()
-                shown = [read_shared(maxima + s * 256 + lane * 8, 2) for s in range(SEGMENTS)]
-                peak = [maximum([from_bits(pair[i]) for pair in shown]) for i in range(2)]
-                mass, total = sums(stage, peak)
-                write_shared(parts + warp * 512 + lane * 16, [bits(x) for x in mass + total])
-                cute.arch.sync_threads()
-                if warp == c:
-                    even, odd = combined(parts + lane * 16)
-                ahead = e * CHUNKS + c + STAGES - 1
-                free = turn - 1 if turn > 0 else Int32(STAGES - 1)
-                if ahead < steps:
-                    fetch(ring + free * STAGE, place, ahead, state)
-                copies_commit()
-                turn = turn + 1 if turn < STAGES - 1 else Int32(0)
-            amax = across(widest([even, odd]), 32, "max")
-            write_shared(sizes + warp * 4, [amax])
-            cute.arch.sync_threads()
-            for part in cutlass.range_constexpr(2):
-                for size in read_shared(sizes + 16 * part, 4):
-                    amax = cutlass.max(amax, size)
-            field = cutlass.max(amax >> 23, 30)
-            write_shared_i64(squares + warp * 8, over_warp(whole_squares([even, odd], field)))
-            cute.arch.sync_threads()
-            square = Int64(0)
-            for s in cutlass.range_constexpr(SEGMENTS):
-                square += read_shared_i64(squares + 8 * s)
-            inverse = inverse_rms(square, field, DIM, eps)
-            entry(even, odd, inverse, weight, cache, target, page_stride, cos, sin, ROWS, WEIGHT_BF16)
+        if lane == 0:
+            write_shared(sizes + warp * 4, [cute.arch.popc(found[4])])
         cute.arch.sync_threads()
+        before, all_closed = Int32(0), Int32(0)
+        for w in cutlass.range_constexpr(SEGMENTS):
+            size = read_shared(sizes + 4 * w, 1)[0]
+            before = before + choose(Int32, w < warp, size, 0)
+            all_closed = all_closed + size
+        listed(windows + before * RECORD, found)
+        cute.arch.sync_threads()
+        for begin in cutlass.range(0, all_closed, MOST, unroll=1):
+            count = cutlass.min(all_closed - begin, MOST)
+            look_up(
+                place, windows + begin * RECORD, count, (SEGMENTS - 1 - warp) * STATES, table, width,
+                table_stride, column_stride, (state_stride, state_row_stride), STATE_ROWS, STATES,
+            )  # fmt: skip
+            steps = count * CHUNKS
+            for s in cutlass.range_constexpr(STAGES - 1):
+                if s < steps:
+                    fetch(ring + s * STAGE, place, Int32(s), state)
+                copies_commit()
+            turn = Int32(0)
+            for e in cutlass.range(count, unroll=1):
+                target, last = slot_and_last(windows, begin + e)
+                angle = cos_sin + Int64(last - (RATIO - 1)) * angle_stride + Int64(lane * 4)
+                cos, sin = from_bits(load_i32(angle)), from_bits(load_i32(angle + 128))
+                even, odd = Float32(0.0), Float32(0.0)
+                for c in cutlass.range(CHUNKS, unroll=1):
+                    copies_wait(STAGES - 2)
+                    ahead = e * CHUNKS + c + STAGES - 1
+                    free = turn - 1 if turn > 0 else Int32(STAGES - 1)
+                    if ahead < steps:
+                        fetch(ring + free * STAGE, place, ahead, state)
+                    copies_commit()
+                    stage = ring + turn * STAGE
+                    scores = columns(stage + 256)
+                    turn = turn + 1 if turn < STAGES - 1 else Int32(0)
+                    half = c & 1
+                    maxima_here = maxima + half * (256 * SEGMENTS) + lane * 8
+                    write_shared(maxima_here + warp * 256, [bits(maximum(column)) for column in scores])
+                    cute.arch.sync_threads()
+                    values = columns(stage)
+                    if warp == c - 1:
+                        even, odd = combined(parts + (1 - half) * (512 * SEGMENTS) + lane * 16)
+                    shown = [read_shared(maxima_here + s * 256, 2) for s in range(SEGMENTS)]
+                    peak = [maximum([from_bits(pair[i]) for pair in shown]) for i in range(2)]
+                    parted = [sums(values[i], scores[i], peak[i]) for i in range(2)]
+                    words = [bits(parted[i][part]) for part in range(2) for i in range(2)]
+                    write_shared(parts + half * (512 * SEGMENTS) + warp * 512 + lane * 16, words)
+                cute.arch.sync_threads()
+                if warp == CHUNKS - 1:
+                    even, odd = combined(parts + 512 * SEGMENTS + lane * 16)
+                amax = across(widest([even, odd]), 32, "max")
+                write_shared(sizes + warp * 4, [amax])
+                cute.arch.sync_threads()
+                for part in cutlass.range_constexpr(2):
+                    for size in read_shared(sizes + 16 * part, 4):
+                        amax = cutlass.max(amax, size)
+                field = cutlass.max(amax >> 23, 30)
+                write_shared_i64(squares + warp * 8, over_warp(whole_squares([even, odd], field)))
+                cute.arch.sync_threads()
+                square = Int64(0)
+                for s in cutlass.range_constexpr(SEGMENTS):
+                    square += read_shared_i64(squares + 8 * s)
+                inverse = inverse_rms(square, field, DIM, eps)
+                entry(even, odd, inverse, weight, cache, target, page_stride, cos, sin, ROWS, WEIGHT_BF16)
+            cute.arch.sync_threads()
 
 
 @cute.jit

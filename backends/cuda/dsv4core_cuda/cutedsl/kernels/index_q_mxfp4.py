@@ -99,14 +99,16 @@ def kernel(
         angle = cos_sin + load_i64(positions + Int64(t) * position_stride) * table_stride + Int64(four * 16)
         cos = [from_bits(w) for w in load_words(angle, 4) + load_words(angle + 64, 4)]
         sin = [from_bits(w) for w in load_words(angle + 128, 4) + load_words(angle + 192, 4)]
-        for first in cutlass.range((number - t * parts) * 8, heads, parts * 8, unroll=1):
+        base = q + Int64(t) * token_stride + Int64(four * 16)
+        begin = (number - t * parts) * 8
+        row = cutlass.min(begin + (lane >> 2), heads - 1)
+        ahead = row_words(base, row, head_stride)
+        for first in cutlass.range(begin, heads, parts * 8, unroll=1):
             h = first + (lane >> 2)
             inside = h < heads
             row = cutlass.min(h, heads - 1)
-            start = q + Int64(t) * token_stride + Int64(row) * head_stride + Int64(four * 16)
-            loaded = []
-            for k in cutlass.range_constexpr(4):
-                loaded.append(load_words(start + 64 * k, 4))
+            loaded = [ahead[4 * k : 4 * k + 4] for k in range(4)]
+            ahead = row_words(base, cutlass.min(h + parts * 8, heads - 1), head_stride)
             words = turned(loaded, cos, sin, HADAMARD)
             sizes = []
             for k in cutlass.range_constexpr(4):
@@ -132,6 +134,11 @@ def kernel(
                     else:
                         w = from_bits(load_i32(place + Int64(row) * 4))
                     store_words(folded + at * 4, [bits(mul(mul(w, softmax_scale), head_scale))])
+
+
+def row_words(base, row, stride):
+    """A lane's words of a row: 16 bytes of each 64."""
+    return [word for k in range(4) for word in load_words(base + Int64(row) * stride + 64 * k, 4)]
 
 
 def turned(loaded, cos, sin, HADAMARD):

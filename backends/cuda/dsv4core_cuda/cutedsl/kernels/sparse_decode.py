@@ -13,7 +13,13 @@ from cutlass import BFloat16, Float32, Int32, Int64, cute
 from cutlass.cute.nvgpu import warpgroup
 
 from dsv4core_cuda.cutedsl.kernels._cluster import ceil, exp2, peer, read_peer, write_peer
-from dsv4core_cuda.cutedsl.kernels._listed_rows import exchanged, listed_slot, load_rows, row_place, store_rows
+from dsv4core_cuda.cutedsl.kernels._listed_rows import (
+    exchanged,
+    listed_slot,
+    load_rows,
+    row_place,
+    store_rows,
+)
 from dsv4core_cuda.cutedsl.kernels._ptx import (
     bits,
     copies_commit,

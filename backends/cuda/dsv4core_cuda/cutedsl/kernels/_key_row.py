@@ -1,11 +1,10 @@
-"""Rotated key rows into `fp8_ds_mla` pages: a warp has several rows on their way at once."""
+"""A key row as a warp has it: two runs of 8 neighbouring channels a lane, in words of two bf16."""
 
-import cutlass
-from cutlass import Int32, Int64, cute
+from cutlass import Int32, cute
 
 from dsv4core_cuda.cutedsl.kernels._main_row import byte_pair, row_places, settled, tail_words
 from dsv4core_cuda.cutedsl.kernels._numerics import choose, unpack_bf16
-from dsv4core_cuda.cutedsl.kernels._ptx import load_i64, load_words, pair_most, permuted, store_words
+from dsv4core_cuda.cutedsl.kernels._ptx import pair_most, permuted, store_words
 
 HALVES = 0x00010001
 
@@ -63,23 +62,3 @@ def store_row(first, second, slot, cache, page_stride, ROWS):
         store_words(start + 256 + lane * 16 - 192, second)
     if lane == 0:
         store_words(behind, [low, high])
-
-
-@cute.kernel
-def kernel(
-    k: Int64, cache: Int64, slots: Int64, count: Int32, k_stride: Int64, page_stride: Int64,
-    slot_stride: Int64, ROWS: cutlass.Constexpr, AT_ONCE: cutlass.Constexpr, WARPS: cutlass.Constexpr,
-):  # fmt: skip
-    """A warp writes AT_ONCE rows; strides are bytes. A negative slot writes nothing."""
-    lane = cute.arch.lane_idx()
-    begin = (cute.arch.block_idx()[0] * WARPS + cute.arch.warp_idx()) * AT_ONCE
-    if begin < count:
-        loaded = []
-        for i in cutlass.range_constexpr(AT_ONCE):
-            t = Int64(cutlass.min(begin + i, count - 1))
-            row = k + t * k_stride + lane * 16
-            loaded.append((load_words(row, 4), load_words(row + 512, 4), load_i64(slots + t * slot_stride)))
-        for i in cutlass.range_constexpr(AT_ONCE):
-            first, second, slot = loaded[i]
-            if (begin + i < count) & (slot >= 0):
-                store_row(first, second, slot, cache, page_stride, ROWS)

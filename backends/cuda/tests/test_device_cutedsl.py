@@ -1,0 +1,109 @@
+"""CuTeDSL's kernels on the device: bytes of the portable bodies, in a graph from the first call on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dsv4core.config import AttentionConfig
+from dsv4core.kernels.triton.calls import closing
+from dsv4core.ops import OPS
+from dsv4core.samples import Size, sample
+from dsv4core_cuda.cutedsl import install
+from dsv4core_cuda.cutedsl._probe import ARCHITECTURES, reason_against
+
+ARCHITECTURE = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
+REASON = reason_against(ARCHITECTURE)
+pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
+Call = dict[str, Any]
+
+
+@pytest.fixture(autouse=True)
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSV4CORE_CHECK", "0")
+
+
+FORMS = [(op, form) for op, module in install.launchers().items() for form in module.programs("sm_90a")]
+
+
+def given(op: str, form: str, tokens: int = 300) -> Call:
+    """A legal call of a form, in host memory."""
+    words = form.split()
+    if op == "compress_norm_rope_store":
+        return closing(tokens, int(words[1]), words[2])[1]
+    call = sample(op, Size(tokens, 40, AttentionConfig.preset("v4-flash")))
+    if op == "fused_indexer_q_rope_quant":
+        call |= {"format": words[0], "rotate": words[1]}
+    return call
+
+
+def ours(op: str) -> Callable[..., Any]:
+    """The kernels alone: what they do not take fails."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the call was passed on")
+
+    module, arch = install.launchers()[op], ARCHITECTURES[ARCHITECTURE]
+    return module.bind(refuse, dict.fromkeys(module.programs(arch), 0), arch)
+
+
+def moved(call: Call) -> Call:
+    return {k: v.cuda() if isinstance(v, Tensor) else v for k, v in call.items()}
+
+
+def outcome(result: Any, call: Call) -> list[Tensor]:
+    """What a call returned and the pages it wrote, in host memory, as bytes."""
+    tensors = [*(result if isinstance(result, tuple) else (result,)), call.get("k_cache")]
+    return [t.cpu().contiguous().view(torch.uint8) for t in tensors if t is not None]
+
+
+@pytest.mark.parametrize(("op", "form"), FORMS)
+@pytest.mark.parametrize("tokens", [1, 7, 100])
+def test_bytes_are_those_of_the_portable_body(op: str, form: str, tokens: int) -> None:
+    host = given(op, form, tokens)
+    call = moved(host)
+    found, expected = outcome(ours(op)(**call), call), outcome(OPS[op].body(**host), host)
+    assert [torch.equal(a, b) for a, b in zip(found, expected, strict=True)] == [True] * len(found)
+
+
+@pytest.mark.parametrize(("op", "form"), FORMS)
+def test_a_first_call_inside_a_capture(op: str, form: str) -> None:
+    """Nothing is loaded before; a replay does what a call does."""
+    host = given(op, form, 20)
+    call, again = moved(host), moved(host)
+    expected = outcome(ours(op)(**again), again)
+    for name in ("program", "overlapping", "windows"):
+        if hasattr(install.launchers()[op], name):
+            getattr(install.launchers()[op], name).cache_clear()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = ours(op)(**call)
+    assert call.get("k_cache") is None or not torch.equal(outcome(None, call)[0], expected[-1])
+    graph.replay()
+    torch.cuda.synchronize()
+    found = outcome(result, call)
+    assert [torch.equal(a, b) for a, b in zip(found, expected, strict=True)] == [True] * len(found)
+
+
+def test_threads_and_streams_do_not_mix_arguments() -> None:
+    op = "fused_indexer_q_rope_quant"
+    calls = [moved(given(op, "mxfp4 hadamard", 3 + i)) for i in range(8)]
+    function = ours(op)
+    expected = [outcome(function(**call), call) for call in calls]
+
+    def many(i: int) -> bool:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
+            for _ in range(50):
+                found = outcome(function(**calls[i]), calls[i])
+                if not all(torch.equal(a, b) for a, b in zip(found, expected[i], strict=True)):
+                    return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(many, range(8)))
