@@ -130,7 +130,7 @@ def test_the_backend_names_it_and_says_why_not(monkeypatch: pytest.MonkeyPatch) 
         CudaBackend({"attention": "cutedsl"})
     assert CudaBackend({}).cluster is None
     monkeypatch.setattr(backend_module, "interpreted", lambda: False)
-    monkeypatch.setattr(backend_module, "_on_device", lambda fewest: (None, "no FlashMLA"))
+    monkeypatch.setattr(backend_module, "_on_device", lambda *a: (None, "no FlashMLA"))
     monkeypatch.setattr(backend_module, "_compiled", lambda any_batch: (ClusterDecode(H100), ""))
     made = CudaBackend({})
     provider = made.ops["sparse_decode"].provider

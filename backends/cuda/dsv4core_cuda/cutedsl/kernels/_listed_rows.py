@@ -130,7 +130,7 @@ def store_rows(keys, raw, warp, lane, FIRST: cutlass.Constexpr, COUNT: cutlass.C
 
 @cute.jit
 def _scaled(words, scale, large):
-    """16 codes times 2^(byte - 127), the byte given in both halves of `scale`. Shapes: 4 words -> 2 times 4."""
+    """16 codes times 2^(byte - 127), the byte in both halves of `scale`. Shapes: 4 words -> 2 times 4."""
     factor = scale * 128 + 0x3C003C00  # 2^(byte - 7) in bf16, which a byte above 134 passes
     if large:
         factor = scale * 128 - 0x02000200 if scale >= 0x800080 else factor  # 2^(byte - 131)

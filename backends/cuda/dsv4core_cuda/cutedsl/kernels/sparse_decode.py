@@ -145,7 +145,7 @@ def kernel(
         n += KEYS
         row, scales, live = row_place(following, n < width, *pages)
         following = listed_slot(n + KEYS, *listed)
-        if cutlass.const_expr(PARTS == 1):
+        if cutlass.const_expr(PARTS == 1):  # noqa: SIM102 - one is decided here, the other on the device
             if tile + 1 < tiles:
                 load_rows(raw, row, scales, lane, 0, 8)
         if tile == 0:
