@@ -47,6 +47,104 @@ def read_f32(address, n):
     return [from_bits(x) for x in read_shared(address, n)]
 
 
+def query_piece(i, HEADS):
+    """The head of 16-byte piece i of the queries, and its place in shared memory."""
+    head, piece = i // 64, i % 64
+    return head, piece // 8 * (HEADS * 128) + head * 128 + (((piece % 8) ^ (head % 8)) << 4)
+
+
+@cute.jit
+def softmax(
+    s, sp, peak, past, factor, above, below, red, sums, factors, warp, lane, HEADS: cutlass.Constexpr
+):  # fmt: skip
+    """Weights of a tile's keys, by the four warps that have their scores `s`.
+
+    A thread has two keys, eight apart, of each of HEADS / 4 heads. Weights go to `sp` as bf16, relative to a
+    running maximum that is a whole power of two; their sums over a warp's keys to `sums`, the factors of what
+    was before to `past` and `factors`.
+    """
+    COLUMNS: cutlass.Constexpr = HEADS // 4
+    column = lane % 4 * 2
+    key = warp * 16 + lane // 4
+    for j in cutlass.range_constexpr(COLUMNS):
+        at = j // 2 * 4 + j % 2
+        s[at] = s[at] * factor + above
+        s[at + 2] = s[at + 2] * factor + below
+        m = cute.arch.fmax(s[at], s[at + 2])
+        for step in cutlass.range_constexpr(3):
+            m = cute.arch.fmax(m, cute.arch.shuffle_sync_bfly(m, 4 << step))
+        if lane < 4:
+            write_shared(red + (warp * HEADS + j // 2 * 8 + column + j % 2) * 4, [bits(m)])
+    cute.arch.barrier(barrier_id=1, number_of_threads=128)
+    for j in cutlass.range_constexpr(COLUMNS // 2):
+        highs = [read_f32(red + (w * HEADS + j * 8 + column) * 4, 2) for w in range(4)]
+        for a in cutlass.range_constexpr(2):
+            high = highs[0][a]
+            for w in cutlass.range_constexpr(1, 4):
+                high = cute.arch.fmax(high, highs[w][a])
+            c = 2 * j + a
+            at = j * 4 + a
+            high = cute.arch.fmax(peak[c], ceil(high))
+            past[c] = exp2(peak[c] - high)
+            peak[c] = high
+            x = exp2(s[at] - high)
+            y = exp2(s[at + 2] - high)
+            sp[j * 8 + column + a, key] = x.to(BFloat16)
+            sp[j * 8 + column + a, key + 8] = y.to(BFloat16)
+            z = x + y
+            for step in cutlass.range_constexpr(3):
+                z = z + cute.arch.shuffle_sync_bfly(z, 4 << step)
+            if lane < 4:
+                write_shared(sums + (warp * HEADS + j * 8 + column + a) * 4, [bits(z)])
+                if warp == 0:
+                    write_shared(factors + (j * 8 + column + a) * 4, [bits(past[c])])
+
+
+@cute.jit
+def shares(ml, weights, sink, head, HEADS: cutlass.Constexpr, BLOCKS: cutlass.Constexpr):
+    """What a head's maxima and sums of the cluster's blocks make of their outputs: factors into `weights`.
+
+    A power of two for every block, then the share of their sum. -> the natural log of the sum without sink.
+    """
+    peaks = [read_f32(ml + (c * 2 * HEADS + head) * 4, 1)[0] for c in range(BLOCKS)]
+    top = peaks[0]
+    for c in cutlass.range_constexpr(1, BLOCKS):
+        top = cute.arch.fmax(top, peaks[c])
+    whole = Float32(0.0)
+    for c in cutlass.range_constexpr(BLOCKS):
+        part = exp2(peaks[c] - top)
+        write_shared(weights + (c * HEADS + head) * 4, [bits(part)])
+        whole = whole + part * read_f32(ml + ((c * 2 + 1) * HEADS + head) * 4, 1)[0]
+    share, natural = Float32(0.0), Float32.inf
+    if whole > 0.0:
+        share = 1.0 / (whole + exp2(from_bits(load_i32(sink)) * LOG2E - top))
+        natural = (top + cute.math.log2(whole)) * LN2
+    write_shared(weights + (BLOCKS * HEADS + head) * 4, [bits(share)])
+    return natural
+
+
+@cute.jit
+def add_blocks(
+    outputs, weights, to, head_stride, thread, rank, HEADS: cutlass.Constexpr, BLOCKS: cutlass.Constexpr
+):  # fmt: skip
+    """Add what the cluster's blocks have, in their order, for this block's part of the channels, and store."""
+    UNITS: cutlass.Constexpr = HEADS * 128
+    bases = [peer(outputs, c) for c in range(BLOCKS)]
+    for i in cutlass.range_constexpr((UNITS + THREADS * BLOCKS - 1) // (THREADS * BLOCKS)):
+        unit = thread + THREADS * (rank + BLOCKS * i)
+        if unit < UNITS:
+            head, channel = unit // 128, unit % 128 * 4
+            values = [read_peer(bases[c] + (head * HEAD + channel) * 4) for c in range(BLOCKS)]
+            x = [Float32(0.0)] * 4
+            for c in cutlass.range_constexpr(BLOCKS):
+                weight = read_f32(weights + (c * HEADS + head) * 4, 1)[0]
+                x = [a + b * weight for a, b in zip(x, values[c], strict=True)]
+            share = read_f32(weights + (BLOCKS * HEADS + head) * 4, 1)[0]
+            a, b, c, d = [y * share for y in x]
+            # channels in the order that `exchanged` and `decoded` gave them
+            store_words(to + (Int64(head) * head_stride + channel) * 2, [pair_bf16(a, c), pair_bf16(b, d)])
+
+
 @cute.kernel
 def kernel(
     q: Int64, cache: Int64, slots: Int64, lens: Int64, extra: Int64, extra_slots: Int64, extra_lens: Int64,
@@ -87,13 +185,10 @@ def kernel(
     sums, factors, masks = red + 4 * HEADS * 4, red + 8 * HEADS * 4, red + 9 * HEADS * 4
     cute.arch.cluster_arrive_relaxed()
 
-    # queries
-    q_from = q + (Int64(t) * q_stride + Int64(group * HEADS) * q_head_stride) * 2
+    q_from = q + (Int64(t) * q_stride + Int64(group * HEADS) * q_head_stride + thread % 64 * 8) * 2
     for i in cutlass.range_constexpr(HEADS * 64 // THREADS):
-        h = (thread + i * THREADS) // 64
-        w = thread % 64
-        q_to = queries + ((w // 8) * (HEADS * 128) + h * 128 + (((w % 8) ^ (h % 8)) << 4))
-        copy_ahead(q_to, q_from + (Int64(h) * q_head_stride + w * 8) * 2, 16)
+        head, place = query_piece(thread + i * THREADS, HEADS)
+        copy_ahead(queries + place, q_from + Int64(head) * q_head_stride * 2, 16)
     copies_commit()
 
     k_major, mn_major = warpgroup.OperandMajorMode.K, warpgroup.OperandMajorMode.MN
@@ -115,10 +210,7 @@ def kernel(
     peak = cute.make_rmem_tensor(COLUMNS, Float32)
     total = cute.make_rmem_tensor(COLUMNS, Float32)
     past = cute.make_rmem_tensor(COLUMNS, Float32)
-    factor = scale * LOG2E
     column = lane % 4 * 2
-    key = warp * 16 + lane // 4
-
     o.fill(0.0)
     peak.fill(NEVER)
     total.fill(0.0)
@@ -136,6 +228,8 @@ def kernel(
     if cutlass.const_expr(PARTS == 1):
         load_rows(raw, row, scales, lane, 0, 8)
     for tile in cutlass.range(tiles, unroll=1):
+        if cutlass.const_expr(PARTS > 1):
+            row, scales, live = row_place(slot, n < width, *pages)
         if lane < 8:
             write_shared(masks + (warp * 8 + lane) * 4, [bits(Float32(0.0) if live == 1 else -Float32.inf)])
         for part in cutlass.range_constexpr(PARTS):
@@ -143,18 +237,17 @@ def kernel(
                 load_rows(raw, row, scales, lane, part * COUNT, COUNT)
             store_rows(keys, raw, warp, lane, part * COUNT, COUNT)
         n += KEYS
-        row, scales, live = row_place(following, n < width, *pages)
+        slot = following
         following = listed_slot(n + KEYS, *listed)
         if cutlass.const_expr(PARTS == 1):  # noqa: SIM102 - one is decided here, the other on the device
             if tile + 1 < tiles:
+                row, scales, live = row_place(slot, n < width, *pages)
                 load_rows(raw, row, scales, lane, 0, 8)
         if tile == 0:
             copies_wait(0)
             for i in cutlass.range_constexpr(HEADS * 64 // THREADS):
-                h = (thread + i * THREADS) // 64
-                w = thread % 64
-                q_at = queries + ((w // 8) * (HEADS * 128) + h * 128 + (((w % 8) ^ (h % 8)) << 4))
-                write_shared(q_at, exchanged(read_shared(q_at, 4)))
+                _, place = query_piece(thread + i * THREADS, HEADS)
+                write_shared(queries + place, exchanged(read_shared(queries + place, 4)))
         cute.arch.fence_view_async_shared()
         cute.arch.sync_threads()
 
@@ -164,40 +257,10 @@ def kernel(
                 score_mma.set(warpgroup.Field.ACCUMULATE, i > 0)
                 cute.gemm(score_mma, s, a_k[None, None, i], b_q[None, None, i], s)
             warpgroup.commit_group()
-            above, below = read_f32(masks + key * 4, 1)[0], read_f32(masks + key * 4 + 32, 1)[0]
+            mask = masks + (warp * 16 + lane // 4) * 4
+            above, below = read_f32(mask, 1)[0], read_f32(mask + 32, 1)[0]
             warpgroup.wait_group(0)
-            for j in cutlass.range_constexpr(COLUMNS):
-                at = j // 2 * 4 + j % 2
-                s[at] = s[at] * factor + above
-                s[at + 2] = s[at + 2] * factor + below
-                m = cute.arch.fmax(s[at], s[at + 2])
-                for step in cutlass.range_constexpr(3):
-                    m = cute.arch.fmax(m, cute.arch.shuffle_sync_bfly(m, 4 << step))
-                if lane < 4:
-                    write_shared(red + (warp * HEADS + j // 2 * 8 + column + j % 2) * 4, [bits(m)])
-            cute.arch.barrier(barrier_id=1, number_of_threads=128)
-            for j in cutlass.range_constexpr(COLUMNS // 2):
-                highs = [read_f32(red + (w * HEADS + j * 8 + column) * 4, 2) for w in range(4)]
-                for a in cutlass.range_constexpr(2):
-                    high = highs[0][a]
-                    for w in cutlass.range_constexpr(1, 4):
-                        high = cute.arch.fmax(high, highs[w][a])
-                    c = 2 * j + a
-                    at = j * 4 + a
-                    high = cute.arch.fmax(peak[c], ceil(high))
-                    past[c] = exp2(peak[c] - high)
-                    peak[c] = high
-                    x = exp2(s[at] - high)
-                    y = exp2(s[at + 2] - high)
-                    sp[j * 8 + column + a, key] = x.to(BFloat16)
-                    sp[j * 8 + column + a, key + 8] = y.to(BFloat16)
-                    z = x + y
-                    for step in cutlass.range_constexpr(3):
-                        z = z + cute.arch.shuffle_sync_bfly(z, 4 << step)
-                    if lane < 4:
-                        write_shared(sums + (warp * HEADS + j * 8 + column + a) * 4, [bits(z)])
-                        if warp == 0:
-                            write_shared(factors + (j * 8 + column + a) * 4, [bits(past[c])])
+            softmax(s, sp, peak, past, scale * LOG2E, above, below, red, sums, factors, warp, lane, HEADS)
         cute.arch.fence_view_async_shared()
         cute.arch.sync_threads()
 
@@ -243,42 +306,11 @@ def kernel(
     cute.arch.cluster_wait()
 
     if thread < HEADS:
-        peaks = [read_f32(ml + (c * 2 * HEADS + thread) * 4, 1)[0] for c in range(BLOCKS)]
-        top = peaks[0]
-        for c in cutlass.range_constexpr(1, BLOCKS):
-            top = cute.arch.fmax(top, peaks[c])
-        sum_of_row = Float32(0.0)
-        for c in cutlass.range_constexpr(BLOCKS):
-            part = exp2(peaks[c] - top)
-            write_shared(weights + (c * HEADS + thread) * 4, [bits(part)])
-            found = read_f32(ml + ((c * 2 + 1) * HEADS + thread) * 4, 1)[0]
-            sum_of_row = sum_of_row + part * found
-        head = group * HEADS + thread
-        share = Float32(0.0)
-        natural = Float32.inf
-        if sum_of_row > 0.0:
-            share = 1.0 / (sum_of_row + exp2(from_bits(load_i32(sink + head * 4)) * LOG2E - top))
-            natural = (top + cute.math.log2(sum_of_row)) * LN2
+        natural = shares(ml, weights, sink + (group * HEADS + thread) * 4, thread, HEADS, BLOCKS)
         if rank == 0:
-            store_words(lse + (Int64(t) * heads + head) * 4, [bits(natural)])
-        write_shared(weights + (BLOCKS * HEADS + thread) * 4, [bits(share)])
+            store_words(lse + (Int64(t) * heads + group * HEADS + thread) * 4, [bits(natural)])
     cute.arch.sync_threads()
-    UNITS: cutlass.Constexpr = HEADS * 128
-    bases = [peer(keys, c) for c in range(BLOCKS)]
-    to_out = out + (Int64(t) * out_stride + Int64(group * HEADS) * out_head_stride) * 2
-    for i in cutlass.range_constexpr((UNITS + THREADS * BLOCKS - 1) // (THREADS * BLOCKS)):
-        u = thread + THREADS * (rank + BLOCKS * i)
-        if u < UNITS:
-            at_head = u // 128
-            c4 = u % 128 * 4
-            values = [read_peer(bases[c] + (at_head * HEAD + c4) * 4) for c in range(BLOCKS)]
-            folded = [Float32(0.0)] * 4
-            for c in cutlass.range_constexpr(BLOCKS):
-                weight = read_f32(weights + (c * HEADS + at_head) * 4, 1)[0]
-                folded = [a + b * weight for a, b in zip(folded, values[c], strict=True)]
-            portion = read_f32(weights + (BLOCKS * HEADS + at_head) * 4, 1)[0]
-            y = [a * portion for a in folded]
-            words = [pair_bf16(y[0], y[2]), pair_bf16(y[1], y[3])]
-            store_words(to_out + (Int64(at_head) * out_head_stride + c4) * 2, words)
+    to = out + (Int64(t) * out_stride + Int64(group * HEADS) * out_head_stride) * 2
+    add_blocks(keys, weights, to, out_head_stride, thread, rank, HEADS, BLOCKS)
     cute.arch.cluster_arrive()
     cute.arch.cluster_wait()
