@@ -25,7 +25,7 @@ from dsv4core_cuda.flashmla import Pages
 from dsv4core_cuda.flashmla_library import Library
 
 BATCHES = (1, 2, 4, 8, 16, 32)
-CUTS = ((16, 1), (32, 2), (64, 1))
+CUTS = ((16, 1), (32, 4), (64, 1))
 Way = Callable[[Arguments], Callable[[], Tensor]]
 
 

@@ -24,7 +24,7 @@ ARGUMENTS = "q" * 11 + "f" + "q" * 8 + "i" * 6
 @cache
 def program(rows: int, extra_rows: int, heads: int, blocks: int, parts: int) -> Program:
     """The kernel for pages of so many rows, heads of a block and blocks of a cluster."""
-    shared = KEYS * 1028 + heads * (1024 + 2 * KEYS + 36 + 12 * blocks + 4)
+    shared = KEYS * 1028 + heads * (1024 + 2 * KEYS + 44 + 12 * blocks + 4)
     constants = (rows, extra_rows, heads, blocks, parts)
     residents = RESIDENTS if heads <= 32 else 1
     return Program("sparse_decode", ARGUMENTS, constants, THREADS, shared, blocks, residents)
@@ -49,7 +49,7 @@ def cut(tokens: int, heads: int, blocks: int, available: int) -> tuple[int, int]
     A block of 16 heads is done sooner, blocks of 32 decode each row half as often. No bit depends on it.
     """
     few = tokens * heads // 16 * blocks <= RESIDENTS * available
-    return (16, 1) if few or heads % 32 else (32, 2)
+    return (16, 1) if few or heads % 32 else (32, 4)
 
 
 def decode(

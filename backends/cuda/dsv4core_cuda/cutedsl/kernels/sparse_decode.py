@@ -55,18 +55,17 @@ def query_piece(i, HEADS):
 
 @cute.jit
 def softmax(
-    s, sp, peak, past, factor, above, below, red, sums, factors, warp, lane, HEADS: cutlass.Constexpr
+    s, sp, factor, above, below, red, sums, factors, old, new, warp, lane, HEADS: cutlass.Constexpr
 ):  # fmt: skip
     """Weights of a tile's keys, by the four warps that have their scores `s`.
 
     A thread has two keys, eight apart, of each of HEADS / 4 heads. Weights go to `sp` as bf16, relative to a
-    running maximum that is a whole power of two; their sums over a warp's keys to `sums`, the factors of what
-    was before to `past` and `factors`.
+    running maximum that is a whole power of two (from `old` to `new`); their sums over a warp's keys to
+    `sums`, the factors of what was before to `factors`.
     """
-    COLUMNS: cutlass.Constexpr = HEADS // 4
     column = lane % 4 * 2
     key = warp * 16 + lane // 4
-    for j in cutlass.range_constexpr(COLUMNS):
+    for j in cutlass.range_constexpr(HEADS // 4):
         at = j // 2 * 4 + j % 2
         s[at] = s[at] * factor + above
         s[at + 2] = s[at + 2] * factor + below
@@ -76,28 +75,28 @@ def softmax(
         if lane < 4:
             write_shared(red + (warp * HEADS + j // 2 * 8 + column + j % 2) * 4, [bits(m)])
     cute.arch.barrier(barrier_id=1, number_of_threads=128)
-    for j in cutlass.range_constexpr(COLUMNS // 2):
+    for j in cutlass.range_constexpr(HEADS // 8):
+        before = read_f32(old + (j * 8 + column) * 4, 2)
         highs = [read_f32(red + (w * HEADS + j * 8 + column) * 4, 2) for w in range(4)]
         for a in cutlass.range_constexpr(2):
+            h = j * 8 + column + a
+            at = j * 4 + a
             high = highs[0][a]
             for w in cutlass.range_constexpr(1, 4):
                 high = cute.arch.fmax(high, highs[w][a])
-            c = 2 * j + a
-            at = j * 4 + a
-            high = cute.arch.fmax(peak[c], ceil(high))
-            past[c] = exp2(peak[c] - high)
-            peak[c] = high
+            high = cute.arch.fmax(before[a], ceil(high))
             x = exp2(s[at] - high)
             y = exp2(s[at + 2] - high)
-            sp[j * 8 + column + a, key] = x.to(BFloat16)
-            sp[j * 8 + column + a, key + 8] = y.to(BFloat16)
+            sp[h, key] = x.to(BFloat16)
+            sp[h, key + 8] = y.to(BFloat16)
             z = x + y
             for step in cutlass.range_constexpr(3):
                 z = z + cute.arch.shuffle_sync_bfly(z, 4 << step)
             if lane < 4:
-                write_shared(sums + (warp * HEADS + j * 8 + column + a) * 4, [bits(z)])
+                write_shared(sums + (warp * HEADS + h) * 4, [bits(z)])
                 if warp == 0:
-                    write_shared(factors + (j * 8 + column + a) * 4, [bits(past[c])])
+                    write_shared(new + h * 4, [bits(high)])
+                    write_shared(factors + h * 4, [bits(exp2(before[a] - high))])
 
 
 @cute.jit
@@ -169,7 +168,7 @@ def kernel(
     sk_ptr = smem.allocate_array(BFloat16, KEYS * 512, byte_alignment=1024)
     sq_ptr = smem.allocate_array(BFloat16, HEADS * 512, byte_alignment=1024)
     sp_ptr = smem.allocate_array(BFloat16, HEADS * KEYS, byte_alignment=1024)
-    red_ptr = smem.allocate_array(Float32, 9 * HEADS + KEYS, byte_alignment=16)
+    red_ptr = smem.allocate_array(Float32, 11 * HEADS + KEYS, byte_alignment=16)
     ml_ptr = smem.allocate_array(Float32, BLOCKS * 2 * HEADS, byte_alignment=16)
     weight_ptr = smem.allocate_array(Float32, (BLOCKS + 1) * HEADS, byte_alignment=16)
     atom = warpgroup.make_smem_layout_atom(warpgroup.SmemLayoutAtomKind.K_SW128, BFloat16)
@@ -182,7 +181,7 @@ def kernel(
     sv = cute.composition(sk, cute.make_layout((512, KEYS), stride=(KEYS, 1)))
     keys, queries = Int32(sk_ptr.toint()), Int32(sq_ptr.toint())
     red, ml, weights = Int32(red_ptr.toint()), Int32(ml_ptr.toint()), Int32(weight_ptr.toint())
-    sums, factors, masks = red + 4 * HEADS * 4, red + 8 * HEADS * 4, red + 9 * HEADS * 4
+    sums, factors, tops, masks = [red + i * HEADS * 4 for i in (4, 8, 9, 11)]
     cute.arch.cluster_arrive_relaxed()
 
     q_from = q + (Int64(t) * q_stride + Int64(group * HEADS) * q_head_stride + thread % 64 * 8) * 2
@@ -205,15 +204,12 @@ def kernel(
     o = cute.make_rmem_tensor(value_mma.partition_shape_C((512, HEADS)), Float32)
     value_mma.set(warpgroup.Field.ACCUMULATE, True)
 
-    # A thread has two keys (or channels) eight apart of each of its COLUMNS heads.
-    COLUMNS: cutlass.Constexpr = HEADS // 4
-    peak = cute.make_rmem_tensor(COLUMNS, Float32)
-    total = cute.make_rmem_tensor(COLUMNS, Float32)
-    past = cute.make_rmem_tensor(COLUMNS, Float32)
+    # A thread has two channels, eight apart, of each of HEADS / 4 heads; the first HEADS threads have sums.
     column = lane % 4 * 2
+    total = Float32(0.0)
     o.fill(0.0)
-    peak.fill(NEVER)
-    total.fill(0.0)
+    if thread < HEADS:
+        write_shared(tops + thread * 4, [bits(Float32(NEVER))])
     length, extra_length = load_i32(lens + Int64(t) * 4), load_i32(extra_lens + Int64(t) * 4)
     listed = (
         width, length, slots + Int64(t) * slot_stride * 4,
@@ -260,45 +256,43 @@ def kernel(
             mask = masks + (warp * 16 + lane // 4) * 4
             above, below = read_f32(mask, 1)[0], read_f32(mask + 32, 1)[0]
             warpgroup.wait_group(0)
-            softmax(s, sp, peak, past, scale * LOG2E, above, below, red, sums, factors, warp, lane, HEADS)
+            old, new = tops + tile % 2 * (HEADS * 4), tops + (tile + 1) % 2 * (HEADS * 4)
+            softmax(
+                s, sp, scale * LOG2E, above, below, red, sums, factors, old, new, warp, lane, HEADS
+            )  # fmt: skip
         cute.arch.fence_view_async_shared()
         cute.arch.sync_threads()
 
-        for j in cutlass.range_constexpr(COLUMNS // 2):
+        for j in cutlass.range_constexpr(HEADS // 8):
             rest = read_f32(factors + (j * 8 + column) * 4, 2)
             for a in cutlass.range_constexpr(2):
                 for i in cutlass.range_constexpr(4):
-                    at = i * 2 * COLUMNS + j * 4 + a
+                    at = i * (HEADS // 2) + j * 4 + a
                     o[at] = o[at] * rest[a]
                     o[at + 2] = o[at + 2] * rest[a]
         warpgroup.fence()
         for i in cutlass.range_constexpr(KEYS // 16):
             cute.gemm(value_mma, o, a_v[None, None, i], b_p[None, None, i], o)
         warpgroup.commit_group()
-        if warp == 0:
-            for j in cutlass.range_constexpr(COLUMNS // 2):
-                found = [read_f32(sums + (i * HEADS + j * 8 + column) * 4, 2) for i in range(4)]
-                for a in cutlass.range_constexpr(2):
-                    c = 2 * j + a
-                    more = ((found[0][a] + found[1][a]) + found[2][a]) + found[3][a]
-                    total[c] = total[c] * past[c] + more
+        if thread < HEADS:
+            total = total * read_f32(factors + thread * 4, 1)[0]
+            for w in cutlass.range_constexpr(4):
+                total = total + read_f32(sums + (w * HEADS + thread) * 4, 1)[0]
         warpgroup.wait_group(0)
         cute.arch.sync_threads()
 
     cute.arch.cluster_wait()  # the others run: from here on their shared memory is there
 
-    # warp 0 has sums over all the block's keys
-    if thread < 4:
-        for j in cutlass.range_constexpr(COLUMNS):
-            h = j // 2 * 8 + column + j % 2
-            for c in cutlass.range_constexpr(BLOCKS):
-                write_peer(peer(ml + (rank * 2 * HEADS + h) * 4, c), peak[j])
-                write_peer(peer(ml + ((rank * 2 + 1) * HEADS + h) * 4, c), total[j])
+    if thread < HEADS:
+        top = read_f32(tops + (tiles % 2 * HEADS + thread) * 4, 1)[0]
+        for c in cutlass.range_constexpr(BLOCKS):
+            write_peer(peer(ml + (rank * 2 * HEADS + thread) * 4, c), top)
+            write_peer(peer(ml + ((rank * 2 + 1) * HEADS + thread) * 4, c), total)
     # outputs, head by head, over keys and queries that nobody needs any more
     channel = warp // 4 * 64 + warp % 4 * 16 + lane // 4
     for i in cutlass.range_constexpr(4):
-        for j in cutlass.range_constexpr(COLUMNS):
-            at = i * 2 * COLUMNS + j // 2 * 4 + j % 2
+        for j in cutlass.range_constexpr(HEADS // 4):
+            at = i * (HEADS // 2) + j // 2 * 4 + j % 2
             to = keys + ((j // 2 * 8 + column + j % 2) * HEAD + i * 128 + channel) * 4
             write_shared(to, [bits(o[at])])
             write_shared(to + 32, [bits(o[at + 2])])
