@@ -126,7 +126,7 @@ def shares(ml, weights, sink, head, HEADS: cutlass.Constexpr, BLOCKS: cutlass.Co
 def add_blocks(
     outputs, weights, to, head_stride, thread, rank, HEADS: cutlass.Constexpr, BLOCKS: cutlass.Constexpr
 ):  # fmt: skip
-    """Add what the cluster's blocks have, in their order, for this block's part of the channels, and store."""
+    """Add what the blocks of the cluster have, in their order, for this one's part of the channels."""
     UNITS: cutlass.Constexpr = HEADS * 128
     bases = [peer(outputs, c) for c in range(BLOCKS)]
     for i in cutlass.range_constexpr((UNITS + THREADS * BLOCKS - 1) // (THREADS * BLOCKS)):
