@@ -1,9 +1,10 @@
 """Our own decode kernel beside FlashMLA's builds and the Triton kernel, at the batches that it is for.
 
 Type `python benchmarks/cutedsl_decode.py sgl=DIR tokenspeed=DIR` on a Hopper device, DIR being where a wheel
-was unpacked. Measured as `cuda_attention.py` does: every output held against float64 first, medians of CUDA
-graphs of many calls that together touch 256 MB. `--cuts` times every way to cut the work too. Builds are
-called raw, with a schedule that is made once. `alone`: whether a row's bits are those of a batch of one.
+was unpacked. Measured as `cuda_attention.py` does: every output is held against float64 first, times are
+medians of CUDA graphs of many calls that together touch 256 MB, ways taking turns. `--cuts` times every way
+to cut the work too. Builds are called raw, with a schedule that is made once. `alone`: whether a row has the
+bits of a batch of one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import torch
 from _triton_calls import Arguments, decode_calls, kernel
-from cuda_attention import BOUND, SHAPES, alternating, build, error, op, raw
+from cuda_attention import BOUND, SHAPES, build, error, measured, op, raw
 from torch import Tensor
 
 from dsv4core_cuda import ops
@@ -25,17 +26,16 @@ from dsv4core_cuda.flashmla import Pages
 from dsv4core_cuda.flashmla_library import Library
 
 BATCHES = (1, 2, 4, 8, 16, 32)
-CUTS = ((16, 1), (32, 4), (64, 1))
 Way = Callable[[Arguments], Callable[[], Tensor]]
 
 
-def cut(call: Arguments, way: tuple[int, int]) -> Tensor:
-    """The kernel with the work cut in a given way."""
+def cut(call: Arguments, size: int) -> Tensor:
+    """The kernel with so many heads a block."""
     swa, extra = (
         Pages(call[f"{n}_cache"], call[f"{n}_slots"], call[f"{n}_lens"], 64, "fp8_ds_mla")
         for n in ("swa", "extra")
     )
-    sparse_decode.decode(call["q"], swa, extra, call["attn_sink"], call["out"], call["scale"], way)
+    sparse_decode.decode(call["q"], swa, extra, call["attn_sink"], call["out"], call["scale"], size)
     return call["out"]
 
 
@@ -58,17 +58,23 @@ def decode(libraries: list[Library], heads: int, extra: int, batch: int, cuts: b
     bound = {"cutedsl": ops.sparse_decode(None, triton, own), "triton": triton}
     for name, function in bound.items():
         ways[name] = lambda c, f=function: partial(op, f, c)
-    for way in CUTS if cuts else ():
-        ways[f"cutedsl {way[0]} heads a block"] = lambda c, w=way: partial(cut, c, w)
+    for size in sparse_decode.PARTS if cuts else ():
+        ways[f"cutedsl with {size} heads a block"] = lambda c, n=size: partial(cut, c, n)
     gaps = {name: error(calls[0], way(calls[0])()) for name, way in ways.items()}
-    times = alternating({name: [way(c) for c in calls] for name, way in ways.items() if gaps[name] <= BOUND})
-    best = min((times[b.name][0] for b in libraries if b.name in times), default=float("nan"))
+    right = {name: [way(c) for c in calls] for name, way in ways.items() if gaps[name] <= BOUND}
+    times = measured(right, 9)
+    builds = [b.name for b in libraries if b.name in times]
+    best = min(builds, key=lambda name: times[name][0].spread.median) if builds else ""
     lines: list[str] = []
     for name, gap in gaps.items():
-        us, host = times.get(name, (float("nan"), float("nan")))
+        us = host = faster = float("nan")
+        if name in times:
+            series, started = times[name]
+            us, host = 1e6 * series.spread.median, 1e6 * started
+            faster = times[best][0].over(series).median if best else faster
         same = str(alone(bound[name], calls[0])).lower() if name in bound else ""
         shape = f"{heads},{128 + extra},{batch}"
-        lines.append(f"{shape},{name},{us:.1f},{host:.1f},{best / us:.2f},{gap:.1e},{same}")
+        lines.append(f"{shape},{name},{us:.1f},{host:.1f},{faster:.2f},{gap:.1e},{same}")
     return lines
 
 
@@ -77,7 +83,7 @@ def main(arguments: list[str]) -> int:
     places = dict(a.split("=", 1) for a in arguments if "=" in a)
     libraries = [build(name, Path(folder)) for name, folder in places.items()]
     print(f"# {torch.cuda.get_device_name()}, torch {torch.__version__}, {' '.join(sys.argv)}")
-    print("heads,keys,tokens,way,us,host_us,over_best_flashmla,error,alone")
+    print("heads,keys,tokens,way,us,host_us,times as fast as the best build,error,alone")
     for heads, extra in SHAPES:
         for batch in BATCHES:
             for line in decode(libraries, heads, extra, batch, "--cuts" in arguments):

@@ -17,15 +17,17 @@ SEGMENTS = 8
 """Segments of a row at most: a cluster has up to eight blocks everywhere."""
 THREADS = 256
 RESIDENTS = 2
-"""Blocks that a processor holds at once."""
+"""Blocks of up to 32 heads that a processor holds at once."""
+PARTS = {16: 1, 32: 4, 64: 1}
+"""Heads that a block may have, and in how many parts it fetches the rows of a tile: registers decide."""
 ARGUMENTS = "q" * 11 + "f" + "q" * 8 + "i" * 6
 
 
 @cache
-def program(rows: int, extra_rows: int, heads: int, blocks: int, parts: int) -> Program:
+def program(rows: int, extra_rows: int, heads: int, blocks: int) -> Program:
     """The kernel for pages of so many rows, heads of a block and blocks of a cluster."""
     shared = KEYS * 1028 + heads * (1024 + 2 * KEYS + 44 + 12 * blocks + 4)
-    constants = (rows, extra_rows, heads, blocks, parts)
+    constants = (rows, extra_rows, heads, blocks, PARTS[heads])
     residents = RESIDENTS if heads <= 32 else 1
     return Program("sparse_decode", ARGUMENTS, constants, THREADS, shared, blocks, residents)
 
@@ -43,28 +45,34 @@ def segments(width: int) -> tuple[int, int]:
     return -(-tiles // each), each
 
 
-def cut(tokens: int, heads: int, blocks: int, available: int) -> tuple[int, int]:
-    """Heads of a block and parts that rows are fetched in: how the work meets so many processors.
+def cut(tokens: int, heads: int, blocks: int, available: int) -> int:
+    """Heads of a block: how the work meets so many processors.
 
     A block of 16 heads is done sooner, blocks of 32 decode each row half as often. No bit depends on it.
     """
     few = tokens * heads // 16 * blocks <= RESIDENTS * available
-    return (16, 1) if few or heads % 32 else (32, 4)
+    return 16 if few or heads % 32 else 32
+
+
+def programs(arch: str) -> dict[str, Program]:
+    """A program of every number of heads, for ahead-of-time compilation; its matrix products are SM90's."""
+    blocks, _ = segments(640)
+    return {f"{n} heads a block": program(64, 64, n, blocks) for n in PARTS} if arch == "sm_90a" else {}
 
 
 def decode(
     q: Tensor, swa: Pages, extra: Pages | None, sink: Tensor, out: Tensor, scale: float,
-    way: tuple[int, int] | None = None,
+    size: int = 0,
 ) -> Tensor:  # fmt: skip
-    """`sparse_decode` over pages that are 16-byte aligned; `way` is a `cut` of one's own, to measure."""
+    """`sparse_decode` over pages that are 16-byte aligned; `size` is a `cut` of one's own, to measure."""
     tokens, heads, _ = q.shape
     more = extra or swa
     width, extra_width = swa.slots.shape[1], extra.slots.shape[1] if extra else 0
     blocks, tiles = segments(width + extra_width)
     device = q.device.index
-    size, parts = way or cut(tokens, heads, blocks, processors(device))
+    size = size or cut(tokens, heads, blocks, processors(device))
     lse = sink.new_empty(tokens, heads)
-    program(swa.rows, more.rows, size, blocks, parts).on(device)(
+    program(swa.rows, more.rows, size, blocks).on(device)(
         (blocks, heads // size, tokens),
         q.data_ptr(), swa.cache.data_ptr(), swa.slots.data_ptr(), swa.lens.data_ptr(), more.cache.data_ptr(),
         more.slots.data_ptr(), more.lens.data_ptr(), sink.data_ptr(), out.data_ptr(), lse.data_ptr(),
