@@ -66,6 +66,17 @@ def decode_calls(batch: int, heads: int, extra: int, layout: str, cold: int = CO
     return calls
 
 
+def prefill_call(heads: int, keys: int, tokens: int = 4096, rows: int = 32768) -> Arguments:
+    """Queries over rows of a workspace chosen at random."""
+    q = torch.randn(tokens, heads, 512, device=DEVICE).bfloat16()
+    return {
+        "q": q, "kv": torch.randn(rows, 512, device=DEVICE).bfloat16(),
+        "indices": torch.randint(0, rows, (tokens, keys), dtype=torch.int32, device=DEVICE),
+        "lens": lens(tokens, keys), "attn_sink": torch.randn(heads, device=DEVICE),
+        "out": torch.empty_like(q), "scale": 512**-0.5,
+    }  # fmt: skip
+
+
 def lens(batch: int, value: int) -> Tensor:
     """The same length for every row."""
     return torch.full((batch,), value, dtype=torch.int32, device=DEVICE)

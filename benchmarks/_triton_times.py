@@ -16,6 +16,7 @@ from _triton_calls import (
     kernel,
     lens,
     paged,
+    prefill_call,
     timed,
     volume,
 )
@@ -161,15 +162,11 @@ def prefill() -> None:
     """Prefill of 4096 queries over 32,768 gathered rows, beside FlashMLA on the same tensors."""
     for heads in (64, 128):
         for keys in (640, 1152):
-            tokens, rows = 4096, 32768
-            q = torch.randn(tokens, heads, 512, device=DEVICE).bfloat16()
-            kv = torch.randn(rows, 512, device=DEVICE).bfloat16()
-            indices = torch.randint(0, rows, (tokens, keys), dtype=torch.int32, device=DEVICE)
-            sink, out, seen = torch.randn(heads, device=DEVICE), torch.empty_like(q), lens(tokens, keys)
-            theirs, said = peer_time([partial(peer_prefill, q, kv, indices, seen, sink)], 8)
-            call = partial(kernel("sparse_prefill"), q, kv, indices, seen, sink, out, scale=512**-0.5)
-            us, eager = timed([call], 8)
-            flops = tokens * heads * keys * 512 * 4 / us / 1e6
+            call = prefill_call(heads, keys)
+            given = [call[name] for name in ("q", "kv", "indices", "lens", "attn_sink")]
+            theirs, said = peer_time([partial(peer_prefill, *given)], 8)
+            us, eager = timed([partial(kernel("sparse_prefill"), **call)], 8)
+            flops = call["q"].shape[0] * heads * keys * 512 * 4 / us / 1e6
             print(
                 f"prefill {heads:3} heads, {keys:4} keys: {us:8.1f} us, ratio {theirs / us:4.2f}, "
                 f"{flops:.0f} TFLOP/s, host {eager:5.1f} us, {said}",

@@ -167,7 +167,7 @@ def table(
     return "\n".join(lines)
 
 
-def measured(ways: dict[str, list[Callable[[], Tensor]]], rounds: int = 15) -> dict[str, Times]:
+def measured(ways: dict[str, list[Callable[[], Tensor]]], rounds: int = 11) -> dict[str, Times]:
     """Seconds of a call in a graph of all, ways taking turns; and the host's to start one."""
     calls = {name: in_turn(found) for name, found in ways.items()}
     for call in calls.values():

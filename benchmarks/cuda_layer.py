@@ -98,7 +98,7 @@ def made(attention: Any, config: AttentionConfig, layer: int, batch: int, contex
     return Step(attention, cache, plan, hidden)
 
 
-def replayed(calls: dict[str, Callable[[], Tensor]], rounds: int = 15) -> dict[str, tuple[float, float]]:
+def replayed(calls: dict[str, Callable[[], Tensor]], rounds: int = 11) -> dict[str, tuple[float, float]]:
     """Microseconds of a graph of one layer, and what every further layer adds to it; calls take turns."""
     graphs = {(name, layers): timer("graph", DEVICE) for name in calls for layers in (1, LAYERS)}
     samples: dict[tuple[str, int], list[float]] = {key: [] for key in graphs}
@@ -109,9 +109,9 @@ def replayed(calls: dict[str, Callable[[], Tensor]], rounds: int = 15) -> dict[s
     return {n: (found[n, 1], (found[n, LAYERS] - found[n, 1]) / (LAYERS - 1)) for n in calls}
 
 
-def profiled(step: Callable[[], Tensor], layers: int) -> tuple[dict[str, float], float, float]:
-    """Microseconds of the kernels of a replay by what they are for; busy and whole time of the replay."""
-    replay, kept = captured(lambda: [step() for _ in range(layers)], DEVICE)
+def profiled(step: Callable[[], Tensor]) -> tuple[dict[str, float], float, float]:
+    """Microseconds of a layer's kernels by what they are for; busy and whole time of a replay of several."""
+    replay, kept = captured(lambda: [step() for _ in range(LAYERS)], DEVICE)
     replay()
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         replay()
@@ -129,7 +129,7 @@ def profiled(step: Callable[[], Tensor], layers: int) -> tuple[dict[str, float],
     for first, last in spans:
         busy += max(0.0, last - max(first, end))
         end = max(end, last)
-    return dict(spent), busy, end - spans[0][0]
+    return {kind: us / LAYERS for kind, us in spent.items()}, busy, end - spans[0][0]
 
 
 def floor(step: Step, config: AttentionConfig, layer: int, batch: int, context: int) -> float:
@@ -160,16 +160,13 @@ def _tensors(found: Any, depth: int = 0) -> list[Tensor]:
     return [t for k, v in vars(found).items() if k not in skip for t in _tensors(v, depth + 1)]
 
 
-def measured(name: str, layer: int, batch: int, label: str) -> Iterator[str]:
+def measured(attention: Any, name: str, batch: int, label: str) -> Iterator[str]:
     """Lines of one shape: replay with and without side streams, with Triton's attention, shares, gaps, floor.
 
     The first layer of a kind makes the step's schedule; one of several is what each of the others adds.
+    Shares, gaps and the sum of the kernels are those of a layer in a graph of several.
     """
-    config = AttentionConfig.preset("v4-flash")
-    attention = get_backend("cuda").attention(
-        config, layer, AttentionWeights.random(config, layer, 0).to(DEVICE)
-    )
-    context, flash = CONTEXTS[label], attention.flash
+    config, layer, context, flash = attention.config, KINDS[name], CONTEXTS[label], attention.flash
     step = made(attention, config, layer, batch, context)
     start = f"{name},{batch},{label}"
     yield f"{start},floor,{floor(step, config, layer, batch, context):.1f}"
@@ -186,20 +183,17 @@ def measured(name: str, layer: int, batch: int, label: str) -> Iterator[str]:
         yield f"{start},{what} as one of several,{more:.1f}"
         if what != "triton's attention":
             yield f"{start},{what} host,{1e6 * timer('launch', DEVICE)(ways[what], 3):.1f}"
-            spent, busy, whole = profiled(ways[what], 1)
-            yield f"{start},{what}: gaps,{100 * (1 - busy / whole):.1f}"
-            _, busy, whole = profiled(ways[what], LAYERS)
-            yield f"{start},{what}: gaps of several,{100 * (1 - busy / whole):.1f}"
+            spent, busy, whole = profiled(ways[what])
+            yield f"{start},{what} gaps,{100 * (1 - busy / whole):.1f}"
         if what == "one stream":
             yield f"{start},sum of kernels,{sum(spent.values()):.1f}"
             yield from (f"{start},of it {kind},{us:.1f}" for kind, us in spent.items())
+    attention.flash = flash
 
 
-def memory(name: str, layer: int) -> Iterator[str]:
+def memory(attention: Any, name: str) -> Iterator[str]:
     """Bytes of caches beside the model's, and the peak of every step of a long prefill."""
-    config = AttentionConfig.preset("v4-flash")
-    weights = AttentionWeights.random(config, layer, 0).to(DEVICE)
-    attention = get_backend("cuda").attention(config, layer, weights)
+    config, layer = attention.config, KINDS[name]
     limits = Limits(max_tokens=CHUNK, max_seq_len=PROMPT, max_requests=1)
     attention.profile(limits)
     torch.cuda.synchronize()
@@ -228,23 +222,26 @@ def memory(name: str, layer: int) -> Iterator[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """The whole table; gaps are a share of the time in percent, memory in bytes."""
+    """The whole table: microseconds; gaps are percent of the time, memory is in bytes."""
     contexts = next((a.partition("=")[2].split(",") for a in arguments if "=" in a), [*CONTEXTS])
     kinds = [a for a in arguments if "=" not in a and a != "memory"]
     print(f"# {torch.cuda.get_device_name()}, torch {torch.__version__}, {' '.join(sys.argv)}")
     print("# attention by", get_backend("cuda").ops.provenance["sparse_decode"])
-    print("kind,batch,context,what,us", flush=True)
+    print("kind,batch,context,what,value", flush=True)
+    config = AttentionConfig.preset("v4-flash")
     for name, layer in KINDS.items():
         if kinds and name.replace(" ", "") not in kinds:
             continue
+        weights = AttentionWeights.random(config, layer, 0).to(DEVICE)
+        attention = get_backend("cuda").attention(config, layer, weights)
         shapes = [(batch, label) for label in (contexts if layer else contexts[:1]) for batch in BATCHES]
-        todo = [partial(measured, name, layer, *shape) for shape in shapes]
-        for lines in [partial(memory, name, layer)] if "memory" in arguments else todo:
+        todo = [partial(measured, attention, name, *shape) for shape in shapes]
+        for lines in [partial(memory, attention, name)] if "memory" in arguments else todo:
             try:
                 for line in lines():
                     print(line, flush=True)
             except Exception as failure:
-                print(f"{name},{lines.args}: {type(failure).__name__}: {failure}", flush=True)
+                print(f"# {lines.args[1:]}: {type(failure).__name__}: {failure}", flush=True)
             torch.cuda.empty_cache()
     return 0
 

@@ -51,7 +51,7 @@ def layers(found: list[dict[str, str]]) -> Iterator[Row]:
     """A layer among several over requests, and its floor."""
     for kind, batch, context in dict.fromkeys((li["kind"], li["batch"], li["context"]) for li in found):
         mine = {
-            li["what"]: float(li["us"])
+            li["what"]: float(li["value"])
             for li in found
             if (li["kind"], li["batch"], li["context"]) == (kind, batch, context)
         }

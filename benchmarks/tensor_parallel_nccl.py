@@ -3,8 +3,10 @@
 torchrun --nproc-per-node 2 benchmarks/tensor_parallel_nccl.py --backend cuda
 torchrun --nproc-per-node 2 benchmarks/tensor_parallel_nccl.py --backend cpu --preset tiny   # gloo
 
-Every rank draws the same weights and keeps its share, and also runs the whole layer and compares. Times are
-medians of the slowest rank, the sum over the ranks among them; lines without # are CSV.
+On NVIDIA devices set DSV4CORE_CUDA_ATTENTION, so that both sides attend by the same kernels: half the heads
+of a layer are too few to be padded for FlashMLA unless it is asked for. Every rank draws the same weights and
+keeps its share, and also runs the whole layer and compares. Times are medians of the slowest rank, the sum
+over the ranks among them; lines without # are CSV.
 """
 
 from __future__ import annotations
@@ -108,7 +110,9 @@ def time_steps(
         found: list[float] = []
         for held, parallel in zip(weights, (place, None), strict=True):
             attention = backend.attention(config, layer, held, parallel)
-            cache = PagedCache.allocate(config, [layer], 64 * 1024, str(device), max_requests=64)
+            cache = PagedCache.allocate(
+                config, [layer], 64 * 1024, str(device), max_requests=64, max_chunk=len(hidden)
+            )
             count = steps[name]
             requests = {f"r{i}": 1 for i in range(count)} if count <= 64 else {"r": count}
             step = partial(attention, hidden[:count], cache, cache.plan(requests))
@@ -136,8 +140,9 @@ def main() -> int:
         torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
     backend = get_backend(args.backend)
     kind = backend.device_type
-    dist.init_process_group({"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}[kind])
     device = torch.device("cpu") if kind == "cpu" else torch.device(kind, int(os.environ["LOCAL_RANK"]))
+    own = None if kind == "cpu" else device
+    dist.init_process_group({"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}[kind], device_id=own)
     place = TensorParallel.of()
     if place.rank == 0:
         print(f"# {device_name(device)} x {place.size}, torch {torch.__version__}, {' '.join(sys.argv)}")

@@ -21,7 +21,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import torch  # noqa: E402
 import triton  # noqa: E402
-from _triton_calls import DEVICE, compress_call, cut, decode_calls, kernel  # noqa: E402
+from _triton_calls import DEVICE, compress_call, cut, decode_calls, kernel, prefill_call  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from dsv4core.config import AttentionConfig  # noqa: E402
@@ -164,9 +164,27 @@ def check_attention() -> bool:
         off = float((lse.cpu() - expected).nan_to_num(0, 0, 0).abs().max())
         good &= error < 4e-3 and off < 2e-5
         print(f"decode {heads:3} heads, 128 + {extra:4}: error {error:.1e}, lse {off:.1e}", flush=True)
+    for heads in (64, 128, 7):
+        good &= check_prefill(heads)
     for heads in (1, 2, 3, 4, 7, 8, 15, 16, 31, 32, 33, 63, 64, 65, 96, 127, 128):
         good &= check_batches(heads)
     return good
+
+
+def check_prefill(heads: int) -> bool:
+    """Prefill with holes, short and empty lists and a row that nobody lists."""
+    call = prefill_call(heads, 200, tokens=64, rows=1000)
+    call["lens"][:5] = torch.tensor([0, 1, 64, 65, 199])
+    call["indices"][5, ::3], call["indices"][6, :64] = -1, 1000
+    call["kv"][900] = torch.nan
+    call["indices"][call["indices"] == 900] = 901
+    on_host = {**moved(call, "cpu"), "out": torch.zeros(call["q"].shape, dtype=torch.bfloat16)}
+    lse, expected = kernel("sparse_prefill")(**call), OPS["sparse_prefill"].body(**on_host)
+    a, b = call["out"].cpu().double(), on_host["out"].double()
+    error = float((a - b).norm() / b.norm())
+    off = float((lse.cpu() - expected).nan_to_num(0, 0, 0).abs().max())
+    print(f"prefill {heads:3} heads: error {error:.1e}, lse {off:.1e}", flush=True)
+    return error < 4e-3 and off < 2e-5
 
 
 def check_batches(heads: int) -> bool:

@@ -14,13 +14,14 @@ def pool(kv: Tensor, score: Tensor, valid: Tensor) -> Tensor:
     """Softmax-weighted sum over a window, channel by channel.
 
     Rows are in ascending position; rows that are not valid (before the sequence start) add nothing, whatever
-    they hold. Shapes: kv, score f32 [n, w, D], valid bool [n, w] -> f32 [n, D]. w is a multiple of 8.
+    they hold, and are overwritten. Shapes: kv, score f32 [n, w, D], valid bool [n, w] -> f32 [n, D]. w is a
+    multiple of 8.
     """
     n, w, d = kv.shape
-    live = valid.unsqueeze(-1)
-    score = torch.where(live, score, -torch.inf)
-    weight = exp_nonpositive(score.sub_(score.amax(dim=1, keepdim=True)))  # 0 where not valid
-    product = torch.where(live, kv, 0.0).mul_(weight).view(n, SEGMENTS, w // SEGMENTS, d)
+    holes = (~valid).nonzero(as_tuple=True)
+    score[holes], kv[holes] = -torch.inf, 0.0
+    weight = exp_nonpositive(score - score.amax(dim=1, keepdim=True))  # 0 where not valid
+    product = (kv * weight).view(n, SEGMENTS, w // SEGMENTS, d)
     weight = weight.view(n, SEGMENTS, w // SEGMENTS, d)
     total = kv.new_zeros(n, SEGMENTS, d)
     mass = kv.new_zeros(n, SEGMENTS, d)

@@ -25,8 +25,9 @@ def row_invariant_linear(x: Tensor, weight: Tensor) -> Tensor:
     A device gets one call: every block would be a launch of its own, and only the CPU promises equal rows.
     Shapes: x bf16 or f32 [T, in], weight [out, in] -> [T, out].
     """
-    if x.device.type != "cpu":  # whose libraries keep the distance of rows in 32 bits
-        return F.linear(x if x.stride(0) < 2**31 else x.contiguous(), weight)
+    if x.device.type != "cpu":
+        # Libraries count elements in 32 bits where rows lie apart, and read elsewhere behind 2^31 of them.
+        return F.linear(x if x.shape[0] * x.stride(0) < 2**31 else x.contiguous(), weight)
     tokens, size = x.shape[0], ROW_BLOCK[x.dtype]
     short = -tokens % size
     padded = F.pad(x, (0, 0, 0, short)) if short else x.contiguous()

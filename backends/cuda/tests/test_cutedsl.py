@@ -143,6 +143,7 @@ def test_what_cannot_be_had_is_refused_with_the_reason(installed: Callable[[str 
 
 CALLS: dict[str, Callable[[dict[str, Any]], None]] = {
     "compress_norm_rope_store": lambda c: c.update(state_cache=c["state_cache"][:, :, 1:]),
+    "dequantize_and_gather_k_cache": lambda c: c.update(k_cache=c["k_cache"].view(-1)[1:].view(1, -1)),
     "fused_indexer_q_rope_quant": lambda c: c.update(cos_sin=c["cos_sin"][:, 1:]),
     "fused_qnorm_rope_kv_insert": lambda c: c.update(layout="bf16_row"),
 }
@@ -176,6 +177,6 @@ def test_a_launch_fits_its_kernel_and_other_calls_go_on(op: str, monkeypatch: py
     CALLS[op](changed)
     op_here(**changed)
     assert len(launched) == 1 and len(passed_on) == 1
-    module.bind(lambda *a, **k: passed_on.append((a, k)), dict.fromkeys(forms, 99), "sm_90a")(**given)
+    module.bind(lambda *a, **k: passed_on.append((a, k)), dict.fromkeys(forms, 9999), "sm_90a")(**given)
     assert len(launched) == 1 and len(passed_on) == 2
 

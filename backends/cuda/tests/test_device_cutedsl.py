@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dsv4core.config import AttentionConfig
 from dsv4core.kernels.triton.calls import closing
+from dsv4core.layout import get_layout
 from dsv4core.ops import OPS
 from dsv4core.samples import Size, sample
 from dsv4core_cuda.cutedsl import install
@@ -37,6 +38,8 @@ def given(op: str, form: str, tokens: int = 300) -> Call:
     if op == "compress_norm_rope_store":
         return closing(tokens, int(words[1]), words[2])[1]
     call = sample(op, Size(tokens, 40, AttentionConfig.preset("v4-flash")))
+    if op == "dequantize_and_gather_k_cache":
+        call["gather_lens"] = call["seq_lens"] // 2 if words[1] == "last" else None
     if op == "fused_indexer_q_rope_quant":
         call |= {"format": words[0], "rotate": words[1]}
     return call
@@ -58,7 +61,7 @@ def moved(call: Call) -> Call:
 
 def outcome(result: Any, call: Call) -> list[Tensor]:
     """What a call returned and the pages it wrote, in host memory, as bytes."""
-    tensors = [*(result if isinstance(result, tuple) else (result,)), call.get("k_cache")]
+    tensors = [*(result if isinstance(result, tuple) else (result,)), call.get("out"), call.get("k_cache")]
     return [t.cpu().contiguous().view(torch.uint8) for t in tensors if t is not None]
 
 
@@ -83,11 +86,29 @@ def test_a_first_call_inside_a_capture(op: str, form: str) -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         result = ours(op)(**call)
-    assert call.get("k_cache") is None or not torch.equal(outcome(None, call)[0], expected[-1])
+    written = outcome(None, call)
+    assert not written or not torch.equal(written[0], expected[-len(written)])
     graph.replay()
     torch.cuda.synchronize()
     found = outcome(result, call)
     assert [torch.equal(a, b) for a, b in zip(found, expected, strict=True)] == [True] * len(found)
+
+
+@pytest.mark.parametrize(("op", "form"), [f for f in FORMS if f[0].startswith(("compress", "fused_qnorm"))])
+def test_a_page_is_finite_whatever_comes(op: str, form: str) -> None:
+    """NaN, an infinity or a very large number in every row of what comes."""
+    call = given(op, form, 20)
+    name = "kv" if op == "fused_qnorm_rope_kv_insert" else "state_cache"
+    spoilt = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e38])
+    rows = call[name].reshape(-1, call[name].shape[-1])
+    at = torch.arange(rows.shape[0])
+    rows[at, (at * 37) % rows.shape[1]] = spoilt[at % 4].to(rows.dtype)
+    call[name] = rows.reshape(call[name].shape)
+    call["k_cache"].zero_()
+    call = moved(call)
+    ours(op)(**call)
+    layout = get_layout(call["layout"])
+    assert bool(torch.isfinite(layout.decode_pages(call["k_cache"], call["rows"]).float()).all())
 
 
 def test_threads_and_streams_do_not_mix_arguments() -> None:

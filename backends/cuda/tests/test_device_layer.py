@@ -144,10 +144,12 @@ def test_steady_state_allocates_nothing_from_the_device(index: int) -> None:
 def test_compiled_layers_are_the_eager_ones(index: int) -> None:
     attention, store, twin = layer(index), cache([index]), cache([index])
     compiled = torch.compile(attention.forward, fullgraph=True, backend="aot_eager")
+    eager = layer(index)
+    eager.flash = None  # a compiled layer calls the ops, which give few tokens to another kernel
     for new in (REQUESTS, dict.fromkeys(REQUESTS, 1), {"a": 1, "b": 20}):
         hidden = rows(sum(new.values()), len(new)).to(DEVICE)
         mine = compiled(hidden, store, store.plan(new))
-        other = attention(hidden, twin, twin.plan(new))
+        other = eager(hidden, twin, twin.plan(new))
         assert float((mine - other).float().norm()) <= 4e-3 * float(other.float().norm())
     assert all(torch.equal(a, b) for a, b in zip(held(store, index), held(twin, index), strict=True))
 

@@ -1,16 +1,13 @@
 """Memory that reaches past 2^31, 2^32 and 2^34 bytes although only a few pages of it are touched.
 
-On a device one process has such memory at a time: side by side, under pytest-xdist, it would not fit.
+Processes that share a device, under pytest-xdist, wait for each other's memory.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-import tempfile
-from importlib import import_module
-from pathlib import Path
-from typing import Any
+import time
 
 import torch
 from torch import Tensor
@@ -19,7 +16,8 @@ from dsv4core_conformance.case import NotRun
 
 GIB = 1 << 30
 _NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
-_held: list[tuple[Any, torch.device]] = []
+WAIT, SPARE = 60.0, 6 * GIB  # seconds for other processes to give memory back; what they need meanwhile
+_filled: set[torch.device] = set()
 
 
 def vast(size: int, device: torch.device) -> Tensor:
@@ -33,7 +31,7 @@ def vast(size: int, device: torch.device) -> Tensor:
             return torch.frombuffer(mmap.mmap(-1, size, flags=flags), dtype=torch.uint8)
         except (AttributeError, OSError, ValueError) as error:
             raise NotRun(f"needs {size / GIB:.0f} GiB of address space: {error}") from None
-    _take(device)
+    _wait(size, device)
     try:
         return torch.zeros(size, dtype=torch.uint8, device=device)
     except RuntimeError as error:
@@ -51,22 +49,18 @@ def vast_rows(tensor: Tensor, step: int, device: torch.device) -> Tensor:
 
 
 def release() -> None:
-    """Behind a case: hand its memory back to the device, and the turn to the next process."""
-    while _held:
-        lock, device = _held.pop()
-        torch.get_device_module(device).empty_cache()
-        lock.close()
+    """Behind a case: hand its memory back to the device, for other processes."""
+    while _filled:
+        torch.get_device_module(_filled.pop()).empty_cache()
 
 
-def _take(device: torch.device) -> None:
-    """Wait for the turn of this process, if it does not have it already."""
-    if _held:
+def _wait(size: int, device: torch.device) -> None:
+    """Until other processes leave that much, where there are any; at most `WAIT` seconds."""
+    _filled.add(device)
+    if "PYTEST_XDIST_WORKER" not in os.environ:
         return
-    user = getattr(os, "getuid", int)()
-    lock = (Path(tempfile.gettempdir()) / f"dsv4core-conformance-{user}.lock").open("w")
-    try:
-        flock: Any = import_module("fcntl")
-        flock.flock(lock, flock.LOCK_EX)
-    except ImportError:  # Windows: processes have to do without turns
-        pass
-    _held.append((lock, device))
+    module = torch.get_device_module(device)
+    module.empty_cache()
+    give_up = time.monotonic() + WAIT
+    while module.mem_get_info(device)[0] < size + SPARE and time.monotonic() < give_up:
+        time.sleep(0.1)

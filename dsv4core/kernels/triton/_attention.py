@@ -16,6 +16,7 @@ from dsv4core.kernels.triton._flags import INTERPRETED
 from dsv4core.kernels.triton._pages import load_bf16, load_u32, store_as
 from dsv4core.kernels.triton.numerics import (
     SUM,
+    add_product,
     bits_of,
     byte_scale,
     decode_e4m3,
@@ -129,11 +130,11 @@ def tile_scores(qa, qb, qc, qr, ka, kb, kc, kr, live, factor):
 
     Shapes: q pieces [H, ..], k pieces [N, ..], live bool [N] -> f32 [H, N].
     """
-    s = tl.dot(qa, tl.trans(ka), input_precision="ieee") * factor
-    s += tl.dot(qb, tl.trans(kb), input_precision="ieee") * factor
-    s += tl.dot(qc, tl.trans(kc), input_precision="ieee") * factor
-    s += tl.dot(qr, tl.trans(kr), input_precision="ieee") * factor
-    return tl.where(live[None, :], s.to(tl.float32), -float("inf"))
+    s = tl.dot(qa, tl.trans(ka), input_precision="ieee")
+    s = add_product(s, qb, tl.trans(kb))
+    s = add_product(s, qc, tl.trans(kc))
+    s = add_product(s, qr, tl.trans(kr))
+    return tl.where(live[None, :], (s * factor).to(tl.float32), -float("inf"))
 
 
 @triton.jit
@@ -150,13 +151,13 @@ def _sum(p):
 def weigh(s):
     """Weights of a tile of keys, relative to the tile's own maximum, which is rounded up to a whole number.
 
-    Shapes: scores f32 [H, N] -> rounded weights f32 [H, N], the maximum, the sums of weights and of rounded
-    weights f32 [H].
+    Shapes: scores f32 [H, N] -> rounded weights f32 [H, N], the maximum f32 [H], the sums of weights and of
+    rounded weights, in `SUM` [H].
     """
     own = tl.ceil(tl.maximum(tl.max(s, 1), NEVER))
     p = tl.exp2(s.to(SUM) - own[:, None])
     w = round_bf16(p.to(tl.float32))
-    return w, own, _sum(p).to(tl.float32), _sum(w).to(tl.float32)
+    return w, own, _sum(p), _sum(w)
 
 
 @triton.jit

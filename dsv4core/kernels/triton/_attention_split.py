@@ -12,7 +12,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from dsv4core.kernels.triton._attention import (
     LOG2E,
@@ -27,7 +26,7 @@ from dsv4core.kernels.triton._attention import (
     tile_scores,
     weigh,
 )
-from dsv4core.kernels.triton._launch import launch, pieces
+from dsv4core.kernels.triton._launch import interpreted, launch, pieces
 from dsv4core.kernels.triton._pages import store_as
 from dsv4core.kernels.triton._tuning import tuned
 from dsv4core.kernels.triton.numerics import add_product, widen
@@ -37,6 +36,20 @@ DYNAMIC = [
     "extra_lens",
 ]  # fmt: skip
 STATS = tl.constexpr(3)  # of a tile and a head: maximum, sum of weights, sum of rounded weights
+
+
+@triton.jit
+def _let_next_start():
+    """The next kernel may take its place beside this one, where it waits (NVIDIA, from SM90 on)."""
+    tl.inline_asm_elementwise(
+        "griddepcontrol.launch_dependents; // $0", "=r", [], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
+def _wait_for_last():
+    """What the kernel before has written is there."""
+    tl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", [], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
@@ -76,8 +89,8 @@ def weigh_keys_kernel(
     HARDWARE: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One program weighs one tile of keys for HEADS heads of a token."""
-    if EARLY:  # the second kernel may take its place beside this one, where it waits
-        gdc_launch_dependents()
+    if EARLY:
+        _let_next_start()
     pid = tl.program_id(0)
     tile = pid % tiles
     part = pid // tiles
@@ -102,6 +115,16 @@ def weigh_keys_kernel(
 
 
 @triton.jit
+def _stats(stats, tile, end, own, skip, HEADS: tl.constexpr):
+    """Maximum and sums of a tile, which are read one tile ahead. Shapes: -> f32 [HEADS] three times."""
+    i = tl.arange(0, HEADS)
+    at = stats + tl.where(tile < own, tile, tile + skip) * (STATS * HEADS) + i
+    there = (i < HEADS) & (tile < end)
+    own_peak = tl.load(at, there, other=NEVER)
+    return own_peak, tl.load(at + HEADS, there, other=0.0), tl.load(at + 2 * HEADS, there, other=0.0)
+
+
+@triton.jit
 def _walk(
     acc, peak, total, rounded, t, weights, stats, first, begin, end, own, skip, length, extra_length,
     cache, slots, limit, stride, slot_stride, column_stride,
@@ -115,7 +138,9 @@ def _walk(
     """
     i = tl.arange(0, HEADS)
     block = i[:, None] * KEYS + tl.arange(0, KEYS)[None, :]
+    top, added, added_rounded = _stats(stats, begin, end, own, skip, HEADS)
     for tile in range(begin, end):
+        next_top, next_added, next_rounded = _stats(stats, tile + 1, end, own, skip, HEADS)
         mine = tile < own
         n = tl.where(mine, tile, tile - own) * KEYS + tl.arange(0, KEYS)
         if BOTH:  # a tile never straddles the lists, so these are choices of scalars
@@ -133,11 +158,9 @@ def _walk(
         k = piece(row, scales, live, first, CHANNELS, ROTATED, LAYOUT, ALIGN, HARDWARE)
         place = tl.where(mine, tile, tile + skip)
         w = widen(tl.load(weights + place * (HEADS * KEYS) + block))
-        at = stats + place * (STATS * HEADS) + i
-        w, peak, total, rounded, past = fold(
-            w, tl.load(at), tl.load(at + HEADS), tl.load(at + 2 * HEADS), peak, total, rounded
-        )
+        w, peak, total, rounded, past = fold(w, top, added, added_rounded, peak, total, rounded)
         acc = add_product(acc * past[:, None], w, k)
+        top, added, added_rounded = next_top, next_added, next_rounded
     return acc, peak, total, rounded
 
 
@@ -167,7 +190,7 @@ def _channels(
         extra_length = tl.maximum(tl.minimum(tl.load(extra_lens + t * extra_len_stride), extra_width), 0)
         tiles += tl.cdiv(extra_length, KEYS)
     if EARLY:
-        gdc_wait()
+        _wait_for_last()
     acc, peak, total, rounded = _walk(
         acc, peak, total, rounded, t, weights, stats, first, 0, tiles if BOTH else own, own, skip, length,
         extra_length, cache, slots, limit, stride, slot_stride, column_stride,
@@ -238,11 +261,10 @@ def run(
     tiles = pieces(width, keys) + (pieces(extra_width, keys) if meta["EXTRA"] else 0)
     programs = q.shape[0] * parts
     weights = torch.empty(programs * tiles, heads, keys, dtype=torch.bfloat16, device=q.device)
-    stats = torch.empty(programs * tiles, STATS.value, heads, dtype=torch.float32, device=q.device)
+    sums = torch.float64 if interpreted else torch.float32  # `SUM`
+    stats = torch.empty(programs * tiles, STATS.value, heads, dtype=sums, device=q.device)
     rest = (*arguments, weights, stats, scale, parts, tiles, *numbers)
     use = tuned("use_weights", q)
     early = bool(use.get("launch_pdl", 0))
     launch(weigh_keys_kernel, programs * tiles, q, *rest, **meta, EARLY=early, **tuned("weigh_keys", q))
-    launch(
-        use_weights_kernel, programs * (512 // use["CHANNELS"]), q, *rest, **meta, EARLY=early, **use
-    )
+    launch(use_weights_kernel, programs * (512 // use["CHANNELS"]), q, *rest, **meta, EARLY=early, **use)

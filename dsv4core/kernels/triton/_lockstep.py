@@ -23,7 +23,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-GROUP = 64
+GROUP = 256
 _alone: set[Any] = set()
 _turn = RLock()  # the language is replaced for the whole process: threads take turns
 

@@ -113,7 +113,7 @@ def compiled_for(launch: Launch, target: str) -> Any:
     """Compile one launch for a target: triton's object, with the text of every stage."""
     device = devices()[target]
     place = {name: (i,) for i, name in enumerate(launch.kernel.arg_names)}
-    source = ASTSource(
+    source = _source_of(launch.kernel)(
         fn=launch.kernel,
         signature=launch.signature,
         constexprs={place[n]: v for n, v in launch.constants.items()},
@@ -123,11 +123,21 @@ def compiled_for(launch: Launch, target: str) -> Any:
     return triton.compile(source, target=_target(device), options=options)
 
 
+def _source_of(kernel: Any) -> Any:
+    """The class of Triton's that compiles a kernel: Gluon has its own."""
+    if not kernel.is_gluon():
+        return ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    return GluonASTSource
+
+
 def compile_for(launch: Launch, target: str) -> Usage:
     """Compile one launch for a target."""
     device, compiled = devices()[target], compiled_for(launch, target)
     matrix = re.compile(device.matrix)
-    shared, dots = int(compiled.metadata.shared), compiled.asm["ttir"].count("tt.dot ")
+    shared, source = int(compiled.metadata.shared), compiled.asm.get("ttir") or compiled.asm["source"]
+    dots = source.count("tt.dot ") + source.count("warp_group_dot ")
     if device.backend == "xpu":  # registers are given out later, by the driver's own compiler
         return Usage(0, 0, shared, len(matrix.findall(compiled.asm["llir"])), dots)
     if device.backend == "hip":

@@ -155,7 +155,7 @@ def attend(
     tokens, heads, _ = q.shape
     lse = sink.new_empty(tokens, heads)
     cut = tuned("sparse_attention", q, heads=heads)
-    few, size, keys = cut.pop("few"), cut["HEADS"], cut["KEYS"]
+    few, hopper, size, keys = cut.pop("few"), cut.pop("hopper", 0), cut["HEADS"], cut["KEYS"]
     other = extra or main
     arguments = (
         q, main["cache"], main["slots"], main["lens"], other["cache"], other["slots"], other["lens"], sink,
@@ -175,10 +175,27 @@ def attend(
     split = tokens * parts <= few and tiles > 2 if side_by_side is None else side_by_side
     if split and tiles:
         _attention_split.run(arguments, scale, parts, numbers, {**meta, "HEADS": size, "KEYS": keys})
+    elif hopper and _copied(q, main) and _copied(q, other) and main["rows"] == other["rows"]:
+        from dsv4core.kernels.triton._attention_hopper import decode_hopper_kernel
+
+        launch(
+            decode_hopper_kernel, tokens * parts, q, *arguments, scale, parts, *numbers, rows=main["rows"],
+            EXTRA=extra is not None, num_warps=8,
+        )  # fmt: skip
     else:
         programs = tokens * parts
         launch(sparse_attention_kernel, programs, q, *arguments, scale, parts, *numbers, **meta, **cut)
     return lse
+
+
+def _copied(q: Tensor, of: dict[str, Any]) -> bool:
+    """Whether `_attention_hopper` takes such rows: of one layout, and copied 16 bytes at a time."""
+    return of["layout"] == "fp8_ds_mla" and whole_words(q) and whole_words(of["cache"])
+
+
+def whole_words(x: Tensor) -> bool:
+    """Whether a compiler knows of every row that it starts at a multiple of 16 bytes."""
+    return x.data_ptr() % 16 == 0 and all(stride % 16 == 0 for stride in x.stride()[:-1])
 
 
 def listed(cache: Tensor, slots: Tensor, lens: Tensor, rows: int, layout: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dsv4core.kernels.triton._attention import LOG2E, NEVER, finish, fold, opera
 from dsv4core.kernels.triton._launch import launch, pieces
 from dsv4core.kernels.triton._tuning import tuned
 from dsv4core.kernels.triton.numerics import add_product
-from dsv4core.kernels.triton.sparse_decode import require_bf16
+from dsv4core.kernels.triton.sparse_decode import require_bf16, whole_words
 
 NAME = "sparse_prefill"
 
@@ -92,8 +92,13 @@ def sparse_prefill(
     lse = attn_sink.new_empty(tokens, heads)
     cut = tuned("sparse_prefill", q, heads=heads)
     parts = pieces(heads, cut["HEADS"])
+    kernel = sparse_prefill_kernel
+    if cut.pop("hopper", 0) and whole_words(q) and whole_words(kv):
+        from dsv4core.kernels.triton._attention_hopper import prefill_hopper_kernel
+
+        kernel, cut = prefill_hopper_kernel, {"num_warps": 8}
     launch(
-        sparse_prefill_kernel, tokens * parts, q, q, kv, indices, lens, attn_sink, out, lse, scale,
+        kernel, tokens * parts, q, q, kv, indices, lens, attn_sink, out, lse, scale,
         parts, heads, kv.shape[0], indices.shape[1], q.stride(0), q.stride(1), kv.stride(0),
         indices.stride(0), indices.stride(1), lens.stride(0), out.stride(0), out.stride(1), **cut,
     )  # fmt: skip

@@ -10,7 +10,7 @@ DSV4_API void dsv4_attend(const void* q, i64 q0, i64 q1, void* out, i64 o0, i64 
                           i64 a_s1, i64 a_width, const i32* a_lens, i64 a_lens_stride,
                           void* b, i64 b_stride, i64 b_pages, i64 b_rows, int b_layout, const i32* b_slots, i64 b_s0,
                           i64 b_s1, i64 b_width, const i32* b_lens, i64 b_lens_stride) {
-    Call call{{static_cast<const u16*>(q), q0, q1}, {static_cast<u16*>(out), o0, o1}, f32 != 0, lse, sink,
+    Call call{{static_cast<const u16*>(q), q0, q1}, {static_cast<u16*>(out), o0, o1}, f32 != 0, lse, heads, sink,
               sink_stride, tokens, heads, scale, {}, b ? 2 : 1};
     call.source[0] = {make_pages(a, a_stride, a_pages, a_rows, a_layout), {a_slots, a_s0, a_s1}, a_lens,
                       a_lens_stride, a_width};

@@ -17,7 +17,8 @@ struct Call {
     View<const u16> q;  // [T, H, 512], strides of T and H
     View<u16> out;
     bool f32;  // both hold f32 instead, and weights are not rounded to bf16
-    float* lse;  // [T, H]
+    float* lse;  // [T, H], stride of T
+    i64 lse_stride;
     const float* sink;
     i64 sink_stride, tokens, heads;
     float scale;
@@ -27,6 +28,17 @@ struct Call {
     // The same memory as rows of either type.
     Rows queries() const { return {const_cast<u16*>(q.data), q.s0, q.s1, f32}; }
     Rows results() const { return {out.data, out.s0, out.s1, f32}; }
+
+    // The same call for some of its heads.
+    Call part(i64 first, i64 count) const {
+        Call some = *this;
+        some.q.data += first * q.s1 * (f32 ? 2 : 1);
+        some.out.data += first * out.s1 * (f32 ? 2 : 1);
+        some.lse += first;
+        some.sink += first * sink_stride;
+        some.heads = count;
+        return some;
+    }
 
     i64 listed(i64 t, int s) const {
         const Source& from = source[s];
@@ -90,7 +102,7 @@ inline void soften(float* s, i64 n, i64 stride, const Call& call, i64 t, i64 hea
     for (int i = 0; i < LANES && head + i < call.heads; i++) {
         const float lse = peaks[i] + float(std::log(double(totals[i])));
         const double sink = call.sink[(head + i) * call.sink_stride];
-        call.lse[t * call.heads + head + i] = lse;
+        call.lse[t * call.lse_stride + head + i] = lse;
         share[head + i] = float(1.0 / (1.0 + std::exp(sink - double(lse))) / double(totals[i]));
     }
 }
@@ -98,7 +110,7 @@ inline void soften(float* s, i64 n, i64 stride, const Call& call, i64 t, i64 hea
 inline void nothing(const Call& call, i64 t) {
     for (i64 h = 0; h < call.heads; h++) {
         call.results().clear(t, h, DIM);
-        call.lse[t * call.heads + h] = INFINITY;
+        call.lse[t * call.lse_stride + h] = INFINITY;
     }
 }
 

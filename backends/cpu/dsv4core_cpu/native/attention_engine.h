@@ -12,6 +12,7 @@ namespace dsv4 {
 constexpr i64 CHUNK = 1280;  // keys whose decoded rows are held at once; more are decoded a second time
 constexpr i64 QUERIES = 8;  // tokens of a tile at most
 constexpr i64 TILE_SCORES = 8 << 20;  // bytes of scores of a tile at most
+constexpr i64 HEADS_ALONE = 32;  // with that many heads for every thread, each decodes all rows for its own
 
 template <class Kernel> struct Token {
     const Call& call;
@@ -187,7 +188,8 @@ template <class Kernel> struct Tile {
     }
 };
 
-// Whole tokens while every thread gets one, then the rest as a team.
+// Whole tokens while every thread gets one. Of what is left every thread takes some heads, so that cores share
+// nothing but the cache; where that would leave few heads, a team shares tiles of keys and panels of channels.
 template <class Kernel> void attend(const Call& call, int threads) {
     static thread_local Scratch memory, own_memory;
     i64 longest = 1;
@@ -196,32 +198,43 @@ template <class Kernel> void attend(const Call& call, int threads) {
         for (int s = 0; s < call.sources; s++) sum += call.listed(t, s);
         longest = std::max(longest, sum);
     }
-    const i64 team = std::max<i64>(1, threads), together = call.tokens % team, alone = call.tokens - together;
+    const i64 team = std::max<i64>(1, threads), rest = call.tokens % team, alone = call.tokens - rest;
     // Eight tiles for each thread, so that none waits long for the last.
     const i64 most = std::clamp<i64>(TILE_SCORES / (longest * call.heads * 4), 1, QUERIES);
     const i64 size = std::clamp<i64>(alone / (8 * team), 1, most);
-    const auto prepare = [&] {
+    const auto prepare = [&](const Call& part) {
         Cutter measure;
-        Tile<Kernel>(call, longest, size, measure);
+        Tile<Kernel>(call, longest, size, measure);  // parts take no more
         Cutter cut(memory.get(measure.used()));
-        return Tile<Kernel>(call, longest, size, cut);
+        return Tile<Kernel>(part, longest, size, cut);
     };
     if (team == 1) {
-        Tile<Kernel> tile = prepare();
+        Tile<Kernel> tile = prepare(call);
         typename Kernel::Own own(own_memory.get(Kernel::Own::bytes()));
         for (i64 t = 0; t < alone; t += size) tile.run(t, std::min(alone, t + size), own);
         return;
     }
-    Tile<Kernel> shared = prepare();  // the memory that this thread has next to the others
+    const i64 heads = (call.heads + team * LANES - 1) / (team * LANES) * LANES;
+    const bool split = call.heads >= team * HEADS_ALONE;
+    Tile<Kernel> shared = prepare(call);  // the memory that this thread has next to the others
 #pragma omp parallel num_threads(int(team))
     {
         typename Kernel::Own own(own_memory.get(Kernel::Own::bytes()));
         if (alone) {
-            Tile<Kernel> tile = prepare();
+            Tile<Kernel> tile = prepare(call);
 #pragma omp for schedule(dynamic, 1)
             for (i64 t = 0; t < alone; t += size) tile.run(t, std::min(alone, t + size), own);
         }
-        for (i64 t = alone; t < call.tokens; t++) shared.token[0].together(t, own);
+        if (split) {
+#pragma omp for schedule(static)
+            for (i64 first = 0; first < call.heads; first += heads) {
+                const Call part = call.part(first, std::min(heads, call.heads - first));
+                Tile<Kernel> tile = prepare(part);
+                for (i64 t = alone; t < call.tokens; t++) tile.run(t, t + 1, own);
+            }
+        } else {
+            for (i64 t = alone; t < call.tokens; t++) shared.token[0].together(t, own);
+        }
     }
 }
 
