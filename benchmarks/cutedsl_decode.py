@@ -53,7 +53,7 @@ def decode(libraries: list[Library], heads: int, extra: int, batch: int, cuts: b
     for library in libraries:
         kept = library.schedule()
         ways[library.name] = lambda c, b=library, k=kept: partial(raw, b, c, k)
-    own = ClusterDecode(torch.cuda.get_device_capability())
+    own = ClusterDecode(torch.cuda.get_device_capability(), any_batch=True)
     triton = kernel("sparse_decode")
     bound = {"cutedsl": ops.sparse_decode(None, triton, own), "triton": triton}
     for name, function in bound.items():

@@ -121,7 +121,7 @@ def _compiled(any_batch: bool) -> tuple[ClusterDecode | None, str]:
     if not torch.cuda.is_available():
         return None, "no device"
     architecture = torch.cuda.get_device_capability()
-    found = ClusterDecode(architecture, 1 if any_batch else FEWEST_HEADS, any_batch)
+    found = ClusterDecode(architecture, any_batch)
     reason = found.unusable()
     return (None, reason) if reason else (found, "")
 

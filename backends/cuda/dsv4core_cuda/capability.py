@@ -24,6 +24,8 @@ FEWEST_ALONE = {64: 16, 128: 1}
 
 CLUSTER_HEADS = 16
 """The decode kernel of our own computes multiples of this many heads."""
+CLUSTER_TOKENS: dict[int, tuple[tuple[int, int], ...]] = {64: (), 128: ()}
+"""Padded heads -> keys up to which, and then tokens up to which, it measured faster than FlashMLA (H100)."""
 
 DECODE_LAYOUT = "fp8_ds_mla"
 DECODE_WIDTH = 64
@@ -36,15 +38,14 @@ class Architecture:
     """What prebuilt FlashMLA has for an architecture (0: no kernel), and on which device it was run.
 
     `prefill_width` is the multiple that a prefill list is padded to; `page_stride` divides the distance of
-    pages; `cluster` is the number of tokens up to which the decode kernel of our own measured faster (0: it
-    is not compiled for the architecture).
+    pages; `cluster`: the decode kernel of our own is compiled for it.
     """
 
     name: str
     decode: bool = False
     prefill_width: int = 0
     page_stride: int = ALIGNMENT
-    cluster: int = 0
+    cluster: bool = False
     run_on: str = ""
 
 
@@ -52,7 +53,7 @@ ARCHITECTURES: dict[tuple[int, int], Architecture] = {
     (8, 0): Architecture("A100"),
     (8, 6): Architecture("RTX 30"),
     (8, 9): Architecture("L40, RTX 40"),
-    (9, 0): Architecture("H100, H200", decode=True, prefill_width=128, cluster=32, run_on="H100"),
+    (9, 0): Architecture("H100, H200", decode=True, prefill_width=128, cluster=True, run_on="H100"),
     (10, 0): Architecture("B200", decode=True, prefill_width=64, page_stride=576),
     (10, 3): Architecture("B300", decode=True, prefill_width=64, page_stride=576),
     (12, 0): Architecture("RTX 50"),
@@ -89,26 +90,31 @@ def resolve(
 
 
 def against_cluster(
-    architecture: tuple[int, int], *, dtype: str, heads: int, layouts: tuple[str, ...], tokens: int,
-    fewest: int = FEWEST_HEADS,
+    architecture: tuple[int, int], *, dtype: str, heads: int, layouts: tuple[str, ...], keys: int,
+    tokens: int, any_batch: bool = False,
 ) -> tuple[str, ...]:  # fmt: skip
-    """Every reason against the decode kernel of our own; `tokens` 0 where their number does not matter."""
-    have = ARCHITECTURES.get(architecture, Architecture("unknown"))
+    """Every reason against the decode kernel of our own; `any_batch`: it need not be the fastest."""
     reasons: list[str] = []
-    if not have.cluster:
+    if not ARCHITECTURES.get(architecture, Architecture("unknown")).cluster:
         reasons.append(f"there is no cluster kernel for SM{architecture[0]}{architecture[1]}")
-    elif tokens > have.cluster:
-        reasons.append(f"{tokens} tokens fill the device without splitting keys")
     if dtype != "bfloat16":
         reasons.append(f"the cluster kernel computes in bfloat16, not {dtype}")
     if heads < 1 or heads % CLUSTER_HEADS:
         reasons.append(f"the cluster kernel takes {CLUSTER_HEADS} heads at a time, {heads} are no multiple")
-    elif heads < fewest:
-        reasons.append(f"below {fewest} heads a result may not depend on the number of tokens")
+    elif heads < FEWEST_HEADS and not any_batch:
+        reasons.append(f"below {FEWEST_HEADS} heads a result may not depend on the number of tokens")
+    elif tokens > cluster_tokens(heads, keys) and not any_batch:
+        reasons.append(f"the cluster kernel did not measure faster for {tokens} tokens of {keys} keys")
     for layout in dict.fromkeys(layouts):
         if layout != DECODE_LAYOUT:
             reasons.append(f"the cluster kernel reads {DECODE_LAYOUT}, not {layout}")
     return tuple(reasons)
+
+
+def cluster_tokens(heads: int, keys: int) -> int:
+    """Tokens up to which the decode kernel of our own is taken, for so many keys in both lists together."""
+    rows = CLUSTER_TOKENS.get(padded(heads), ())
+    return next((tokens for most, tokens in rows if keys <= most), 0)
 
 
 def markdown() -> str:
@@ -119,8 +125,8 @@ def markdown() -> str:
         for op in OPS:
             answer = resolve(op, (major, minor))
             cells.append("FlashMLA, else Triton" if answer.provider == "flashmla" else "Triton")
-        if have.cluster:
-            cells[0] = f"CuTeDSL up to {have.cluster} tokens, {cells[0]}"
+        if have.cluster and any(CLUSTER_TOKENS.values()):
+            cells[0] = f"CuTeDSL for few tokens, {cells[0]}"
         run = f"on an {have.run_on}" if have.run_on else "not run"
         lines.append(f"| SM{major}{minor} ({have.name}) | {cells[0]} | {cells[1]} | {run} |")
     return "\n".join(lines) + "\n"

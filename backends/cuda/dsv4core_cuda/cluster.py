@@ -9,7 +9,7 @@ from dsv4core.probe import describe
 from dsv4core_cuda.capability import (
     ALIGNMENT,
     ARCHITECTURES,
-    FEWEST_HEADS,
+    CLUSTER_TOKENS,
     Architecture,
     against_cluster,
 )
@@ -22,20 +22,18 @@ STORES = 8
 
 
 class ClusterDecode:
-    """`cutedsl.sparse_decode` for `fewest` heads and more, and for so many tokens that it measured faster.
+    """`cutedsl.sparse_decode` where it measured faster; `any_batch`: wherever it can.
 
-    `any_batch`: for any number of tokens, since its result for a token does not depend on the others.
+    Its result for a token does not depend on the others, so `any_batch` is decode that never does.
     """
 
-    def __init__(
-        self, architecture: tuple[int, int], fewest: int = FEWEST_HEADS, any_batch: bool = False
-    ) -> None:
-        self.architecture, self.fewest, self.any_batch = architecture, fewest, any_batch
+    def __init__(self, architecture: tuple[int, int], any_batch: bool = False) -> None:
+        self.architecture, self.any_batch = architecture, any_batch
 
     def unusable(self) -> str:
         """Run it on the current device, where it is compiled for that: "" or why it cannot be used."""
         if not ARCHITECTURES.get(self.architecture, Architecture("unknown")).cluster:
-            return against_cluster(self.architecture, dtype="bfloat16", heads=64, layouts=(), tokens=0)[0]
+            return f"there is no cluster kernel for SM{self.architecture[0]}{self.architecture[1]}"
         reason = reason_against(self.architecture)
         if reason:
             return reason
@@ -46,16 +44,22 @@ class ClusterDecode:
 
     def limits(self) -> str:
         """What it takes, in words."""
-        most = ARCHITECTURES[self.architecture].cluster
-        return "every batch" if self.any_batch else f"{self.fewest} heads and more, up to {most} tokens"
+        if self.any_batch:
+            return "every batch"
+        rows = [
+            f"{heads} heads, {keys} keys: {tokens} tokens"
+            for heads, found in CLUSTER_TOKENS.items()
+            for keys, tokens in found
+        ]
+        return f"up to {'; '.join(rows)}"
 
     def against(self, q: Tensor, swa: Pages, extra: Pages | None) -> tuple[str, ...]:
         """Every reason against decoding these arguments here; none where it decodes."""
         sources = (swa,) if extra is None or not extra.cache.shape[0] else (swa, extra)
         reasons = against_cluster(
             self.architecture, dtype=str(q.dtype).removeprefix("torch."), heads=q.shape[1],
-            layouts=tuple(s.layout for s in sources), tokens=0 if self.any_batch else q.shape[0],
-            fewest=self.fewest,
+            layouts=tuple(s.layout for s in sources), keys=sum(s.slots.shape[1] for s in sources),
+            tokens=q.shape[0], any_batch=self.any_batch,
         )  # fmt: skip
         if not q.shape[0]:
             reasons += ("there is nothing to compute",)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import dsv4core_cuda.backend as backend_module
 from dsv4core.errors import BackendUnavailableError
-from dsv4core_cuda import cluster, ops
+from dsv4core_cuda import capability, cluster, ops
 from dsv4core_cuda.backend import CudaBackend
 from dsv4core_cuda.capability import against_cluster
 from dsv4core_cuda.cluster import ClusterDecode
@@ -19,7 +19,9 @@ from dsv4core_cuda.cutedsl._build import Program
 from dsv4core_cuda.flashmla import Pages
 
 H100 = (9, 0)
-TAKES: dict[str, Any] = {"dtype": "bfloat16", "heads": 64, "layouts": ("fp8_ds_mla",), "tokens": 32}
+TAKES: dict[str, Any] = {"dtype": "bfloat16", "heads": 64, "layouts": ("fp8_ds_mla",), "keys": 640,
+    "tokens": 32,
+}  # fmt: skip
 
 
 def pages(rows: int = 64, width: int = 128, tokens: int = 2, count: int = 3) -> Pages:
@@ -48,13 +50,22 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Program, tuple[int, 
     return found
 
 
+@pytest.fixture(autouse=True)
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of its own: what is measured next changes no test."""
+    monkeypatch.setitem(capability.CLUSTER_TOKENS, 64, ((640, 32), (1152, 8)))
+
+
 def test_every_reason_is_given() -> None:
     assert against_cluster(H100, **TAKES) == ()
-    assert len(against_cluster((8, 9), dtype="float32", heads=7, layouts=("bf16_row",), tokens=1)) == 4
+    found = against_cluster((8, 9), dtype="float32", heads=7, layouts=("bf16_row",), keys=1, tokens=1)
+    assert len(found) == 4
     assert "33 tokens" in against_cluster(H100, **{**TAKES, "tokens": 33})[0]
+    assert "9 tokens of 641 keys" in against_cluster(H100, **{**TAKES, "keys": 641, "tokens": 9})[0]
+    assert against_cluster(H100, **{**TAKES, "keys": 1153, "tokens": 1})
     assert "16 heads at a time" in against_cluster(H100, **{**TAKES, "heads": 40})[0]
     assert "below 33 heads" in against_cluster(H100, **{**TAKES, "heads": 16})[0]
-    assert against_cluster(H100, **{**TAKES, "heads": 16}, fewest=1) == ()
+    assert against_cluster(H100, **{**TAKES, "heads": 16, "tokens": 999}, any_batch=True) == ()
 
 
 def test_what_its_loads_cannot_reach_is_refused() -> None:
@@ -72,7 +83,7 @@ def test_what_its_loads_cannot_reach_is_refused() -> None:
     assert decode.against(q[:, :, 1:], swa, None)
     assert decode.against(q[:0], swa, None)
     assert decode.against(q.expand(2, 64, 512).repeat(20, 1, 1), pages(tokens=40), None)
-    assert ClusterDecode(H100, 1, any_batch=True).against(q.repeat(20, 1, 1), pages(tokens=40), None) == ()
+    assert ClusterDecode(H100, any_batch=True).against(q.repeat(20, 1, 1), pages(tokens=40), None) == ()
 
 
 def test_a_row_is_cut_by_its_width_alone() -> None:
@@ -86,7 +97,7 @@ def test_a_row_is_cut_by_its_width_alone() -> None:
 @pytest.mark.parametrize("tokens", [1, 8, 32, 200])
 def test_a_launch_covers_tokens_heads_and_keys(tokens: int, heads: int, launched: list[Any]) -> None:
     given = call(tokens, heads)
-    op = ops.sparse_decode(None, refused, ClusterDecode(H100, 1, any_batch=True))
+    op = ops.sparse_decode(None, refused, ClusterDecode(H100, any_batch=True))
     lse = op(**given)
     ((program, grid, values),) = launched
     blocks, tiles = kernel.segments(640)
@@ -134,7 +145,8 @@ def test_the_backend_names_it_and_says_why_not(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(backend_module, "_compiled", lambda any_batch: (ClusterDecode(H100), ""))
     made = CudaBackend({})
     provider = made.ops["sparse_decode"].provider
-    assert provider == "cutedsl (33 heads and more, up to 32 tokens), else triton (no FlashMLA)"
+    assert provider.startswith("cutedsl (up to 64 heads, 640 keys: 32 tokens; 64 heads, 1152 keys: 8 tokens")
+    assert provider.endswith("), else triton (no FlashMLA)")
     assert made.ops["sparse_prefill"].provider == "triton (no FlashMLA)"
     assert CudaBackend({"attention": "triton"}).cluster is None
 

@@ -61,7 +61,7 @@ def run(given: dict[str, Any], size: int = 0) -> tuple[Tensor, Tensor]:
     if given["extra_cache"] is not None:
         rows = given["extra_rows"]
         extra = Pages(given["extra_cache"], given["extra_slots"], given["extra_lens"], rows, given["layout"])
-    assert ClusterDecode((9, 0), 1, any_batch=True).against(given["q"], swa, extra) == ()
+    assert ClusterDecode((9, 0), any_batch=True).against(given["q"], swa, extra) == ()
     out = torch.full_like(given["q"], 7.0)
     return out, kernel.decode(given["q"], swa, extra, given["attn_sink"], out, given["scale"], size)
 
