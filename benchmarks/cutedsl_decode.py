@@ -58,7 +58,7 @@ def decode(libraries: list[Library], heads: int, extra: int, batch: int, cuts: b
     bound = {"cutedsl": ops.sparse_decode(None, triton, own), "triton": triton}
     for name, function in bound.items():
         ways[name] = lambda c, f=function: partial(op, f, c)
-    for size in sparse_decode.PARTS if cuts else ():
+    for size in sparse_decode.SIZES if cuts else ():
         ways[f"cutedsl with {size} heads a block"] = lambda c, n=size: partial(cut, c, n)
     gaps = {name: error(calls[0], way(calls[0])()) for name, way in ways.items()}
     right = {name: [way(c) for c in calls] for name, way in ways.items() if gaps[name] <= BOUND}

@@ -34,7 +34,7 @@ class CudaBackend:
     """Ops from `dsv4core.kernels.triton`; importing them imports triton, which is why it happens here.
 
     `settings`: "attention" (DSV4CORE_CUDA_ATTENTION) is auto, triton, or flashmla, which refuses to do
-    without it and pads any number of heads, or cutedsl, which refuses to do without our own decode kernel;
+    without it and pads any number of heads, or cutedsl: our own decode kernel for every batch;
     "batch_invariant" (DSV4CORE_CUDA_BATCH_INVARIANT) is 1 for decode whose bits do not depend on the batch;
     "stream_tokens" (DSV4CORE_CUDA_STREAM_TOKENS) is the number of tokens up to which a layer forks side
     streams; "kernels" (DSV4CORE_CUDA_KERNELS) is auto, cutedsl or triton (`cutedsl.install`). `flash` and
@@ -108,7 +108,9 @@ class CudaBackend:
         wanted = self.settings.get("attention", "auto")
         if wanted in ("flashmla", "triton"):
             return None, f"DSV4CORE_CUDA_ATTENTION={wanted}"
-        found, reason = (None, INTERPRETED) if interpreted() else _compiled(self.batch_invariant)
+        if self.batch_invariant and wanted != "cutedsl":  # one kernel for every batch, and not the fastest
+            return None, "DSV4CORE_CUDA_BATCH_INVARIANT=1"
+        found, reason = (None, INTERPRETED) if interpreted() else _compiled(wanted == "cutedsl")
         if found is None and wanted == "cutedsl":
             raise BackendUnavailableError(f"backend cuda: DSV4CORE_CUDA_ATTENTION=cutedsl, but {reason}")
         if found is None:

@@ -24,8 +24,10 @@ FEWEST_ALONE = {64: 16, 128: 1}
 
 CLUSTER_HEADS = 16
 """The decode kernel of our own computes multiples of this many heads."""
-CLUSTER_TOKENS: dict[int, tuple[tuple[int, int], ...]] = {64: (), 128: ()}
-"""Padded heads -> keys up to which, and then tokens up to which, it measured faster than FlashMLA (H100)."""
+CLUSTER_KEYS = 128
+"""Keys that one block of it takes at once."""
+CLUSTER_TOKENS: dict[int, tuple[tuple[int, int], ...]] = {64: ((640, 8),), 128: ((640, 1),)}
+"""Padded heads -> keys and tokens up to which it measured faster than FlashMLA's best build (H100)."""
 
 DECODE_LAYOUT = "fp8_ds_mla"
 DECODE_WIDTH = 64
@@ -103,6 +105,8 @@ def against_cluster(
         reasons.append(f"the cluster kernel takes {CLUSTER_HEADS} heads at a time, {heads} are no multiple")
     elif heads < FEWEST_HEADS and not any_batch:
         reasons.append(f"below {FEWEST_HEADS} heads a result may not depend on the number of tokens")
+    elif keys <= CLUSTER_KEYS:
+        reasons.append(f"{keys} keys are one tile of {CLUSTER_KEYS}, which there is nothing to split of")
     elif tokens > cluster_tokens(heads, keys) and not any_batch:
         reasons.append(f"the cluster kernel did not measure faster for {tokens} tokens of {keys} keys")
     for layout in dict.fromkeys(layouts):
@@ -125,7 +129,7 @@ def markdown() -> str:
         for op in OPS:
             answer = resolve(op, (major, minor))
             cells.append("FlashMLA, else Triton" if answer.provider == "flashmla" else "Triton")
-        if have.cluster and any(CLUSTER_TOKENS.values()):
+        if have.cluster:
             cells[0] = f"CuTeDSL for few tokens, {cells[0]}"
         run = f"on an {have.run_on}" if have.run_on else "not run"
         lines.append(f"| SM{major}{minor} ({have.name}) | {cells[0]} | {cells[1]} | {run} |")

@@ -99,7 +99,7 @@ def check(device: torch.device) -> str:
     key = torch.zeros(512, dtype=torch.bfloat16, device=device)
     key[:448] = code.view(torch.float8_e4m3fn).bfloat16()
     q = torch.zeros(1, 64, 512, dtype=torch.bfloat16, device=device)
-    slots = torch.full((1, 128), 65, dtype=torch.int32, device=device)
+    slots = torch.full((1, 640), 65, dtype=torch.int32, device=device)
     one = torch.ones(1, dtype=torch.int32, device=device)
     sink = torch.full((64,), -torch.inf, device=device)
     out = torch.empty_like(q)

@@ -24,14 +24,14 @@ TAKES: dict[str, Any] = {"dtype": "bfloat16", "heads": 64, "layouts": ("fp8_ds_m
 }  # fmt: skip
 
 
-def pages(rows: int = 64, width: int = 128, tokens: int = 2, count: int = 3) -> Pages:
+def pages(rows: int = 64, width: int = 256, tokens: int = 2, count: int = 3) -> Pages:
     cache = torch.zeros(count, 65 * 576, dtype=torch.uint8)
     slots = torch.zeros(tokens, width, dtype=torch.int32)
     return Pages(cache, slots, torch.ones(tokens, dtype=torch.int32), rows, "fp8_ds_mla")
 
 
 def call(tokens: int = 2, heads: int = 64) -> dict[str, Any]:
-    swa, extra = pages(tokens=tokens), pages(2, 512, tokens)
+    swa, extra = pages(64, 128, tokens), pages(2, 512, tokens)
     q = torch.zeros(tokens, heads, 512, dtype=torch.bfloat16)
     return {
         "q": q, "swa_cache": swa.cache, "swa_slots": swa.slots, "swa_lens": swa.lens,
@@ -44,7 +44,6 @@ def call(tokens: int = 2, heads: int = 64) -> dict[str, Any]:
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Program, tuple[int, ...], tuple[Any, ...]]]:
     found: list[Any] = []
-    monkeypatch.setattr(kernel, "nothing", lambda device: torch.zeros(576, dtype=torch.uint8))
     monkeypatch.setattr(kernel, "processors", lambda device: 132)
     monkeypatch.setattr(Program, "on", lambda self, device: lambda grid, *v: found.append((self, grid, v)))
     return found
@@ -60,6 +59,7 @@ def test_every_reason_is_given() -> None:
     assert against_cluster(H100, **TAKES) == ()
     found = against_cluster((8, 9), dtype="float32", heads=7, layouts=("bf16_row",), keys=1, tokens=1)
     assert len(found) == 4
+    assert "128 keys are one tile" in against_cluster(H100, **{**TAKES, "keys": 128}, any_batch=True)[0]
     assert "33 tokens" in against_cluster(H100, **{**TAKES, "tokens": 33})[0]
     assert "9 tokens of 641 keys" in against_cluster(H100, **{**TAKES, "keys": 641, "tokens": 9})[0]
     assert against_cluster(H100, **{**TAKES, "keys": 1153, "tokens": 1})
@@ -116,8 +116,9 @@ def refused(*args: Any, **kwargs: Any) -> Tensor:
 def test_an_empty_second_cache_is_none(launched: list[Any]) -> None:
     given = call()
     given["extra_cache"] = given["extra_cache"][:0]
+    given["swa_slots"] = torch.zeros(2, 129, dtype=torch.int32)
     ops.sparse_decode(None, refused, ClusterDecode(H100))(**given)
-    assert launched[0][2][-4:-2] == (128, 0)
+    assert launched[0][2][-4:-2] == (129, 0)
 
 
 def test_what_it_does_not_take_goes_on(launched: list[Any]) -> None:

@@ -54,7 +54,7 @@ def test_the_name_of_compiled_code_changes_with_all_that_it_depends_on(
         Program("check", "qff", (), 64),
         Program("check", "qff", (), 32, shared=16),
         Program("check", "qff", (), 32, cluster=2),
-        Program("check", "qff", (), 32, residents=1),
+        Program("check", "qff", (), 32, alone=True),
     ]
     names |= {key(other, "sm_90a") for other in others}
     installed("4.8.2")

@@ -67,7 +67,7 @@ def run(given: dict[str, Any], size: int = 0) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(("rows", "factor"), [(64, 1.0), (2, 1.0), (64, 1e6)])
-@pytest.mark.parametrize(("width", "extra"), [(128, 0), (128, 512), (128, 1024), (70, 33), (128, 4000)])
+@pytest.mark.parametrize(("width", "extra"), [(128, 33), (128, 512), (128, 1024), (200, 0), (128, 4000)])
 def test_it_is_the_op(width: int, extra: int, rows: int, factor: float) -> None:
     """Against the reference in float32 on the host; factor 1e6 has scales above 2^7."""
     given = world(5, 64, width, extra, rows, factor)
@@ -80,11 +80,11 @@ def test_it_is_the_op(width: int, extra: int, rows: int, factor: float) -> None:
 
 
 @pytest.mark.parametrize("heads", [64, 128])
-@pytest.mark.parametrize("extra", [0, 512, 1024])
+@pytest.mark.parametrize("extra", [40, 512, 1024])
 def test_bits_depend_on_neither_cut_nor_batch(heads: int, extra: int) -> None:
     given = world(9, heads, 128, extra)
     out, lse = run(given)
-    for size in kernel.PARTS:
+    for size in kernel.SIZES:
         other, sums = run(given, size)
         assert torch.equal(other, out) and torch.equal(sums, lse), size
     listed = ("q", "swa_slots", "swa_lens", "extra_slots", "extra_lens")

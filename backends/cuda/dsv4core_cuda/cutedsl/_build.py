@@ -32,8 +32,8 @@ class Program:
 
     `kernel`: the function `kernel` of `kernels/<kernel>.py`. `arguments`: a letter for each that a launch
     gives, "q" an address or i64, "i" i32, "f" f32; `constants` follow them. `shared`: bytes of dynamic shared
-    memory. `cluster`: blocks of a cluster along x. `residents`: blocks that a multiprocessor shall hold at
-    once, which is what registers are given out for; 0 leaves some for more of them and may rather spill.
+    memory. `cluster`: blocks of a cluster along x. `alone`: registers are given out as if a multiprocessor
+    had no other block; the compiler otherwise keeps some for more of them and may rather spill.
     """
 
     kernel: str
@@ -42,7 +42,7 @@ class Program:
     threads: int
     shared: int = 0
     cluster: int = 1
-    residents: int = 0
+    alone: bool = False
     _loaded: dict[int, Loaded] = field(default_factory=dict[int, Loaded])
 
     def on(self, device: int) -> Loaded:
@@ -79,7 +79,7 @@ def folder() -> Path:
 
 def key(program: Program, arch: str) -> str:
     """A name for the code that a program compiles to: its source, its constants, the compiler, the device."""
-    shape = (program.threads, program.shared, program.cluster, program.residents)
+    shape = (program.threads, program.shared, program.cluster, program.alone)
     made_of = (program.arguments, program.constants, shape)
     text = repr((_sources(program.kernel), installed_version(PACKAGE), arch, made_of))
     return hashlib.sha256(text.encode()).hexdigest()[:20]

@@ -18,9 +18,8 @@ def machine_code(kernel: Any, program: Any, arch: str, *, ptx: bool = False) -> 
     shape = {"grid": [program.cluster, 1, 1], "block": [program.threads, 1, 1]}
     if program.shared:
         shape["smem"] = program.shared
-    if program.residents:
-        shape["min_blocks_per_mp"] = program.residents
-        shape["preferred_smem_carveout"] = 100  # or a device would be asked for its shared memory
+    if program.alone:
+        shape["min_blocks_per_mp"] = 1
     if program.cluster > 1:
         shape["cluster"] = [program.cluster, 1, 1]
 

@@ -16,7 +16,6 @@ from dsv4core_cuda.cutedsl._probe import ARCHITECTURES
 STATIC_SHARED = 48 * 1024
 """Shared memory that a block may have without asking for more."""
 CLUSTER_DIMENSION = 4  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-CARVEOUT = 9  # CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT: percent for shared memory, not for L1
 MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
 
@@ -92,7 +91,6 @@ def load(
         if shared > STATIC_SHARED:
             done = cuda.cuKernelSetAttribute(MAX_DYNAMIC_SHARED, shared, kernel, device)
             check(done, f"{shared} bytes of shared memory")
-            check(cuda.cuKernelSetAttribute(CARVEOUT, 100, kernel, device), "room for shared memory")
         function = ctypes.c_void_p()
         # Brings the code to the device now: a first launch inside a capture must not.
         check(cuda.cuKernelGetFunction(ctypes.byref(function), kernel), "cuKernelGetFunction")

@@ -4,38 +4,28 @@ from __future__ import annotations
 
 from functools import cache
 
-import torch
 from torch import Tensor
 
 from dsv4core_cuda.cutedsl._build import Program
 from dsv4core_cuda.cutedsl._driver import processors
 from dsv4core_cuda.flashmla import Pages
 
-KEYS = 64
+KEYS = 128
 """Keys of a tile."""
 SEGMENTS = 8
 """Segments of a row at most: a cluster has up to eight blocks everywhere."""
 THREADS = 256
-RESIDENTS = 2
-"""Blocks of up to 32 heads that a processor holds at once."""
-PARTS = {16: 1, 32: 4, 64: 1}
-"""Heads that a block may have, and in how many parts it fetches the rows of a tile: registers decide."""
-ARGUMENTS = "q" * 11 + "f" + "q" * 8 + "i" * 6
+SIZES = (16, 32)
+"""Heads that a block may have."""
+ARGUMENTS = "q" * 10 + "f" + "q" * 8 + "i" * 6
 
 
 @cache
 def program(rows: int, extra_rows: int, heads: int, blocks: int) -> Program:
     """The kernel for pages of so many rows, heads of a block and blocks of a cluster."""
-    shared = KEYS * 1028 + heads * (1024 + 2 * KEYS + 44 + 12 * blocks + 4)
-    constants = (rows, extra_rows, heads, blocks, PARTS[heads])
-    residents = RESIDENTS if heads <= 32 else 1
-    return Program("sparse_decode", ARGUMENTS, constants, THREADS, shared, blocks, residents)
-
-
-@cache
-def nothing(device: int) -> Tensor:
-    """Zeros: the row that is read where a list names none."""
-    return torch.zeros(576, dtype=torch.uint8, device=torch.device("cuda", device))
+    shared = KEYS * 1024 + heads * (1024 + 2 * KEYS + 64 + 12 * blocks + 4)
+    constants = (rows, extra_rows, heads, blocks)
+    return Program("sparse_decode", ARGUMENTS, constants, THREADS, shared, blocks)
 
 
 def segments(width: int) -> tuple[int, int]:
@@ -46,18 +36,18 @@ def segments(width: int) -> tuple[int, int]:
 
 
 def cut(tokens: int, heads: int, blocks: int, available: int) -> int:
-    """Heads of a block: how the work meets so many processors.
+    """Heads of a block: how the work meets so many processors, of which clusters leave a tenth idle.
 
-    A block of 16 heads is done sooner, blocks of 32 decode each row half as often. No bit depends on it.
+    Blocks of 16 are done sooner, blocks of 32 decode each row half as often. No bit depends on it.
     """
-    few = tokens * heads // 16 * blocks <= RESIDENTS * available
+    few = tokens * (heads // 16) * blocks <= available * 9 // 10
     return 16 if few or heads % 32 else 32
 
 
 def programs(arch: str) -> dict[str, Program]:
     """A program of every number of heads, for ahead-of-time compilation; its matrix products are SM90's."""
     blocks, _ = segments(640)
-    return {f"{n} heads a block": program(64, 64, n, blocks) for n in PARTS} if arch == "sm_90a" else {}
+    return {f"{n} heads a block": program(64, 64, n, blocks) for n in SIZES} if arch == "sm_90a" else {}
 
 
 def decode(
@@ -75,8 +65,7 @@ def decode(
     program(swa.rows, more.rows, size, blocks).on(device)(
         (blocks, heads // size, tokens),
         q.data_ptr(), swa.cache.data_ptr(), swa.slots.data_ptr(), swa.lens.data_ptr(), more.cache.data_ptr(),
-        more.slots.data_ptr(), more.lens.data_ptr(), sink.data_ptr(), out.data_ptr(), lse.data_ptr(),
-        nothing(device).data_ptr(), scale,
+        more.slots.data_ptr(), more.lens.data_ptr(), sink.data_ptr(), out.data_ptr(), lse.data_ptr(), scale,
         q.stride(0), q.stride(1), out.stride(0), out.stride(1), swa.cache.stride(0), more.cache.stride(0),
         swa.slots.stride(0), more.slots.stride(0), swa.cache.shape[0] * swa.rows,
         more.cache.shape[0] * more.rows, width, extra_width, heads, tiles,

@@ -1,141 +1,123 @@
-"""Listed rows of `fp8_ds_mla` pages into shared memory as bf16: 64 rows of 8 blocks of 64 channels.
+"""Listed rows of `fp8_ds_mla` pages into shared memory as bf16: 128 rows in 8 blocks of 64 channels.
 
 A block of channels is what matrix units read: rows of 128 bytes whose eight 16-byte pieces are exchanged by
-the row's number. In a group of four channels the second and third change places, which a dot product does
-not see: even bytes of a word become one pair, odd bytes the other, without a permutation.
+the number of the row.
 """
 
 import cutlass
 from cutlass import Int32, Int64, cute
 from cutlass.cutlass_dsl import T, dsl_user_op
 
-from dsv4core_cuda.cutedsl.kernels._ptx import _asm, load_i32, load_words, pair_mul, permuted, write_shared
+from dsv4core_cuda.cutedsl.kernels._ptx import _asm, load_words, pair_mul, write_shared
 
-BLOCK = 64 * 128
+BLOCK = 128 * 128
 """Bytes of a block of 64 channels."""
-LARGE = -0x7F7F7F80
-"""The top bit of four scale bytes."""
-TWO_124 = 0x7D807D80
-"""2^124 in bf16, twice."""
+TWO_120 = 0x7B807B80
+"""2^120 in bf16, twice."""
 
 
 @dsl_user_op
-def _picked(word, order, *, loc=None, ip=None):
-    """Bytes of a word (nibbles 0..3) and zeros (4) as the register `order` says."""
-    return Int32(_asm(T.i32(), [Int32(word), Int32(order)], "prmt.b32 $0, $1, 0, $2;", "=r,r,r", loc, ip))
+def _spread(w, pick, *, loc=None, ip=None):
+    """Bytes of a word (nibbles 0..3 of `pick`) and zeros (4)."""
+    return Int32(_asm(T.i32(), [Int32(w)], f"prmt.b32 $0, $1, 0, {pick};", "=r,r", loc, ip))
 
 
-def exchanged(words):
-    """Eight channels of bf16 with the second and third of four in each other's place."""
-    a, b, c, d = words
-    return [permuted(a, b, 0x5410), permuted(a, b, 0x7632), permuted(c, d, 0x5410), permuted(c, d, 0x7632)]
+def decode_four(w, scale):
+    """Four e4m3 codes times a pair of equal bf16 powers of two, as two pairs of bf16.
 
-
-def decoded(words, scale):
-    """Codes e4m3 times a pair of equal bf16, as pairs of bf16. Shapes: 2 words -> 4.
-
-    A code's exponent and mantissa, moved behind a bf16 sign, are its value times 2^-120, subnormal or not.
+    A code's exponent and mantissa, moved behind a bf16 sign, are the value times 2^-120, subnormal or not.
     """
-    found = []
-    for w in words:
-        even = ((w << 8) & Int32(-0x7FFF8000)) | ((w << 4) & 0x07F007F0)
-        odd = (w & Int32(-0x7FFF8000)) | ((w >> 4) & 0x07F007F0)
-        found += [pair_mul(even, scale), pair_mul(odd, scale)]
-    return found
+    pairs = []
+    for pick in (0x1404, 0x3424):
+        x = _spread(w, pick)
+        x = (x & Int32(-0x7FFF8000)) | ((x >> 4) & 0x07F007F0)
+        pairs.append(pair_mul(pair_mul(x, Int32(TWO_120)), scale))
+    return pairs
 
 
 @cute.jit
-def listed_slot(n, width, length, list_, extra_width, extra_length, extra_list):
-    """Entry n of both lists, one behind the other, as it is there; -1 behind a length."""
-    slot = Int32(-1)
-    if n < width:
-        if n < length:
-            slot = load_i32(list_ + Int64(n) * 4)
-    else:
-        m = n - width
-        if (m < extra_width) & (m < extra_length):
-            slot = load_i32(extra_list + Int64(m) * 4)
-    return slot
-
-
-@cute.jit
-def row_place(
-    slot, first, nothing, cache, stride, limit, extra, extra_stride, extra_limit,
+def listed(
+    n, t, cache, slots, lens, slot_stride, extra, extra_slots, extra_lens, extra_slot_stride, width,
+    extra_width, stride, limit, extra_stride, extra_limit,
     ROWS: cutlass.Constexpr, EXTRA_ROWS: cutlass.Constexpr,
 ):  # fmt: skip
-    """Addresses of a slot's row and of its scales, and 1 where a row is; `first`: a slot of the first list.
-
-    Where none is, both addresses are `nothing`, which has zeros.
-    """
-    row, scales, live = nothing, nothing, Int32(0)
-    if first:
-        if (slot >= 0) & (slot < limit):
+    """Addresses of row n of both lists, one behind the other, and of its scales; 1 where a row is."""
+    row = cache
+    scales = cache
+    live = Int32(0)
+    if n < width:
+        length = load_word(lens + Int64(t) * 4)
+        slot = load_word(slots + (Int64(t) * slot_stride + n) * 4)
+        if (n < length) & (slot >= 0) & (slot < limit):
             page = cache + Int64(slot // ROWS) * stride
-            row = page + slot % ROWS * 576
-            scales = page + (ROWS * 576 + slot % ROWS * 8)
+            row = page + (slot % ROWS) * 576
+            scales = page + ROWS * 576 + (slot % ROWS) * 8
             live = Int32(1)
     else:
-        if (slot >= 0) & (slot < extra_limit):
-            page = extra + Int64(slot // EXTRA_ROWS) * extra_stride
-            row = page + slot % EXTRA_ROWS * 576
-            scales = page + (EXTRA_ROWS * 576 + slot % EXTRA_ROWS * 8)
-            live = Int32(1)
+        if n < width + extra_width:
+            m = n - width
+            length = load_word(extra_lens + Int64(t) * 4)
+            slot = load_word(extra_slots + (Int64(t) * extra_slot_stride + m) * 4)
+            if (m < length) & (slot >= 0) & (slot < extra_limit):
+                page = extra + Int64(slot // EXTRA_ROWS) * extra_stride
+                row = page + (slot % EXTRA_ROWS) * 576
+                scales = page + EXTRA_ROWS * 576 + (slot % EXTRA_ROWS) * 8
+                live = Int32(1)
     return row, scales, live
 
 
 @cute.jit
-def load_rows(raw, row, scales, lane, FIRST: cutlass.Constexpr, COUNT: cutlass.Constexpr):
-    """Begin to load rows FIRST .. FIRST + COUNT - 1 of a warp's eight into `raw`, 37 i32.
+def load_word(address):
+    """An i32 of global memory."""
+    return cute.make_tensor(
+        cute.make_ptr(Int32, address, cute.AddressSpace.gmem, assumed_align=4), cute.make_layout(1)
+    )[0]
 
-    Lanes r, r + 8, .. have the addresses of row r. A lane takes 16 bytes of a row: 28 the codes, four the
-    first half of the rotated channels. Lanes of odd blocks of channels are a row ahead or behind, so that
-    two blocks, which lie on the same banks, are never stored to one bank at once.
+
+@cute.jit
+def load_rows(keys, row, scales, live, warp, lane):
+    """The 16 rows of a warp to the shared address `keys`; zeros where no row is.
+
+    `row`, `scales`, `live` are those of row `lane` of the 16.
     """
-    ahead = lane // 4 % 2
-    for i in cutlass.range_constexpr(FIRST, FIRST + COUNT):
-        words = load_words(cute.arch.shuffle_sync(row, i ^ ahead) + lane * 16, 4)
-        for j in cutlass.range_constexpr(4):
-            raw[(i - FIRST) * 4 + j] = words[j]
-    if cutlass.const_expr(FIRST == 0):
-        words = load_words(cute.arch.shuffle_sync(row, lane // 4) + (512 + lane % 4 * 16), 4)
-        for j in cutlass.range_constexpr(4):
-            raw[32 + j] = words[j]
-        # lanes 0..15 hold scales of channels 0..255, lanes 16..31 the others
-        raw[36] = load_i32(scales + lane // 16 * 4)
-
-
-@cute.jit
-def store_rows(keys, raw, warp, lane, FIRST: cutlass.Constexpr, COUNT: cutlass.Constexpr):
-    """Rows of `load_rows`, decoded, to the shared address `keys`."""
-    ahead = lane // 4 % 2
-    order = 0x4040 + lane // 4 % 4 * 0x101
-    target = keys + (lane // 4 * BLOCK + warp * 1024)
-    piece = (lane % 4 * 2) ^ ahead if lane < 28 else (lane % 4) ^ ahead
-    large = cute.arch.vote_any_sync((raw[36] & Int32(LARGE)) != 0)
-    for i in cutlass.range_constexpr(FIRST, FIRST + COUNT):
-        words = [raw[(i - FIRST) * 4 + j] for j in range(4)]
-        here = target + (i & -2) * 128 + ((i & 1) ^ ahead) * 128
-        mine = cute.arch.shuffle_sync(raw[36], (i ^ ahead) + (lane & 16))
+    raw, rest = [], []
+    for i in cutlass.range_constexpr(16):
+        start = cute.arch.shuffle_sync(row, i)
+        # 28 lanes take the 448 codes, four the first half of the 64 rotated channels
+        raw.append(load_words(start + lane * 16, 4))
+    for j in cutlass.range_constexpr(2):
+        start = cute.arch.shuffle_sync(row, j * 8 + lane // 4)
+        rest.append(load_words(start + (512 + lane % 4 * 16), 4))
+    first, second = load_words(scales, 2)
+    # Two blocks of 64 channels lie on the same banks: every other one stores its halves the other way round.
+    swapped = (lane // 4) % 2
+    for i in cutlass.range_constexpr(16):
+        r = warp * 16 + i
+        there = 0 - cute.arch.shuffle_sync(live, i)
+        low, high = cute.arch.shuffle_sync(first, i), cute.arch.shuffle_sync(second, i)
+        a, b, c, d = [w & there for w in raw[i]]
+        base = keys + r * 128
         if lane < 28:
-            low, high = _scaled(words, _picked(mine, order), large)
-            write_shared(here + ((piece ^ i) << 4), low)
-            write_shared(here + ((piece ^ i ^ 1) << 4), high)
+            word = low if lane < 16 else high
+            byte = (word >> (lane // 4 % 4 * 8)) & 0xFF
+            # 2^(byte - 127) in bf16, twice: exponents are the byte, but that of byte 0 is subnormal
+            scale = byte << 7 if byte > 0 else Int32(0x40)
+            scale = scale | (scale << 16)
+            x = c if swapped == 1 else a
+            y = d if swapped == 1 else b
+            z = a if swapped == 1 else c
+            w = b if swapped == 1 else d
+            block = base + lane // 4 * BLOCK
+            chunk = lane % 4 * 2
+            here = chunk + swapped
+            write_shared(block + ((here ^ (r % 8)) << 4), decode_four(x, scale) + decode_four(y, scale))
+            here = chunk + 1 - swapped
+            write_shared(block + ((here ^ (r % 8)) << 4), decode_four(z, scale) + decode_four(w, scale))
         else:
-            write_shared(here + ((piece ^ i) << 4), exchanged(words))
-    if cutlass.const_expr(FIRST == 0):
-        last = keys + (7 * BLOCK + warp * 1024 + lane // 4 * 128)
-        tail = exchanged([raw[32 + j] for j in range(4)])
-        write_shared(last + (((4 + lane % 4) ^ (lane // 4)) << 4), tail)
-
-
-@cute.jit
-def _scaled(words, scale, large):
-    """16 codes times 2^(byte - 127), the byte in both halves of `scale`. Shapes: 4 words -> 2 times 4."""
-    factor = scale * 128 + 0x3C003C00  # 2^(byte - 7) in bf16, which a byte above 134 passes
-    if large:
-        factor = scale * 128 - 0x02000200 if scale >= 0x800080 else factor  # 2^(byte - 131)
-    low, high = decoded(words[:2], factor), decoded(words[2:], factor)
-    if large:
-        more = Int32(TWO_124) if scale >= 0x800080 else Int32(0x3F803F80)
-        low, high = [pair_mul(x, more) for x in low], [pair_mul(x, more) for x in high]
-    return low, high
+            write_shared(base + (7 * BLOCK + (((lane - 28) ^ (r % 8)) << 4)), [a, b, c, d])
+    for j in cutlass.range_constexpr(2):
+        i = j * 8 + lane // 4
+        r = warp * 16 + i
+        mask = 0 - cute.arch.shuffle_sync(live, i)
+        words = [w & mask for w in rest[j]]
+        write_shared(keys + (7 * BLOCK + r * 128 + (((4 + lane % 4) ^ (r % 8)) << 4)), words)
