@@ -26,7 +26,7 @@ class DeepseekV4CUDAAttention(OpsAttention):
         self, config: AttentionConfig, layer: int, weights: AttentionWeights, backend: Backend
     ) -> None:
         provider = backend.provider
-        self.flash, self.schedules = provider.flash, provider.schedules
+        self.flash, self.schedules, self.cluster = provider.flash, provider.schedules, provider.cluster
         self.streams, self.stream_tokens = provider.streams, provider.stream_tokens
         super().__init__(config, layer, weights, backend)
 
@@ -110,7 +110,8 @@ class DeepseekV4CUDAAttention(OpsAttention):
         extra: Pages | None = None
         if slots is not None and lens is not None and pages.compressed is not None and self.group is not None:
             extra = Pages(pages.compressed, slots, lens, plan.rows[self.group], layout)
-        if self.flash.decodes(q, swa, extra).provider != "flashmla":
+        own = self.cluster is not None and not self.cluster.against(q, swa, extra)
+        if own or self.flash.decodes(q, swa, extra).provider != "flashmla":
             out = torch.empty_like(q)
             self.over_pages(q, slots, lens, pages, plan, out)
             return out

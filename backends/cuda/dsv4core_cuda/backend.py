@@ -14,6 +14,7 @@ from dsv4core.probe import describe, interpreted
 from dsv4core_cuda import ops, products
 from dsv4core_cuda.attention import DeepseekV4CUDAAttention
 from dsv4core_cuda.capability import FEWEST_HEADS, resolve
+from dsv4core_cuda.cluster import ClusterDecode
 from dsv4core_cuda.cutedsl.install import replaced
 from dsv4core_cuda.flashmla import FlashMLA
 from dsv4core_cuda.flashmla_check import check
@@ -23,7 +24,7 @@ from dsv4core_cuda.streams import SideStreams
 
 log = logging.getLogger("dsv4core")
 
-CHOICES = ("auto", "flashmla", "triton")
+CHOICES = ("auto", "cutedsl", "flashmla", "triton")
 INTERPRETED = "this process interprets kernels, on host tensors"
 STREAM_TOKENS = 256
 """Tokens up to which a layer forks side streams, unless DSV4CORE_CUDA_STREAM_TOKENS says otherwise."""
@@ -33,10 +34,11 @@ class CudaBackend:
     """Ops from `dsv4core.kernels.triton`; importing them imports triton, which is why it happens here.
 
     `settings`: "attention" (DSV4CORE_CUDA_ATTENTION) is auto, triton, or flashmla, which refuses to do
-    without it and pads any number of heads; "batch_invariant" (DSV4CORE_CUDA_BATCH_INVARIANT) is 1 for
-    decode whose bits do not depend on the batch; "stream_tokens" (DSV4CORE_CUDA_STREAM_TOKENS) is the number
-    of tokens up to which a layer forks side streams; "kernels" (DSV4CORE_CUDA_KERNELS) is auto, cutedsl or
-    triton (`cutedsl.install`). `flash` is the adapter in use or None, `reason` then says why.
+    without it and pads any number of heads, or cutedsl: our own decode kernel for every batch;
+    "batch_invariant" (DSV4CORE_CUDA_BATCH_INVARIANT) is 1 for decode whose bits do not depend on the batch;
+    "stream_tokens" (DSV4CORE_CUDA_STREAM_TOKENS) is the number of tokens up to which a layer forks side
+    streams; "kernels" (DSV4CORE_CUDA_KERNELS) is auto, cutedsl or triton (`cutedsl.install`). `flash` and
+    `cluster` are who attends before Triton, or None; `reason` and `cluster_reason` then say why.
     """
 
     name = "cuda"
@@ -52,14 +54,25 @@ class CudaBackend:
         self.batch_invariant = _switch(self.settings.get("batch_invariant", ""))
         self.streams, self.schedules = SideStreams(), Schedules()
         self.flash, self.reason = self._flashmla()
-        for name, bound in (("sparse_decode", ops.sparse_decode), ("sparse_prefill", ops.sparse_prefill)):
-            triton = self.ops[name].function
-            if self.flash is None:
-                self.ops[name] = OpImpl(triton, f"triton ({self.reason})")
-            elif self.batch_invariant and name == "sparse_decode":
-                self.ops[name] = OpImpl(triton, "triton (DSV4CORE_CUDA_BATCH_INVARIANT=1)")
-            else:
-                self.ops[name] = OpImpl(bound(self.flash, triton), f"flashmla ({self.flash.library.name})")
+        self.cluster, self.cluster_reason = self._cluster()
+        self._bind()
+
+    def _bind(self) -> None:
+        """Put who attends in front of Triton's kernels."""
+        decode, prefill = (self.ops[name].function for name in ("sparse_decode", "sparse_prefill"))
+        provider = f"triton ({self.reason})"
+        if self.flash is not None:
+            provider = f"flashmla ({self.flash.library.name})"
+            prefill = ops.sparse_prefill(self.flash, prefill)
+        self.ops["sparse_prefill"] = OpImpl(prefill, provider)
+        flash = None if self.batch_invariant else self.flash
+        if flash is not self.flash:
+            provider = "triton (DSV4CORE_CUDA_BATCH_INVARIANT=1)"
+        if self.cluster is not None:
+            provider = f"cutedsl ({self.cluster.limits()}), else {provider}"
+        if self.cluster is not None or flash is not None:
+            decode = ops.sparse_decode(flash, decode, self.cluster)
+        self.ops["sparse_decode"] = OpImpl(decode, provider)
 
     def _cutedsl(self) -> dict[str, OpImpl]:
         """Ops whose CuTeDSL kernels measured faster on this device's architecture."""
@@ -80,8 +93,8 @@ class CudaBackend:
                 "DSV4CORE_CUDA_ATTENTION=flashmla and DSV4CORE_CUDA_BATCH_INVARIANT=1 exclude each other: "
                 "FlashMLA's decode of a token depends on its batch in last bits; unset one of them"
             )
-        if wanted == "triton":
-            return None, "DSV4CORE_CUDA_ATTENTION=triton"
+        if wanted in ("cutedsl", "triton"):
+            return None, f"DSV4CORE_CUDA_ATTENTION={wanted}"
         fewest = 1 if wanted == "flashmla" else FEWEST_HEADS
         flash, reason = (None, INTERPRETED) if interpreted() else _on_device(fewest, self.batch_invariant)
         if flash is None and wanted == "flashmla":
@@ -89,6 +102,30 @@ class CudaBackend:
         if flash is None:
             log.info("cuda: attention by Triton kernels: %s", reason)
         return flash, reason
+
+    def _cluster(self) -> tuple[ClusterDecode | None, str]:
+        """Our own decode kernel, or None and why."""
+        wanted = self.settings.get("attention", "auto")
+        if wanted in ("flashmla", "triton"):
+            return None, f"DSV4CORE_CUDA_ATTENTION={wanted}"
+        if self.batch_invariant and wanted != "cutedsl":  # one kernel for every batch, and not the fastest
+            return None, "DSV4CORE_CUDA_BATCH_INVARIANT=1"
+        found, reason = (None, INTERPRETED) if interpreted() else _compiled(wanted == "cutedsl")
+        if found is None and wanted == "cutedsl":
+            raise BackendUnavailableError(f"backend cuda: DSV4CORE_CUDA_ATTENTION=cutedsl, but {reason}")
+        if found is None:
+            log.info("cuda: no decode kernel of CuTeDSL: %s", reason)
+        return found, reason
+
+
+def _compiled(any_batch: bool) -> tuple[ClusterDecode | None, str]:
+    """Our own decode kernel on the current device, after it has run."""
+    if not torch.cuda.is_available():
+        return None, "no device"
+    architecture = torch.cuda.get_device_capability()
+    found = ClusterDecode(architecture, any_batch)
+    reason = found.unusable()
+    return (None, reason) if reason else (found, "")
 
 
 def _on_device(fewest: int, invariant: bool = False) -> tuple[FlashMLA | None, str]:

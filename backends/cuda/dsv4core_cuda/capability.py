@@ -22,6 +22,13 @@ FEWEST_HEADS = 33
 FEWEST_ALONE = {64: 16, 128: 1}
 """Tokens, by padded heads, from which a call is faster that makes a schedule for itself (H100)."""
 
+CLUSTER_HEADS = 16
+"""The decode kernel of our own computes multiples of this many heads."""
+CLUSTER_KEYS = 128
+"""Keys that one block of it takes at once."""
+CLUSTER_TOKENS: dict[int, tuple[tuple[int, int], ...]] = {64: ((640, 8),), 128: ((640, 1),)}
+"""Padded heads -> keys and tokens up to which it measured faster than FlashMLA's best build (H100)."""
+
 DECODE_LAYOUT = "fp8_ds_mla"
 DECODE_WIDTH = 64
 ROW_BYTES = 584
@@ -33,13 +40,14 @@ class Architecture:
     """What prebuilt FlashMLA has for an architecture (0: no kernel), and on which device it was run.
 
     `prefill_width` is the multiple that a prefill list is padded to; `page_stride` divides the distance of
-    pages.
+    pages; `cluster`: the decode kernel of our own is compiled for it.
     """
 
     name: str
     decode: bool = False
     prefill_width: int = 0
     page_stride: int = ALIGNMENT
+    cluster: bool = False
     run_on: str = ""
 
 
@@ -47,7 +55,7 @@ ARCHITECTURES: dict[tuple[int, int], Architecture] = {
     (8, 0): Architecture("A100"),
     (8, 6): Architecture("RTX 30"),
     (8, 9): Architecture("L40, RTX 40"),
-    (9, 0): Architecture("H100, H200", decode=True, prefill_width=128, run_on="H100"),
+    (9, 0): Architecture("H100, H200", decode=True, prefill_width=128, cluster=True, run_on="H100"),
     (10, 0): Architecture("B200", decode=True, prefill_width=64, page_stride=576),
     (10, 3): Architecture("B300", decode=True, prefill_width=64, page_stride=576),
     (12, 0): Architecture("RTX 50"),
@@ -83,6 +91,36 @@ def resolve(
     return Answer("triton", reasons) if reasons else Answer("flashmla")
 
 
+def against_cluster(
+    architecture: tuple[int, int], *, dtype: str, heads: int, layouts: tuple[str, ...], keys: int,
+    tokens: int, any_batch: bool = False,
+) -> tuple[str, ...]:  # fmt: skip
+    """Every reason against the decode kernel of our own; `any_batch`: it need not be the fastest."""
+    reasons: list[str] = []
+    if not ARCHITECTURES.get(architecture, Architecture("unknown")).cluster:
+        reasons.append(f"there is no cluster kernel for SM{architecture[0]}{architecture[1]}")
+    if dtype != "bfloat16":
+        reasons.append(f"the cluster kernel computes in bfloat16, not {dtype}")
+    if heads < 1 or heads % CLUSTER_HEADS:
+        reasons.append(f"the cluster kernel takes {CLUSTER_HEADS} heads at a time, {heads} are no multiple")
+    elif heads < FEWEST_HEADS and not any_batch:
+        reasons.append(f"below {FEWEST_HEADS} heads a result may not depend on the number of tokens")
+    elif keys <= CLUSTER_KEYS:
+        reasons.append(f"{keys} keys are one tile of {CLUSTER_KEYS}, which there is nothing to split of")
+    elif tokens > cluster_tokens(heads, keys) and not any_batch:
+        reasons.append(f"the cluster kernel did not measure faster for {tokens} tokens of {keys} keys")
+    for layout in dict.fromkeys(layouts):
+        if layout != DECODE_LAYOUT:
+            reasons.append(f"the cluster kernel reads {DECODE_LAYOUT}, not {layout}")
+    return tuple(reasons)
+
+
+def cluster_tokens(heads: int, keys: int) -> int:
+    """Tokens up to which the decode kernel of our own is taken, for so many keys in both lists together."""
+    rows = CLUSTER_TOKENS.get(padded(heads), ())
+    return next((tokens for most, tokens in rows if keys <= most), 0)
+
+
 def markdown() -> str:
     """The table of `docs/cuda.md`: what attends on every architecture, at 64 heads and the usual layout."""
     lines = ["| architecture | decode | prefill | was run |", "|---|---|---|---|"]
@@ -91,6 +129,8 @@ def markdown() -> str:
         for op in OPS:
             answer = resolve(op, (major, minor))
             cells.append("FlashMLA, else Triton" if answer.provider == "flashmla" else "Triton")
+        if have.cluster:
+            cells[0] = f"CuTeDSL for few tokens, {cells[0]}"
         run = f"on an {have.run_on}" if have.run_on else "not run"
         lines.append(f"| SM{major}{minor} ({have.name}) | {cells[0]} | {cells[1]} | {run} |")
     return "\n".join(lines) + "\n"

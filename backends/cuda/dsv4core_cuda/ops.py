@@ -1,4 +1,4 @@
-"""The two attention ops: FlashMLA where it takes the arguments, the Triton kernel where not."""
+"""The two attention ops: our own kernel for few tokens, FlashMLA where it can, Triton's kernel where not."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
+from dsv4core_cuda.cluster import ClusterDecode
 from dsv4core_cuda.flashmla import FlashMLA, Pages
 
 
-def sparse_decode(flash: FlashMLA, fallback: Callable[..., Any]) -> Callable[..., Any]:
-    """The op `sparse_decode` over an adapter and the kernel for everything else."""
+def sparse_decode(
+    flash: FlashMLA | None, fallback: Callable[..., Any], cluster: ClusterDecode | None = None
+) -> Callable[..., Any]:
+    """The op `sparse_decode` over our own kernel, an adapter and the kernel for everything else."""
 
     def op(
         q: Tensor, swa_cache: Tensor, swa_slots: Tensor, swa_lens: Tensor, extra_cache: Tensor | None,
@@ -29,7 +32,9 @@ def sparse_decode(flash: FlashMLA, fallback: Callable[..., Any]) -> Callable[...
                 )
             extra = Pages(extra_cache, extra_slots, extra_lens, extra_rows, extra_layout)
         swa = Pages(swa_cache, swa_slots, swa_lens, swa_rows, layout)
-        if flash.decodes(q, swa, extra, alone=True).provider == "flashmla":
+        if cluster is not None and not cluster.against(q, swa, extra):
+            return cluster.decode(q, swa, extra, attn_sink, out, scale)
+        if flash is not None and flash.decodes(q, swa, extra, alone=True).provider == "flashmla":
             found, lse = flash.decode(q, swa, extra, attn_sink, scale)
             out.copy_(found)
             return lse.contiguous()

@@ -8,7 +8,7 @@ import os
 import struct
 import tempfile
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from threading import Lock
 
@@ -50,7 +50,8 @@ class Program:
         found = self._loaded.get(device)
         if found is None:
             layout = struct.Struct("@" + self.arguments)
-            found = load(device, lambda arch: cubin(self, arch), layout, self.threads, self.shared)
+            code = partial(cubin, self)
+            found = load(device, code, layout, self.threads, self.shared, self.cluster)
             self._loaded[device] = found
         return found
 

@@ -15,18 +15,39 @@ from dsv4core_cuda.cutedsl._probe import ARCHITECTURES
 
 STATIC_SHARED = 48 * 1024
 """Shared memory that a block may have without asking for more."""
+CLUSTER_DIMENSION = 4  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
 MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+
+
+class _Attribute(ctypes.Structure):
+    """CUlaunchAttribute, its value as words."""
+
+    _fields_ = (("id", ctypes.c_int), ("pad", ctypes.c_int), ("value", ctypes.c_uint * 16))
+
+
+class _Shape(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (
+        ("grid", ctypes.c_uint * 3), ("block", ctypes.c_uint * 3), ("shared", ctypes.c_uint),
+        ("stream", ctypes.c_void_p), ("attributes", ctypes.c_void_p), ("count", ctypes.c_uint),
+    )  # fmt: skip
 
 
 class Loaded:
     """A kernel on one device. Arguments are packed into memory of its own and copied by the driver's call."""
 
-    def __init__(self, handle: int, device: int, layout: struct.Struct, threads: int, shared: int) -> None:
+    def __init__(
+        self, handle: int, device: int, layout: struct.Struct, threads: int, shared: int, cluster: int
+    ) -> None:
         self.handle, self.device, self.layout = ctypes.c_void_p(handle), device, layout
-        self.threads, self.shared = threads, shared
         self._memory = ctypes.create_string_buffer(layout.size)
         self._pointers = _pointers(layout, ctypes.addressof(self._memory))
-        self._launch, self._lock = driver().cuLaunchKernel, Lock()
+        self._attribute = _Attribute(id=CLUSTER_DIMENSION, value=(cluster, 1, 1))
+        self._shape = _Shape(block=(threads, 1, 1), shared=shared)
+        if cluster > 1:
+            self._shape.attributes, self._shape.count = ctypes.addressof(self._attribute), 1
+        self._launch, self._lock = driver().cuLaunchKernelEx, Lock()
 
     def __call__(self, grid: tuple[int, int, int], *arguments: int | float) -> None:
         """Start it on the device's current stream; a grid without a block starts nothing."""
@@ -37,13 +58,13 @@ class Loaded:
                 self(grid, *arguments)
             return
         stream = torch._C._cuda_getCurrentRawStream(self.device)
+        shape = self._shape
         with self._lock:
             self.layout.pack_into(self._memory, 0, *arguments)
-            failed = self._launch(
-                self.handle, *grid, self.threads, 1, 1, self.shared, stream, self._pointers, None
-            )
+            shape.grid, shape.stream = grid, stream
+            failed = self._launch(ctypes.byref(shape), self.handle, self._pointers, None)
         if failed:
-            check(failed, "cuLaunchKernel")
+            check(failed, "cuLaunchKernelEx")
 
 
 def _pointers(layout: struct.Struct, base: int) -> ctypes.Array[ctypes.c_void_p]:
@@ -55,7 +76,7 @@ def _pointers(layout: struct.Struct, base: int) -> ctypes.Array[ctypes.c_void_p]
 
 
 def load(
-    device: int, code: Callable[[str], bytes], layout: struct.Struct, threads: int, shared: int
+    device: int, code: Callable[[str], bytes], layout: struct.Struct, threads: int, shared: int, cluster: int
 ) -> Loaded:
     """Load the one kernel of a cubin; `code` gives it for the device's architecture."""
     arch = ARCHITECTURES[torch.cuda.get_device_capability(device)]
@@ -74,7 +95,7 @@ def load(
         # Brings the code to the device now: a first launch inside a capture must not.
         check(cuda.cuKernelGetFunction(ctypes.byref(function), kernel), "cuKernelGetFunction")
     assert kernel.value is not None
-    return Loaded(kernel.value, device, layout, threads, shared)
+    return Loaded(kernel.value, device, layout, threads, shared, cluster)
 
 
 def check(code: int, what: str) -> None:
@@ -91,7 +112,7 @@ def driver() -> ctypes.CDLL:
     """The driver's library. Raises OSError where there is none."""
     library = ctypes.CDLL("libcuda.so.1")
     pointer, unsigned = ctypes.c_void_p, ctypes.c_uint
-    library.cuLaunchKernel.argtypes = [pointer, *[unsigned] * 7, pointer, pointer, pointer]
+    library.cuLaunchKernelEx.argtypes = [pointer] * 4
     library.cuLibraryLoadData.argtypes = [
         pointer, ctypes.c_char_p, pointer, pointer, unsigned, pointer, pointer, unsigned
     ]  # fmt: skip

@@ -1,0 +1,109 @@
+"""The decode kernel of our own behind the op contract: what it cannot take is refused with reasons."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dsv4core.probe import describe
+from dsv4core_cuda.capability import (
+    ALIGNMENT,
+    ARCHITECTURES,
+    CLUSTER_TOKENS,
+    Architecture,
+    against_cluster,
+)
+from dsv4core_cuda.cutedsl import sparse_decode as kernel
+from dsv4core_cuda.cutedsl._probe import reason_against
+from dsv4core_cuda.flashmla import Pages
+
+STORES = 8
+"""Bytes of an output that are written at once."""
+
+
+class ClusterDecode:
+    """`cutedsl.sparse_decode` where it measured faster; `any_batch`: wherever it can.
+
+    Its result for a token does not depend on the others, so `any_batch` is decode that never does.
+    """
+
+    def __init__(self, architecture: tuple[int, int], any_batch: bool = False) -> None:
+        self.architecture, self.any_batch = architecture, any_batch
+
+    def unusable(self) -> str:
+        """Run it on the current device, where it is compiled for that: "" or why it cannot be used."""
+        if not ARCHITECTURES.get(self.architecture, Architecture("unknown")).cluster:
+            return f"there is no cluster kernel for SM{self.architecture[0]}{self.architecture[1]}"
+        reason = reason_against(self.architecture)
+        if reason:
+            return reason
+        try:
+            return check(torch.device("cuda", torch.cuda.current_device()))
+        except Exception as error:  # a driver or compiler of another age fails in ways of its own
+            return f"CuTeDSL does not run here: {describe(error)}"
+
+    def limits(self) -> str:
+        """What it takes, in words."""
+        if self.any_batch:
+            return "every batch"
+        rows = [
+            f"{heads} heads, {keys} keys: {tokens} tokens"
+            for heads, found in CLUSTER_TOKENS.items()
+            for keys, tokens in found
+        ]
+        return f"up to {'; '.join(rows)}"
+
+    def against(self, q: Tensor, swa: Pages, extra: Pages | None) -> tuple[str, ...]:
+        """Every reason against decoding these arguments here; none where it decodes."""
+        sources = (swa,) if extra is None or not extra.cache.shape[0] else (swa, extra)
+        reasons = against_cluster(
+            self.architecture, dtype=str(q.dtype).removeprefix("torch."), heads=q.shape[1],
+            layouts=tuple(s.layout for s in sources), keys=sum(s.slots.shape[1] for s in sources),
+            tokens=q.shape[0], any_batch=self.any_batch,
+        )  # fmt: skip
+        if not q.shape[0]:
+            reasons += ("there is nothing to compute",)
+        if (q.data_ptr() | 2 * q.stride(0) | 2 * q.stride(1)) % ALIGNMENT:
+            reasons += (f"queries are not {ALIGNMENT}-byte aligned",)
+        for source in sources:
+            cache = source.cache
+            if not cache.shape[0]:
+                reasons += ("there are no pages",)
+            elif (cache.data_ptr() | cache.stride(0)) % ALIGNMENT:
+                reasons += (f"pages are not {ALIGNMENT}-byte aligned",)
+            if cache.shape[0] * source.rows >= 2**31:
+                reasons += ("slots pass 2^31",)
+        return reasons
+
+    def decode(
+        self, q: Tensor, swa: Pages, extra: Pages | None, sink: Tensor, out: Tensor, scale: float
+    ) -> Tensor:
+        """Attend as `sparse_decode` does; writes `out`, which 8-byte stores reach. -> lse f32 [T, H]."""
+        target = out
+        if (out.data_ptr() | 2 * out.stride(0) | 2 * out.stride(1)) % STORES:
+            target = torch.empty(out.shape, dtype=out.dtype, device=out.device)
+        if extra is not None and not (extra.slots.shape[1] and extra.cache.shape[0]):
+            extra = None
+        lse = kernel.decode(q, swa, extra, sink, target, scale)
+        if target is not out:
+            out.copy_(target)
+        return lse
+
+
+def check(device: torch.device) -> str:
+    """Run it once, on one key of weight 1: the output is that key, bit for bit. "" or what is wrong."""
+    page = torch.zeros(2, 65 * 576, dtype=torch.uint8, device=device)
+    code = torch.arange(448, device=device).remainder(0x7E).to(torch.uint8)
+    page[1, 576 : 576 + 448] = code
+    page[1, 64 * 576 + 8 : 64 * 576 + 15] = 127
+    key = torch.zeros(512, dtype=torch.bfloat16, device=device)
+    key[:448] = code.view(torch.float8_e4m3fn).bfloat16()
+    q = torch.zeros(1, 64, 512, dtype=torch.bfloat16, device=device)
+    slots = torch.full((1, 640), 65, dtype=torch.int32, device=device)
+    one = torch.ones(1, dtype=torch.int32, device=device)
+    sink = torch.full((64,), -torch.inf, device=device)
+    out = torch.empty_like(q)
+    lse = kernel.decode(q, Pages(page, slots, one, 64, "fp8_ds_mla"), None, sink, out, 1.0)
+    if torch.equal(out[0], key.expand(64, 512)) and not bool(lse.any()):
+        return ""
+    return "CuTeDSL's decode of a single key is not that key on this device"

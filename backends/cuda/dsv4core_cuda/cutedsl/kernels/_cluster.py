@@ -1,0 +1,43 @@
+"""Shared memory of a cluster's other blocks, and what softmax needs. Shared addresses are i32."""
+
+from cutlass import Float32, Int32
+from cutlass._mlir.dialects import llvm
+from cutlass.cutlass_dsl import T, dsl_user_op
+
+from dsv4core_cuda.cutedsl.kernels._ptx import _asm, _several
+
+
+@dsl_user_op
+def peer(address, rank, *, loc=None, ip=None):
+    """The address that a shared address has in block `rank` of the cluster."""
+    text = "mapa.shared::cluster.u32 $0, $1, $2;"
+    return Int32(_asm(T.i32(), [Int32(address), Int32(rank)], text, "=r,r,r", loc, ip))
+
+
+@dsl_user_op
+def read_peer(address, *, loc=None, ip=None):
+    """Four f32 at an address of `peer`."""
+    value = _asm(
+        llvm.StructType.get_literal([T.f32()] * 4), [Int32(address)],
+        "ld.shared::cluster.v4.f32 {$0, $1, $2, $3}, [$4];", "=f,=f,=f,=f,r", loc, ip, effects=True,
+    )  # fmt: skip
+    return _several(Float32, 4, loc, ip, value)
+
+
+@dsl_user_op
+def write_peer(address, x, *, loc=None, ip=None):
+    """An f32 to an address of `peer`."""
+    text = "st.shared::cluster.f32 [$0], $1;"
+    _asm(None, [Int32(address), Float32(x)], text, "r,f", loc, ip, effects=True)
+
+
+@dsl_user_op
+def exp2(x, *, loc=None, ip=None):
+    """2^x to about 2 ulp, exact for whole x; 0 at -inf."""
+    return Float32(_asm(T.f32(), [Float32(x)], "ex2.approx.ftz.f32 $0, $1;", "=f,f", loc, ip))
+
+
+@dsl_user_op
+def ceil(x, *, loc=None, ip=None):
+    """The next whole number up."""
+    return Float32(_asm(T.f32(), [Float32(x)], "cvt.rpi.f32.f32 $0, $1;", "=f,f", loc, ip))

@@ -1,0 +1,280 @@
+"""Attention of a token over listed rows of pages: keys split over a cluster, folded in the cluster.
+
+A block takes HEADS heads and a segment of a row's keys (both lists, one behind the other; a segment is
+`tiles` tiles of 128 keys). Rows become bf16 in shared memory once and are keys and values there: scores are
+K Q^T (128 keys by HEADS), outputs V^T P^T (512 channels by HEADS), so that few heads still fill the matrix
+units. The bits of a row depend on neither HEADS nor the other rows.
+"""
+
+import cutlass
+import cutlass.utils.hopper_helpers as hopper
+from cutlass import BFloat16, Float32, Int32, Int64, cute
+from cutlass.cute.nvgpu import warpgroup
+
+from dsv4core_cuda.cutedsl.kernels._cluster import ceil, exp2, peer, read_peer, write_peer
+from dsv4core_cuda.cutedsl.kernels._listed_rows import listed, load_rows, load_word
+from dsv4core_cuda.cutedsl.kernels._ptx import (
+    bits,
+    copies_commit,
+    copies_wait,
+    copy_ahead,
+    from_bits,
+    pair_bf16,
+    read_shared,
+    store_words,
+    write_shared,
+)
+
+KEYS = 128
+THREADS = 256
+HEAD = 516
+"""f32 from a head's outputs to the next one's in shared memory: a warp's stores meet no bank twice."""
+NEVER = -1.0e30
+LOG2E = 1.4426950408889634
+LN2 = 0.6931471805599453
+
+
+def read_f32(address, n):
+    """n (1, 2 or 4) f32 from shared memory."""
+    return [from_bits(x) for x in read_shared(address, n)]
+
+
+@cute.jit
+def softmax(
+    s, o, sp, peak, past, factor, here, below, red, sums, warp, lane, HEADS: cutlass.Constexpr
+):  # fmt: skip
+    """Weights of a tile's keys as bf16 to `sp`, from scores `s`; outputs `o` scaled to the new maxima.
+
+    A thread has two keys (channels of `o`), eight apart, of each of HEADS / 4 heads; `here` and `below` say
+    which are there. Running maxima are whole powers of two, so that what was before is scaled exactly. Sums
+    over the keys of a warp go to `sums`, the factors of what was before to `past`.
+    """
+    COLUMNS: cutlass.Constexpr = HEADS // 4
+    column = lane % 4 * 2
+    key = warp * 16 + lane // 4
+    for j in cutlass.range_constexpr(COLUMNS):
+        at = j // 2 * 4 + j % 2
+        x = s[at] * factor if here else -Float32.inf
+        y = s[at + 2] * factor if below else -Float32.inf
+        s[at] = x
+        s[at + 2] = y
+        m = cute.arch.fmax(x, y)
+        for step in cutlass.range_constexpr(3):
+            m = cute.arch.fmax(m, cute.arch.shuffle_sync_bfly(m, 4 << step))
+        if lane < 4:
+            write_shared(red + (warp * HEADS + j // 2 * 8 + column + j % 2) * 4, [bits(m)])
+    cute.arch.sync_threads()
+    for j in cutlass.range_constexpr(COLUMNS // 2):
+        high, low = peak[2 * j], peak[2 * j + 1]
+        for w in cutlass.range_constexpr(8):
+            pair = read_f32(red + (w * HEADS + j * 8 + column) * 4, 2)
+            high = cute.arch.fmax(high, ceil(pair[0]))
+            low = cute.arch.fmax(low, ceil(pair[1]))
+        for a in cutlass.range_constexpr(2):
+            new = high if a == 0 else low
+            c = 2 * j + a
+            at = j * 4 + a
+            past[c] = exp2(peak[c] - new)
+            peak[c] = new
+            x = exp2(s[at] - new)
+            y = exp2(s[at + 2] - new)
+            sp[j * 8 + column + a, key] = x.to(BFloat16)
+            sp[j * 8 + column + a, key + 8] = y.to(BFloat16)
+            z = x + y
+            for step in cutlass.range_constexpr(3):
+                z = z + cute.arch.shuffle_sync_bfly(z, 4 << step)
+            if lane < 4:
+                write_shared(sums + (warp * HEADS + j * 8 + column + a) * 4, [bits(z)])
+            for i in cutlass.range_constexpr(4):
+                o[i * 2 * COLUMNS + at] = o[i * 2 * COLUMNS + at] * past[c]
+                o[i * 2 * COLUMNS + at + 2] = o[i * 2 * COLUMNS + at + 2] * past[c]
+
+
+@cute.jit
+def shares(ml, weights, sink, h, HEADS: cutlass.Constexpr, BLOCKS: cutlass.Constexpr):
+    """What maxima and sums of head h in the cluster's blocks make of their outputs: factors to `weights`.
+
+    A power of two for every block, then the share of the whole sum. -> natural log of the sum without sink.
+    """
+    HALF: cutlass.Constexpr = (BLOCKS + 1) // 2
+    peaks = [read_f32(ml + (c * 2 * HEADS + h) * 4, 1)[0] for c in range(BLOCKS)]
+    top = peaks[0]
+    for c in cutlass.range_constexpr(1, BLOCKS):
+        top = cute.arch.fmax(top, peaks[c])
+    halves = [Float32(0.0), Float32(0.0)]
+    for c in cutlass.range_constexpr(BLOCKS):
+        part = exp2(peaks[c] - top)
+        write_shared(weights + (c * HEADS + h) * 4, [bits(part)])
+        found = read_f32(ml + ((c * 2 + 1) * HEADS + h) * 4, 1)[0]
+        halves[c // HALF] = halves[c // HALF] + part * found
+    whole = halves[0] + halves[1]
+    share, natural = Float32(0.0), Float32.inf
+    if whole > 0.0:
+        share = 1.0 / (whole + exp2(from_bits(load_word(sink)) * LOG2E - top))
+        natural = (top + cute.math.log2(whole)) * LN2
+    write_shared(weights + (BLOCKS * HEADS + h) * 4, [bits(share)])
+    return natural
+
+
+@cute.jit
+def add_blocks(
+    outputs, weights, to, head_stride, thread, rank, HEADS: cutlass.Constexpr, BLOCKS: cutlass.Constexpr
+):  # fmt: skip
+    """Add what the cluster's blocks have for this one's part of the channels: halves in order, then both."""
+    HALF: cutlass.Constexpr = (BLOCKS + 1) // 2
+    UNITS: cutlass.Constexpr = HEADS * 128
+    bases = [peer(outputs, c) for c in range(BLOCKS)]
+    for i in cutlass.range_constexpr((UNITS + THREADS * BLOCKS - 1) // (THREADS * BLOCKS)):
+        unit = thread + THREADS * (rank + BLOCKS * i)
+        if unit < UNITS:
+            head, channel = unit // 128, unit % 128 * 4
+            values = [read_peer(bases[c] + (head * HEAD + channel) * 4) for c in range(BLOCKS)]
+            halves = [[Float32(0.0)] * 4, [Float32(0.0)] * 4]
+            for c in cutlass.range_constexpr(BLOCKS):
+                weight = read_f32(weights + (c * HEADS + head) * 4, 1)[0]
+                half = halves[c // HALF]
+                halves[c // HALF] = [a + b * weight for a, b in zip(half, values[c], strict=True)]
+            share = read_f32(weights + (BLOCKS * HEADS + head) * 4, 1)[0]
+            x = [(a + b) * share for a, b in zip(*halves, strict=True)]
+            words = [pair_bf16(x[0], x[1]), pair_bf16(x[2], x[3])]
+            store_words(to + (Int64(head) * head_stride + channel) * 2, words)
+
+
+@cute.kernel
+def kernel(
+    q: Int64, cache: Int64, slots: Int64, lens: Int64, extra: Int64, extra_slots: Int64, extra_lens: Int64,
+    sink: Int64, out: Int64, lse: Int64, scale: Float32,
+    q_stride: Int64, q_head_stride: Int64, out_stride: Int64, out_head_stride: Int64,
+    stride: Int64, extra_stride: Int64, slot_stride: Int64, extra_slot_stride: Int64,
+    limit: Int32, extra_limit: Int32, width: Int32, extra_width: Int32, heads: Int32, tiles: Int32,
+    ROWS: cutlass.Constexpr, EXTRA_ROWS: cutlass.Constexpr, HEADS: cutlass.Constexpr,
+    BLOCKS: cutlass.Constexpr,
+):  # fmt: skip
+    """A block: HEADS heads of token blockIdx.z, `tiles` tiles of keys.
+
+    Strides in elements, of pages in bytes.
+    """
+    thread = cute.arch.thread_idx()[0]
+    rank, group, t = cute.arch.block_idx()
+    warp = cute.arch.make_warp_uniform(thread // 32)
+    lane = thread % 32
+
+    smem = cutlass.utils.SmemAllocator()
+    sk_ptr = smem.allocate_array(BFloat16, KEYS * 512, byte_alignment=1024)
+    sq_ptr = smem.allocate_array(BFloat16, HEADS * 512, byte_alignment=1024)
+    sp_ptr = smem.allocate_array(BFloat16, HEADS * KEYS, byte_alignment=1024)
+    red_ptr = smem.allocate_array(Float32, 16 * HEADS, byte_alignment=16)
+    ml_ptr = smem.allocate_array(Float32, BLOCKS * 2 * HEADS, byte_alignment=16)
+    weight_ptr = smem.allocate_array(Float32, (BLOCKS + 1) * HEADS, byte_alignment=16)
+    atom = warpgroup.make_smem_layout_atom(warpgroup.SmemLayoutAtomKind.K_SW128, BFloat16)
+    k_layout = cute.tile_to_shape(atom, (KEYS, 512), (0, 1))
+    q_layout = cute.tile_to_shape(atom, (HEADS, 512), (0, 1))
+    p_layout = cute.tile_to_shape(atom, (HEADS, KEYS), (0, 1))
+    sk = cute.make_tensor(cute.recast_ptr(sk_ptr, k_layout.inner, BFloat16), k_layout.outer)
+    sq = cute.make_tensor(cute.recast_ptr(sq_ptr, q_layout.inner, BFloat16), q_layout.outer)
+    sp = cute.make_tensor(cute.recast_ptr(sp_ptr, p_layout.inner, BFloat16), p_layout.outer)
+    sv = cute.composition(sk, cute.make_layout((512, KEYS), stride=(KEYS, 1)))
+    keys, queries = Int32(sk_ptr.toint()), Int32(sq_ptr.toint())
+    red, ml, weights = Int32(red_ptr.toint()), Int32(ml_ptr.toint()), Int32(weight_ptr.toint())
+
+    sums = red + 8 * HEADS * 4
+    cute.arch.cluster_arrive_relaxed()
+
+    q_from = q + (Int64(t) * q_stride + Int64(group * HEADS) * q_head_stride) * 2
+    for i in cutlass.range_constexpr(HEADS * 64 // THREADS):
+        c = thread + i * THREADS
+        h = c // 64
+        w = c % 64
+        to = queries + (w // 8) * (HEADS * 128) + h * 128 + (((w % 8) ^ (h % 8)) << 4)
+        copy_ahead(to, q_from + (Int64(h) * q_head_stride + w * 8) * 2, 16)
+    copies_commit()
+
+    k_major, mn_major = warpgroup.OperandMajorMode.K, warpgroup.OperandMajorMode.MN
+    types, shape = (BFloat16, BFloat16), ((2, 1, 1), (64, HEADS))
+    score_mma = hopper.make_trivial_tiled_mma(*types, k_major, k_major, Float32, *shape)
+    value_mma = hopper.make_trivial_tiled_mma(*types, mn_major, k_major, Float32, *shape)
+    score_thread = score_mma.get_slice(thread)
+    value_thread = value_mma.get_slice(thread)
+    a_k = score_mma.make_fragment_A(score_thread.partition_A(sk))
+    b_q = score_mma.make_fragment_B(score_thread.partition_B(sq))
+    a_v = value_mma.make_fragment_A(value_thread.partition_A(sv))
+    b_p = value_mma.make_fragment_B(value_thread.partition_B(sp))
+    s = cute.make_rmem_tensor(score_mma.partition_shape_C((KEYS, HEADS)), Float32)
+    o = cute.make_rmem_tensor(value_mma.partition_shape_C((512, HEADS)), Float32)
+    value_mma.set(warpgroup.Field.ACCUMULATE, True)
+
+    COLUMNS: cutlass.Constexpr = HEADS // 4
+    peak = cute.make_rmem_tensor(COLUMNS, Float32)
+    total = cute.make_rmem_tensor(COLUMNS, Float32)
+    past = cute.make_rmem_tensor(COLUMNS, Float32)
+    column = lane % 4 * 2
+    o.fill(0.0)
+    peak.fill(NEVER)
+    total.fill(0.0)
+    for tile in cutlass.range(tiles, unroll=1):
+        n = (rank * tiles + tile) * KEYS + warp * 16 + lane % 16
+        row, scales, live = listed(
+            n, t, cache, slots, lens, slot_stride, extra, extra_slots, extra_lens, extra_slot_stride, width,
+            extra_width, stride, limit, extra_stride, extra_limit, ROWS, EXTRA_ROWS,
+        )  # fmt: skip
+        load_rows(keys, row, scales, live, warp, lane)
+        copies_wait(0)
+        cute.arch.fence_view_async_shared()
+        cute.arch.sync_threads()
+
+        warpgroup.fence()
+        for i in cutlass.range_constexpr(32):
+            score_mma.set(warpgroup.Field.ACCUMULATE, i > 0)
+            cute.gemm(score_mma, s, a_k[None, None, i], b_q[None, None, i], s)
+        warpgroup.commit_group()
+        here = cute.arch.shuffle_sync(live, lane // 4) == 1
+        below = cute.arch.shuffle_sync(live, lane // 4 + 8) == 1
+        warpgroup.wait_group(0)
+
+        softmax(s, o, sp, peak, past, scale * LOG2E, here, below, red, sums, warp, lane, HEADS)
+        cute.arch.fence_view_async_shared()
+        cute.arch.sync_threads()
+
+        warpgroup.fence()
+        for i in cutlass.range_constexpr(KEYS // 16):
+            cute.gemm(value_mma, o, a_v[None, None, i], b_p[None, None, i], o)
+        warpgroup.commit_group()
+        for j in cutlass.range_constexpr(COLUMNS // 2):
+            even, odd = Float32(0.0), Float32(0.0)
+            for i in cutlass.range_constexpr(8):
+                found = read_f32(sums + (i * HEADS + j * 8 + column) * 4, 2)
+                even, odd = even + found[0], odd + found[1]
+            total[2 * j] = total[2 * j] * past[2 * j] + even
+            total[2 * j + 1] = total[2 * j + 1] * past[2 * j + 1] + odd
+        warpgroup.wait_group(0)
+        cute.arch.sync_threads()
+
+    cute.arch.cluster_wait()  # the others run: from here on their shared memory is there
+
+    # every thread has sums over all the block's keys
+    if thread < 4:
+        for j in cutlass.range_constexpr(COLUMNS):
+            h = j // 2 * 8 + column + j % 2
+            for c in cutlass.range_constexpr(BLOCKS):
+                write_peer(peer(ml + (rank * 2 * HEADS + h) * 4, c), peak[j])
+                write_peer(peer(ml + ((rank * 2 + 1) * HEADS + h) * 4, c), total[j])
+    # outputs, head by head, over keys and queries that nobody needs any more
+    channel = warp // 4 * 64 + warp % 4 * 16 + lane // 4
+    for i in cutlass.range_constexpr(4):
+        for j in cutlass.range_constexpr(COLUMNS):
+            at = i * 2 * COLUMNS + j // 2 * 4 + j % 2
+            to = keys + ((j // 2 * 8 + column + j % 2) * HEAD + i * 128 + channel) * 4
+            write_shared(to, [bits(o[at])])
+            write_shared(to + 32, [bits(o[at + 2])])
+    cute.arch.cluster_arrive()
+    cute.arch.cluster_wait()
+
+    if thread < HEADS:
+        natural = shares(ml, weights, sink + Int64(group * HEADS + thread) * 4, thread, HEADS, BLOCKS)
+        if rank == 0:
+            store_words(lse + (Int64(t) * heads + group * HEADS + thread) * 4, [bits(natural)])
+    cute.arch.sync_threads()
+    to_out = out + (Int64(t) * out_stride + Int64(group * HEADS) * out_head_stride) * 2
+    add_blocks(keys, weights, to_out, out_head_stride, thread, rank, HEADS, BLOCKS)
+    cute.arch.cluster_arrive()
+    cute.arch.cluster_wait()

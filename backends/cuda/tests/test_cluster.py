@@ -1,0 +1,158 @@
+"""Our own decode kernel without a device: what it takes, how work is cut, what is launched, who is named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import dsv4core_cuda.backend as backend_module
+from dsv4core.errors import BackendUnavailableError
+from dsv4core_cuda import capability, cluster, ops
+from dsv4core_cuda.backend import CudaBackend
+from dsv4core_cuda.capability import against_cluster
+from dsv4core_cuda.cluster import ClusterDecode
+from dsv4core_cuda.cutedsl import sparse_decode as kernel
+from dsv4core_cuda.cutedsl._build import Program
+from dsv4core_cuda.flashmla import Pages
+
+H100 = (9, 0)
+TAKES: dict[str, Any] = {"dtype": "bfloat16", "heads": 64, "layouts": ("fp8_ds_mla",), "keys": 640,
+    "tokens": 32,
+}  # fmt: skip
+
+
+def pages(rows: int = 64, width: int = 256, tokens: int = 2, count: int = 3) -> Pages:
+    cache = torch.zeros(count, 65 * 576, dtype=torch.uint8)
+    slots = torch.zeros(tokens, width, dtype=torch.int32)
+    return Pages(cache, slots, torch.ones(tokens, dtype=torch.int32), rows, "fp8_ds_mla")
+
+
+def call(tokens: int = 2, heads: int = 64) -> dict[str, Any]:
+    swa, extra = pages(64, 128, tokens), pages(2, 512, tokens)
+    q = torch.zeros(tokens, heads, 512, dtype=torch.bfloat16)
+    return {
+        "q": q, "swa_cache": swa.cache, "swa_slots": swa.slots, "swa_lens": swa.lens,
+        "extra_cache": extra.cache, "extra_slots": extra.slots, "extra_lens": extra.lens,
+        "attn_sink": torch.zeros(heads), "out": torch.empty_like(q), "scale": 1.0, "swa_rows": 64,
+        "extra_rows": 2, "layout": "fp8_ds_mla", "extra_layout": "fp8_ds_mla",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Program, tuple[int, ...], tuple[Any, ...]]]:
+    found: list[Any] = []
+    monkeypatch.setattr(kernel, "processors", lambda device: 132)
+    monkeypatch.setattr(Program, "on", lambda self, device: lambda grid, *v: found.append((self, grid, v)))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of its own: what is measured next changes no test."""
+    monkeypatch.setitem(capability.CLUSTER_TOKENS, 64, ((640, 32), (1152, 8)))
+
+
+def test_every_reason_is_given() -> None:
+    assert against_cluster(H100, **TAKES) == ()
+    found = against_cluster((8, 9), dtype="float32", heads=7, layouts=("bf16_row",), keys=1, tokens=1)
+    assert len(found) == 4
+    assert "128 keys are one tile" in against_cluster(H100, **{**TAKES, "keys": 128}, any_batch=True)[0]
+    assert "33 tokens" in against_cluster(H100, **{**TAKES, "tokens": 33})[0]
+    assert "9 tokens of 641 keys" in against_cluster(H100, **{**TAKES, "keys": 641, "tokens": 9})[0]
+    assert against_cluster(H100, **{**TAKES, "keys": 1153, "tokens": 1})
+    assert "16 heads at a time" in against_cluster(H100, **{**TAKES, "heads": 40})[0]
+    assert "below 33 heads" in against_cluster(H100, **{**TAKES, "heads": 16})[0]
+    assert against_cluster(H100, **{**TAKES, "heads": 16, "tokens": 999}, any_batch=True) == ()
+
+
+def test_what_its_loads_cannot_reach_is_refused() -> None:
+    decode, q = ClusterDecode(H100), torch.zeros(2, 64, 512, dtype=torch.bfloat16)
+    swa = pages()
+    assert decode.against(q, swa, pages(2)) == ()
+    odd = torch.zeros(3, 65 * 576 + 8, dtype=torch.uint8)
+    for wrong, word in (
+        (Pages(odd, swa.slots, swa.lens, 64, swa.layout), "pages are not"),
+        (Pages(odd[:0], swa.slots, swa.lens, 64, swa.layout), "no pages"),
+        (Pages(swa.cache, swa.slots, swa.lens, 2**30, swa.layout), "2^31"),
+        (Pages(swa.cache, swa.slots, swa.lens, 64, "bf16_row"), "bf16_row"),
+    ):
+        assert any(word in reason for reason in decode.against(q, wrong, None)), word
+    assert decode.against(q[:, :, 1:], swa, None)
+    assert decode.against(q[:0], swa, None)
+    assert decode.against(q.expand(2, 64, 512).repeat(20, 1, 1), pages(tokens=40), None)
+    assert ClusterDecode(H100, any_batch=True).against(q.repeat(20, 1, 1), pages(tokens=40), None) == ()
+
+
+def test_a_row_is_cut_by_its_width_alone() -> None:
+    for width in range(1, 9000, 37):
+        count, tiles = kernel.segments(width)
+        assert 1 <= count <= kernel.SEGMENTS
+        assert (count - 1) * tiles * kernel.KEYS < width <= count * tiles * kernel.KEYS
+
+
+@pytest.mark.parametrize("heads", [16, 48, 64, 128])
+@pytest.mark.parametrize("tokens", [1, 8, 32, 200])
+def test_a_launch_covers_tokens_heads_and_keys(tokens: int, heads: int, launched: list[Any]) -> None:
+    given = call(tokens, heads)
+    op = ops.sparse_decode(None, refused, ClusterDecode(H100, any_batch=True))
+    lse = op(**given)
+    ((program, grid, values),) = launched
+    blocks, tiles = kernel.segments(640)
+    assert lse.shape == (tokens, heads)
+    assert grid == (blocks, heads // program.constants[2], tokens) and program.cluster == blocks
+    assert heads % program.constants[2] == 0 and program.constants[:2] == (64, 2)
+    assert values[-4:] == (128, 512, heads, tiles)
+    kinds = {"q": int, "i": int, "f": float}
+    assert [type(v) for v in values] == [kinds[letter] for letter in program.arguments]
+
+
+def refused(*args: Any, **kwargs: Any) -> Tensor:
+    raise AssertionError("not the cluster kernel")
+
+
+def test_an_empty_second_cache_is_none(launched: list[Any]) -> None:
+    given = call()
+    given["extra_cache"] = given["extra_cache"][:0]
+    given["swa_slots"] = torch.zeros(2, 129, dtype=torch.int32)
+    ops.sparse_decode(None, refused, ClusterDecode(H100))(**given)
+    assert launched[0][2][-4:-2] == (129, 0)
+
+
+def test_what_it_does_not_take_goes_on(launched: list[Any]) -> None:
+    passed: list[Any] = []
+    op = ops.sparse_decode(None, lambda *a, **k: passed.append(a), ClusterDecode(H100))
+    op(**call(33))
+    op(**call(1, 8))
+    op(**{**call(), "layout": "fp8_ds_mla_fnuz"})
+    assert len(passed) == 3 and not launched
+
+
+def test_outputs_that_are_not_aligned_are_copied(launched: list[Any]) -> None:
+    given = call(1)
+    given["out"] = torch.empty(64 * 512 + 1, dtype=torch.bfloat16)[1:].view(1, 64, 512)
+    ops.sparse_decode(None, refused, ClusterDecode(H100))(**given)
+    assert launched[0][2][8] != given["out"].data_ptr()
+
+
+def test_the_backend_names_it_and_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BackendUnavailableError, match="ATTENTION=cutedsl, but this process interprets"):
+        CudaBackend({"attention": "cutedsl"})
+    assert CudaBackend({}).cluster is None
+    monkeypatch.setattr(backend_module, "interpreted", lambda: False)
+    monkeypatch.setattr(backend_module, "_on_device", lambda *a: (None, "no FlashMLA"))
+    monkeypatch.setattr(backend_module, "_compiled", lambda any_batch: (ClusterDecode(H100), ""))
+    made = CudaBackend({})
+    provider = made.ops["sparse_decode"].provider
+    assert provider.startswith("cutedsl (up to 64 heads, 640 keys: 32 tokens; 64 heads, 1152 keys: 8 tokens")
+    assert provider.endswith("), else triton (no FlashMLA)")
+    assert made.ops["sparse_prefill"].provider == "triton (no FlashMLA)"
+    assert CudaBackend({"attention": "triton"}).cluster is None
+
+
+def test_a_kernel_that_does_not_run_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "SM89" in ClusterDecode((8, 9)).unusable()
+    monkeypatch.setattr(cluster, "reason_against", lambda architecture: "")
+    assert "does not run here" in ClusterDecode(H100).unusable()

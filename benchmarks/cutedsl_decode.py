@@ -1,0 +1,96 @@
+"""Our own decode kernel beside FlashMLA's builds and the Triton kernel, at the batches that it is for.
+
+Type `python benchmarks/cutedsl_decode.py sgl=DIR tokenspeed=DIR` on a Hopper device, DIR being where a wheel
+was unpacked. Measured as `cuda_attention.py` does: every output is held against float64 first, times are
+medians of CUDA graphs of many calls that together touch 256 MB, ways taking turns. `--cuts` times every way
+to cut the work too. Builds are called raw, with a schedule that is made once. `alone`: whether a row has the
+bits of a batch of one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from _triton_calls import Arguments, decode_calls, kernel
+from cuda_attention import BOUND, SHAPES, build, error, measured, op, raw
+from torch import Tensor
+
+from dsv4core_cuda import ops
+from dsv4core_cuda.cluster import ClusterDecode
+from dsv4core_cuda.cutedsl import sparse_decode
+from dsv4core_cuda.flashmla import Pages
+from dsv4core_cuda.flashmla_library import Library
+
+BATCHES = (1, 2, 4, 8, 16, 32)
+Way = Callable[[Arguments], Callable[[], Tensor]]
+
+
+def cut(call: Arguments, size: int) -> Tensor:
+    """The kernel with so many heads a block."""
+    swa, extra = (
+        Pages(call[f"{n}_cache"], call[f"{n}_slots"], call[f"{n}_lens"], 64, "fp8_ds_mla")
+        for n in ("swa", "extra")
+    )
+    sparse_decode.decode(call["q"], swa, extra, call["attn_sink"], call["out"], call["scale"], size)
+    return call["out"]
+
+
+def alone(function: Callable[..., Tensor], call: Arguments) -> bool:
+    """Whether the last row has the same bits in a batch of one."""
+    whole = op(function, call)[-1].clone()
+    rows = {n: call[n][-1:] for n in ("q", "swa_slots", "swa_lens", "extra_slots", "extra_lens", "out")}
+    return torch.equal(op(function, {**call, **rows})[0], whole)
+
+
+def decode(libraries: list[Library], heads: int, extra: int, batch: int, cuts: bool) -> list[str]:
+    """Lines of one shape; nan where an output is wrong."""
+    calls = decode_calls(batch, heads, extra, "fp8_ds_mla")
+    ways: dict[str, Way] = {}
+    for library in libraries:
+        kept = library.schedule()
+        ways[library.name] = lambda c, b=library, k=kept: partial(raw, b, c, k)
+    own = ClusterDecode(torch.cuda.get_device_capability(), any_batch=True)
+    triton = kernel("sparse_decode")
+    bound = {"cutedsl": ops.sparse_decode(None, triton, own), "triton": triton}
+    for name, function in bound.items():
+        ways[name] = lambda c, f=function: partial(op, f, c)
+    for size in sparse_decode.SIZES if cuts else ():
+        ways[f"cutedsl with {size} heads a block"] = lambda c, n=size: partial(cut, c, n)
+    gaps = {name: error(calls[0], way(calls[0])()) for name, way in ways.items()}
+    right = {name: [way(c) for c in calls] for name, way in ways.items() if gaps[name] <= BOUND}
+    times = measured(right, 9)
+    builds = [b.name for b in libraries if b.name in times]
+    best = min(builds, key=lambda name: times[name][0].spread.median) if builds else ""
+    lines: list[str] = []
+    for name, gap in gaps.items():
+        us = host = faster = float("nan")
+        if name in times:
+            series, started = times[name]
+            us, host = 1e6 * series.spread.median, 1e6 * started
+            faster = times[best][0].over(series).median if best else faster
+        same = str(alone(bound[name], calls[0])).lower() if name in bound else ""
+        shape = f"{heads},{128 + extra},{batch}"
+        lines.append(f"{shape},{name},{us:.1f},{host:.1f},{faster:.2f},{gap:.1e},{same}")
+    return lines
+
+
+def main(arguments: list[str]) -> int:
+    """The whole table."""
+    places = dict(a.split("=", 1) for a in arguments if "=" in a)
+    libraries = [build(name, Path(folder)) for name, folder in places.items()]
+    print(f"# {torch.cuda.get_device_name()}, torch {torch.__version__}, {' '.join(sys.argv)}")
+    print("heads,keys,tokens,way,us,host_us,times as fast as the best build,error,alone")
+    for heads, extra in SHAPES:
+        for batch in BATCHES:
+            for line in decode(libraries, heads, extra, batch, "--cuts" in arguments):
+                print(line, flush=True)
+            torch.cuda.empty_cache()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
