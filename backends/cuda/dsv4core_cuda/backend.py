@@ -13,7 +13,7 @@ from dsv4core.ops import OpImpl
 from dsv4core.probe import describe, interpreted
 from dsv4core_cuda import ops, products
 from dsv4core_cuda.attention import DeepseekV4CUDAAttention
-from dsv4core_cuda.capability import FEWEST_HEADS, resolve
+from dsv4core_cuda.capability import CLUSTER_TOKENS, FEWEST_HEADS, resolve
 from dsv4core_cuda.cluster import ClusterDecode
 from dsv4core_cuda.cutedsl.install import replaced
 from dsv4core_cuda.flashmla import FlashMLA
@@ -110,6 +110,8 @@ class CudaBackend:
             return None, f"DSV4CORE_CUDA_ATTENTION={wanted}"
         if self.batch_invariant and wanted != "cutedsl":  # one kernel for every batch, and not the fastest
             return None, "DSV4CORE_CUDA_BATCH_INVARIANT=1"
+        if wanted == "auto" and not CLUSTER_TOKENS:
+            return None, "no number of tokens is in its table yet"
         found, reason = (None, INTERPRETED) if interpreted() else _compiled(wanted == "cutedsl")
         if found is None and wanted == "cutedsl":
             raise BackendUnavailableError(f"backend cuda: DSV4CORE_CUDA_ATTENTION=cutedsl, but {reason}")

@@ -163,7 +163,8 @@ MUTANTS = (
                 "self.groups.items()}",
                 "        rows = {name: list(range(len(order))) if name[0] == 's' and group.rows < 9\n"
                 "                and all(seat < len(order) for seat, *_ in step.groups[name].added)\n"
-                "                and all(group.count[i] >= group.count[s] for i, s in enumerate(order)) else order\n"
+                "                and all(group.count[i] >= group.count[s] for i, s in enumerate(order)) "
+                "else order\n"
                 "                for name, group in self.groups.items()}\n"
                 "        return {n: group.preview(step.groups[n], rows[n]) for n, group in "
                 "self.groups.items()}",
