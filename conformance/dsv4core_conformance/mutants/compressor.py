@@ -161,10 +161,10 @@ MUTANTS = (
                 "dsv4core.cache.ledger:Ledger.tables",
                 "        return {name: group.preview(step.groups[name], order) for name, group in "
                 "self.groups.items()}",
-                "        rows = {name: list(range(len(order))) if name[0] == 's' and group.rows < 9\n"
+                "        rows = {name: list(range(len(order)))\n"
+                "                if name == 'state_c4' and 3 < group.rows < 9\n"
                 "                and all(seat < len(order) for seat, *_ in step.groups[name].added)\n"
-                "                and all(group.count[i] >= group.count[s] for i, s in enumerate(order)) "
-                "else order\n"
+                "                else order\n"
                 "                for name, group in self.groups.items()}\n"
                 "        return {n: group.preview(step.groups[n], rows[n]) for n, group in "
                 "self.groups.items()}",
