@@ -161,13 +161,13 @@ MUTANTS = (
                 "dsv4core.cache.ledger:Ledger.tables",
                 "        return {name: group.preview(step.groups[name], order) for name, group in "
                 "self.groups.items()}",
-                "        rows = {name: list(range(len(order)))\n"
-                "                if name == 'state_c4' and 3 < group.rows < 9\n"
-                "                and all(seat < len(order) for seat, *_ in step.groups[name].added)\n"
-                "                else order\n"
-                "                for name, group in self.groups.items()}\n"
-                "        return {n: group.preview(step.groups[n], rows[n]) for n, group in "
-                "self.groups.items()}",
+                "        found = {n: group.preview(step.groups[n], order) "
+                "for n, group in self.groups.items()}\n"
+                "        for name, group in self.groups.items():\n"
+                "            for i, seat in enumerate(order if name[0] == 's' and group.rows < 9 else ()):\n"
+                "                old = group.table[i, : found[name].shape[1] if i != seat else 0]\n"
+                "                found[name][i, : len(old)] = old\n"
+                "        return found",
             ),
             Edit(_SLOTS, "    if bool(holes.any()):", "    if bool(holes.any()) and window < 0:"),
         ),
