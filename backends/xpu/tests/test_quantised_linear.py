@@ -145,6 +145,6 @@ def test_a_layer(tmp_path: Path, format: str, output_quant: str | None) -> None:
         attention = get_backend(name).attention(config, 0, weights)
         cache = PagedCache.allocate(config, [0], 200)
         outputs.append(attention(hidden, cache, cache.plan({"a": 9})))
-        assert attention.wq_b.choice.kernel.name == ("op" if name == "cpu" else "triton")
+        assert (attention.wq_b.choice.kernel.name == "triton") == (name == "xpu")
     # Codes of cache rows, and of the quantised output, may flip beside a tie.
     assert off(outputs[1], outputs[0].double()) <= (2e-2 if output_quant is None else 4e-2)
