@@ -16,7 +16,6 @@ from dsv4core_cuda.cutedsl.kernels._ptx import (
     from_i64,
     larger,
     mul,
-    pair_bf16,
     sqrt,
     sub,
     wide_mul,
@@ -111,11 +110,6 @@ def rotate(even, odd, cos, sin):
 def unpack_bf16(word):
     """The two bf16 of an i32, widened."""
     return from_bits(word << 16), from_bits(word & Int32(-65536))
-
-
-def round_bf16(low, high):
-    """Two f32 rounded to bf16, in f32."""
-    return unpack_bf16(pair_bf16(low, high))
 
 
 def finite(x):
