@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
 from dsv4core.ops._attend import ATTENTION, attend
 from dsv4core.ops._contract import ACTIVATION, F32, I32, check_listed, page, spec
 from dsv4core.ops._op import op
-from dsv4core.ops._rows import ints, page_layout
+from dsv4core.ops._rows import listed, page_layout
 
 NAME = "sparse_decode"
 
@@ -67,7 +66,8 @@ def sparse_decode(
     last page raises in checked mode and is skipped otherwise; order has no meaning, duplicates count twice.
     """
     main = page_layout(NAME, layout, rows=swa_rows, pages=swa_cache, families=("main",))
-    sources = [(swa_cache, main, swa_slots, ints(swa_lens), swa_rows)]
+    sources = [(main, swa_cache, swa_rows)]
+    lists = [listed(swa_slots, swa_lens, swa_cache.shape[0] * swa_rows)]
     if extra_cache is not None:
         if extra_slots is None or extra_lens is None:
             lacking = "extra_slots" if extra_slots is None else "extra_lens"
@@ -80,13 +80,13 @@ def sparse_decode(
             families=("main",),
             argument="extra_layout",
         )
-        sources.append((extra_cache, extra, extra_slots, ints(extra_lens), extra_rows))
+        sources.append((extra, extra_cache, extra_rows))
+        lists.append(listed(extra_slots, extra_lens, extra_cache.shape[0] * extra_rows))
     lse = attn_sink.new_empty(q.shape[0], q.shape[1])
-    for t in range(q.shape[0]):
-        keys: list[Tensor] = []
-        for cache, source, slots, lens, rows in sources:
-            listed = slots[t, : lens[t]].long()
-            listed = listed[(listed >= 0) & (listed < cache.shape[0] * rows)]
-            keys.append(source.decode(source.read(cache, listed, rows)))
-        attend(q[t], torch.cat(keys) if len(keys) > 1 else keys[0], attn_sink, scale, out[t], lse[t])
+    for t, slots in enumerate(zip(*lists, strict=True)):
+        keys = attn_sink.new_empty(sum(map(len, slots)), q.shape[2])
+        parts = keys.split([len(part) for part in slots])
+        for part, at, (layout_, cache, rows) in zip(parts, slots, sources, strict=True):
+            layout_.load(part, cache, at, rows)
+        attend(q[t], keys, attn_sink, scale, out[t], lse[t])
     return lse
