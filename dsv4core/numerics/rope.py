@@ -38,6 +38,6 @@ def _pairs(x: Tensor) -> tuple[Tensor, Tensor]:
     """Even and odd channels in f32, out of the integer that a pair is: strides are several times slower."""
     if x.dtype == torch.bfloat16:
         both = x.view(torch.int32)
-        return (both << 16).view(torch.float32), (both & -65536).view(torch.float32)
+        return (both << 16).view(torch.float32), (both & ~0xFFFF).view(torch.float32)
     both = x.view(torch.int64)
     return both.to(torch.int32).view(torch.float32), (both >> 32).to(torch.int32).view(torch.float32)

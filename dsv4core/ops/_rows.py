@@ -19,7 +19,7 @@ def live_rows(slots: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def listed(rows: Tensor, lens: Tensor, end: int) -> tuple[Tensor, ...]:
-    """What every token lists: entries in [0, end) before its length, in order. Shapes: i32 [T, K], i32 [T]."""
+    """What each token lists: rows in [0, end) before its length. Shapes: i32 [T, K], i32 [T] -> i64 [n] each."""
     column = torch.arange(rows.shape[1], device=rows.device)
     wide = rows.long()
     legal = (wide >= 0) & (wide < end) & (column < lens.unsqueeze(1))

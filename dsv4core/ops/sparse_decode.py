@@ -85,8 +85,8 @@ def sparse_decode(
     lse = attn_sink.new_empty(q.shape[0], q.shape[1])
     for t, slots in enumerate(zip(*lists, strict=True)):
         keys = attn_sink.new_empty(sum(map(len, slots)), q.shape[2])
-        parts = keys.split([len(part) for part in slots])
-        for part, at, (layout_, cache, rows) in zip(parts, slots, sources, strict=True):
-            layout_.load(part, cache, at, rows)
+        parts = keys.split([len(some) for some in slots])
+        for (source, cache, rows), part, some in zip(sources, parts, slots, strict=True):
+            source.load(part, cache, some, rows)
         attend(q[t], keys, attn_sink, scale, out[t], lse[t])
     return lse
