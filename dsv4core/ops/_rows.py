@@ -19,11 +19,11 @@ def live_rows(slots: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def listed(rows: Tensor, lens: Tensor, end: int) -> tuple[Tensor, ...]:
-    """What each token lists: rows in [0, end) before its length. Shapes: i32 [T, K], i32 [T] -> i64 [n] each."""
+    """Rows in [0, end) before the length of every token. Shapes: i32 [T, K], i32 [T] -> i64 [n] each."""
     column = torch.arange(rows.shape[1], device=rows.device)
     wide = rows.long()
     legal = (wide >= 0) & (wide < end) & (column < lens.unsqueeze(1))
-    return wide[legal].split(ints(legal.sum(1)))
+    return torch.split(wide[legal], ints(legal.sum(1)))
 
 
 def by_block(x: Tensor, size: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
@@ -85,7 +86,7 @@ def sparse_decode(
     lse = attn_sink.new_empty(q.shape[0], q.shape[1])
     for t, slots in enumerate(zip(*lists, strict=True)):
         keys = attn_sink.new_empty(sum(map(len, slots)), q.shape[2])
-        parts = keys.split([len(some) for some in slots])
+        parts = torch.split(keys, [len(some) for some in slots])
         for (source, cache, rows), part, some in zip(sources, parts, slots, strict=True):
             source.load(part, cache, some, rows)
         attend(q[t], keys, attn_sink, scale, out[t], lse[t])
