@@ -71,9 +71,9 @@ MUTANTS = (
         (
             Edit(
                 "dsv4core.ops.sparse_decode:sparse_decode",
-                "            keys.append(",
+                "            source.load(",
                 "            cache = cache.as_strided(cache.shape, (cache.shape[1], 1))\n"
-                "            keys.append(",
+                "            source.load(",
             ),
         ),
     ),

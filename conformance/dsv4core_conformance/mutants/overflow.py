@@ -48,10 +48,10 @@ MUTANTS = (
         (
             Edit(
                 "dsv4core.ops.sparse_decode:sparse_decode",
-                "            keys.append(",
-                "            place = listed // rows * cache.stride(0) & 0xFFFFFFFF\n"
-                "            listed = place // max(cache.stride(0), 1) * rows + listed % rows\n"
-                "            keys.append(",
+                "            source.load(",
+                "            place = some // rows * cache.stride(0) & 0xFFFFFFFF\n"
+                "            some = place // max(cache.stride(0), 1) * rows + some % rows\n"
+                "            source.load(",
             ),
         ),
     ),
@@ -80,8 +80,8 @@ MUTANTS = (
         (
             Edit(
                 "dsv4core.ops.sparse_prefill:sparse_prefill",
-                "listed[(listed >= 0) & (listed < kv.shape[0])]",
-                "listed[(listed >= 0) & (listed < kv.shape[0]) & (listed * kv.stride(0) < 2**31)]",
+                "        attend(q[t], keys[: len(rows)],",
+                "        attend(q[t], keys[: len(rows)][rows * kv.stride(0) < 2**31],",
             ),
         ),
     ),

@@ -178,8 +178,8 @@ MUTANTS = (
         (
             Edit(
                 "dsv4core.ops.sparse_decode:sparse_decode",
-                "            keys.append(",
-                "            listed = listed[torch.randperm(listed.shape[0])]\n            keys.append(",
+                "            source.load(",
+                "            some = some[torch.randperm(len(some))]\n            source.load(",
             ),
         ),
     ),
