@@ -37,9 +37,9 @@ class Fp8DsMla(CacheLayout):
         return out
 
     def _fill(self, out: Tensor, row: Tensor, tail: Tensor) -> None:
-        scale = ue8m0.exp2(ue8m0.byte_exponent(tail[..., :SCALES])).to(out.dtype).unsqueeze(-1)
-        values = in_blocks(self._values(row[..., :NOPE], out.dtype), BLOCK)
-        torch.mul(values, scale, out=in_blocks(out[..., :NOPE], BLOCK))
+        scale = ue8m0.exp2(ue8m0.byte_exponent(tail[..., :SCALES])).to(out.dtype)
+        values = in_blocks(self._values(row[..., :NOPE]).to(out.dtype), BLOCK)
+        torch.mul(values, scale.unsqueeze(-1), out=in_blocks(out[..., :NOPE], BLOCK))
         out[..., NOPE:] = from_bytes(row[..., NOPE:], torch.bfloat16)
 
     def _exponent(self, amax: Tensor) -> Tensor:
@@ -48,8 +48,8 @@ class Fp8DsMla(CacheLayout):
     def _codes(self, x: Tensor) -> Tensor:
         return e4m3.encode(x)
 
-    def _values(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
-        return e4m3.decode(codes, dtype)
+    def _values(self, codes: Tensor) -> Tensor:
+        return e4m3.decode(codes, torch.bfloat16)
 
 
 class Fp8DsMlaFnuz(Fp8DsMla):
@@ -61,8 +61,8 @@ class Fp8DsMlaFnuz(Fp8DsMla):
     def _codes(self, x: Tensor) -> Tensor:
         return e4m3.encode_fnuz(x)
 
-    def _values(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
-        return e4m3.decode_fnuz(codes, dtype)
+    def _values(self, codes: Tensor) -> Tensor:
+        return e4m3.decode_fnuz(codes, torch.bfloat16)
 
 
 LAYOUT = Fp8DsMla(

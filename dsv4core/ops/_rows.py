@@ -23,7 +23,7 @@ def listed(rows: Tensor, lens: Tensor, end: int) -> tuple[Tensor, ...]:
     column = torch.arange(rows.shape[1], device=rows.device)
     wide = rows.long()
     legal = (wide >= 0) & (wide < end) & (column < lens.unsqueeze(1))
-    return torch.split(wide[legal], ints(legal.sum(1)))
+    return torch.split(wide.masked_select(legal), ints(legal.sum(1)))
 
 
 def by_block(x: Tensor, size: int) -> Tensor:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
+from dsv4core.layout import CacheLayout
 from dsv4core.ops._attend import ATTENTION, attend
 from dsv4core.ops._contract import ACTIVATION, F32, I32, check_listed, page, spec
 from dsv4core.ops._op import op
-from dsv4core.ops._rows import listed, page_layout
+from dsv4core.ops._rows import blocks, listed, page_layout
 
 NAME = "sparse_decode"
+LOADED_ROWS = 2560  # at a time: one call for several tokens costs little more than for one
 
 
 def _fake(
@@ -84,10 +86,18 @@ def sparse_decode(
         sources.append((extra, extra_cache, extra_rows))
         lists.append(listed(extra_slots, extra_lens, extra_cache.shape[0] * extra_rows))
     lse = attn_sink.new_empty(q.shape[0], q.shape[1])
-    for t, slots in enumerate(zip(*lists, strict=True)):
-        keys = attn_sink.new_empty(sum(map(len, slots)), q.shape[2])
-        parts = torch.split(keys, [len(some) for some in slots])
-        for (source, cache, rows), part, some in zip(sources, parts, slots, strict=True):
-            source.load(part, cache, some, rows)
-        attend(q[t], keys, attn_sink, scale, out[t], lse[t])
+    listed_rows = swa_slots.shape[1] + (0 if extra_slots is None else extra_slots.shape[1])
+    for part in blocks(q.shape[0], LOADED_ROWS // max(listed_rows, 1)):
+        loaded = [_load(source, slots[part]) for source, slots in zip(sources, lists, strict=True)]
+        for t, keys in zip(range(part.start, part.stop), zip(*loaded, strict=True), strict=True):
+            attend(q[t], torch.cat(keys).float(), attn_sink, scale, out[t], lse[t])
     return lse
+
+
+def _load(source: tuple[CacheLayout, Tensor, int], lists: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The rows that some tokens list, as values. Shapes: i64 [n] each -> [n, 512] each."""
+    layout, cache, rows = source
+    slots = torch.cat(list(lists))
+    values = cache.new_empty(slots.shape[0], layout.values, dtype=layout.dtype)
+    layout.load(values, cache, slots, rows)
+    return torch.split(values, [len(some) for some in lists])

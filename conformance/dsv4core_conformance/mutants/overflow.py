@@ -47,11 +47,11 @@ MUTANTS = (
         "page * stride is an uint32: pages behind 2^32 bytes are those at the start",
         (
             Edit(
-                "dsv4core.ops.sparse_decode:sparse_decode",
-                "            source.load(",
-                "            place = some // rows * cache.stride(0) & 0xFFFFFFFF\n"
-                "            some = place // max(cache.stride(0), 1) * rows + some % rows\n"
-                "            source.load(",
+                "dsv4core.ops.sparse_decode:_load",
+                "    layout.load(",
+                "    place = slots // rows * cache.stride(0) & 0xFFFFFFFF\n"
+                "    slots = place // max(cache.stride(0), 1) * rows + slots % rows\n"
+                "    layout.load(",
             ),
         ),
     ),

@@ -64,10 +64,10 @@ MUTANTS = (
         (
             Edit(
                 _DECODE,
-                "        keys = attn_sink",
-                "        slots = [s if len(s) or not len(c) else s.new_zeros(1) "
-                "for s, (_, c, _) in zip(slots, sources)]\n"
-                "        keys = attn_sink",
+                "    lse = attn_sink",
+                "    lists = [[s if len(s) or not len(c) else s.new_zeros(1) for s in some] "
+                "for some, (_, c, _) in zip(lists, sources)]\n"
+                "    lse = attn_sink",
             ),
         ),
     ),

@@ -178,8 +178,8 @@ MUTANTS = (
         (
             Edit(
                 "dsv4core.ops.sparse_decode:sparse_decode",
-                "            source.load(",
-                "            some = some[torch.randperm(len(some))]\n            source.load(",
+                "torch.cat(keys).float()",
+                "torch.cat(keys)[torch.randperm(sum(map(len, keys)))].float()",
             ),
         ),
     ),
