@@ -37,7 +37,7 @@ class Fp8DsMla(CacheLayout):
         return out
 
     def _fill(self, out: Tensor, row: Tensor, tail: Tensor) -> None:
-        scale = ue8m0.exp2(ue8m0.byte_exponent(tail[..., :SCALES])).to(out.dtype)
+        scale = ue8m0.exp2(ue8m0.byte_exponent(tail))[..., :SCALES].to(out.dtype)
         values = in_blocks(self._values(row[..., :NOPE]).to(out.dtype), BLOCK)
         torch.mul(values, scale.unsqueeze(-1), out=in_blocks(out[..., :NOPE], BLOCK))
         out[..., NOPE:] = from_bytes(row[..., NOPE:], torch.bfloat16)
