@@ -81,7 +81,7 @@ MUTANTS = (
             Edit(
                 _DECODE,
                 "attn_sink, scale, out[t], lse[t])\n",
-                "attn_sink, scale, out[t], lse[t])\n        out[t][lse[t] == torch.inf] = torch.nan\n",
+                "attn_sink, scale, out[t], lse[t])\n            out[t][lse[t] == torch.inf] = torch.nan\n",
             ),
         ),
     ),
