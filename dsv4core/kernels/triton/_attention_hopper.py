@@ -1,9 +1,9 @@
-"""Prefill on NVIDIA Hopper, in Gluon: a program for 64 heads of a query, the next rows on their way.
+"""Attention on NVIDIA Hopper, in Gluon: three groups of four warps that hand tiles of keys to each other.
 
-The rows of the next tile are copied to shared memory while this one is used, which Triton's own pipelining
-does not bring about here. Tiles, their order and the sums of weights are those of `sparse_prefill_kernel`.
-Eight warps: two warpgroups with 32 keys of the scores and 256 channels of the sums each. Gluon has no
-interpreter; other devices never come here.
+A program stays on its multiprocessor and takes one (token, 64 heads) after another. One group brings rows of
+keys into shared memory, two tiles of 64 at a time. One computes scores, weighs them and sums 256 channels;
+one sums the other 256. Tiles, their order and every operation on a value are those of the Triton kernels
+(`_attention`). Gluon has no interpreter; other devices never come here.
 """
 
 from triton.experimental import gluon
@@ -11,6 +11,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
+    mbarrier,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
@@ -18,11 +19,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 NEVER = gl.constexpr(-1.0e30)
 LN2 = gl.constexpr(0.6931471805599453)
 LOG2E = gl.constexpr(1.4426950408889634)
-SCORES = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 2], [16, 32, 16]))
-SUMS = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 2], [16, 256, 16]))
+SCORES = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16]))
+SUMS = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 256, 16]))
 OPERAND = gl.constexpr(gl.NVMMASharedLayout(128, 16, 2))
+LINE = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 # A warp copies half a row of 1,024 bytes at a time.
-ROWS = gl.constexpr(gl.BlockedLayout([1, 8], [1, 32], [8, 1], [1, 0]))
+ROWS = gl.constexpr(gl.BlockedLayout([1, 8], [1, 32], [4, 1], [1, 0]))
+KEYS = gl.constexpr(gl.BlockedLayout([1], [32], [4], [0]))
 
 
 @gluon.jit
@@ -31,12 +34,16 @@ def _both(a, b, c, d):
 
 
 @gluon.jit
-def _copy_query(target, q, t, first, heads, q_stride, q_head_stride):
+def _copy_query(target, q, t, first, heads, q_stride, q_head_stride, live):
     """64 heads of a token to shared memory. Shapes: target [64, 512]."""
-    h = first + gl.arange(0, 64, layout=gl.SliceLayout(1, ROWS))
     d = gl.arange(0, 512, layout=gl.SliceLayout(0, ROWS))
-    rows = q + t * q_stride + h.to(gl.int64) * q_head_stride
-    async_copy.async_copy_global_to_shared(target, rows[:, None] + d[None, :], mask=(h < heads)[:, None])
+    for i in gl.static_range(4):
+        h = first + i * 16 + gl.arange(0, 16, layout=gl.SliceLayout(1, ROWS))
+        rows = q + t * q_stride + h.to(gl.int64) * q_head_stride
+        async_copy.async_copy_global_to_shared(
+            target.slice(i * 16, 16), rows[:, None] + d[None, :], mask=((h < heads) & live)[:, None]
+        )
+    async_copy.commit_group()
 
 
 @gluon.jit
@@ -57,86 +64,451 @@ def _fold(s, peak, total, rounded):
 
 
 @gluon.jit
-def _use(keys, queries, weights, live, factor, acc, peak, total, rounded):
-    """A tile in shared memory: its scores, its weights, its sums. Shapes: keys [64, 512], live bool [64]."""
-    fence_async_shared()
-    nothing = gl.zeros([64, 64], gl.float32, SCORES)
-    s = warpgroup_mma(queries, keys.permute((1, 0)), nothing, use_acc=False, is_async=True)
-    s = warpgroup_mma_wait(0, deps=[s])
-    s = gl.where(live[None, :], s * factor, -float("inf"))
-    w, peak, total, rounded, past = _fold(s, peak, total, rounded)
-    weights.store(w)
-    fence_async_shared()
-    acc = acc * gl.convert_layout(past, gl.SliceLayout(1, SUMS))[:, None]
-    acc = warpgroup_mma(weights, keys, acc, is_async=True)
-    acc = warpgroup_mma_wait(0, deps=[acc])
-    return acc, peak, total, rounded
+def _count(lists, t):
+    """Tiles of the first list of a token, and of both."""
+    lens, len_stride, width, extra_lens, extra_len_stride, extra_width, EXTRA = lists
+    own = gl.cdiv(gl.maximum(gl.minimum(gl.load(lens + t * len_stride), width), 0), 64)
+    both = own
+    if EXTRA:
+        length = gl.minimum(gl.load(extra_lens + t * extra_len_stride), extra_width)
+        both += gl.cdiv(gl.maximum(length, 0), 64)
+    return own, both
 
 
 @gluon.jit
-def _finish(acc, peak, total, rounded, sink, out, lse, t, first, heads, out_stride, out_head_stride):
-    """`_attention.finish`, and the stores."""
-    h = first + gl.arange(0, 64, layout=gl.SliceLayout(1, SCORES))
-    whole = total + gl.exp2(gl.load(sink + h, h < heads, other=0.0) * LOG2E - peak)
-    share = gl.where(total > 0, total / gl.where(total > 0, rounded * whole, 1.0), 0.0)
-    natural = gl.where(total > 0, (peak + gl.log2(gl.where(total > 0, total, 1.0))) * LN2, float("inf"))
-    gl.store(lse + t * heads + h, natural, h < heads)
-    share = gl.convert_layout(share, gl.SliceLayout(1, SUMS))[:, None]
-    value = gl.where(share == 0, 0.0, acc * share).to(gl.bfloat16)
+def _store_half(out, acc, share, t, first, heads, out_stride, out_head_stride, START: gl.constexpr):
+    value = gl.where(share[:, None] == 0, 0.0, acc * share[:, None]).to(gl.bfloat16)
     h = first + gl.arange(0, 64, layout=gl.SliceLayout(1, SUMS))
-    d = gl.arange(0, 512, layout=gl.SliceLayout(0, SUMS))
+    d = START + gl.arange(0, 256, layout=gl.SliceLayout(0, SUMS))
     target = out + t * out_stride + h.to(gl.int64) * out_head_stride
     gl.store(target[:, None] + d[None, :], value, (h < heads)[:, None])
 
 
 @gluon.jit
-def _listed(indices, n, length, rows, column_stride):
-    """Rows of a workspace and which are there. Shapes: n i32 [64]."""
-    row = gl.load(indices + n.to(gl.int64) * column_stride, n < length, other=-1)
-    return row, (row >= 0) & (row < rows)
+def _lead(shared, lists, q, sink, out, lse, factor, work, parts, heads, q_stride, q_head_stride, out_stride,
+          out_head_stride):  # fmt: skip
+    """Scores, weights and channels 0 to 255."""
+    queries, keys, weights, live, pasts, share_of, ready, free, given, ended, taken = shared
+    step = gl.num_programs(0)
+    pid = gl.program_id(0)
+    _copy_query(queries, q, (pid // parts).to(gl.int64), pid % parts * 64, heads, q_stride, q_head_stride, True)
+    n = 0
+    turn = 0
+    for pid in range(pid, work, step):
+        t = (pid // parts).to(gl.int64)
+        first = pid % parts * 64
+        _, tiles = _count(lists, t)
+        acc = gl.zeros([64, 256], gl.float32, SUMS)
+        peak = gl.zeros([64], gl.float32, gl.SliceLayout(1, SCORES)) + NEVER
+        total = gl.zeros([64], gl.float32, gl.SliceLayout(1, SCORES))
+        rounded = gl.zeros([64], gl.float32, gl.SliceLayout(1, SCORES))
+        async_copy.wait_group(0)
+        for tile in range(tiles):
+            here = n % 2
+            mbarrier.wait(ready.index(here), n // 2 % 2)
+            fence_async_shared()
+            nothing = gl.zeros([64, 64], gl.float32, SCORES)
+            s = warpgroup_mma(queries, keys.index(here).permute((1, 0)), nothing, use_acc=False, is_async=True)
+            there = live.index(here).load(gl.SliceLayout(0, SCORES))
+            s = warpgroup_mma_wait(0, deps=[s])
+            s = gl.where((there != 0)[None, :], s * factor, -float("inf"))
+            w, peak, total, rounded, past = _fold(s, peak, total, rounded)
+            weights.index(here).store(w)
+            pasts.index(here).store(past)
+            fence_async_shared()
+            mbarrier.arrive(given.index(here), count=1)
+            acc = acc * gl.convert_layout(past, gl.SliceLayout(1, SUMS))[:, None]
+            acc = warpgroup_mma(weights.index(here), keys.index(here).slice(0, 256, dim=1), acc, is_async=True)
+            acc = warpgroup_mma_wait(0, deps=[acc])
+            mbarrier.arrive(free.index(here), count=1)
+            n += 1
+        after = pid + step
+        _copy_query(
+            queries, q, (after // parts).to(gl.int64), after % parts * 64, heads, q_stride, q_head_stride,
+            after < work,
+        )  # fmt: skip
+        h = first + gl.arange(0, 64, layout=gl.SliceLayout(1, SCORES))
+        whole = total + gl.exp2(gl.load(sink + h, h < heads, other=0.0) * LOG2E - peak)
+        share = gl.where(total > 0, total / gl.where(total > 0, rounded * whole, 1.0), 0.0)
+        natural = gl.where(total > 0, (peak + gl.log2(gl.where(total > 0, total, 1.0))) * LN2, float("inf"))
+        gl.store(lse + t * heads + h, natural, h < heads)
+        mbarrier.wait(taken, turn % 2 ^ 1)
+        share_of.store(share)
+        mbarrier.arrive(ended, count=1)
+        share = gl.convert_layout(share, gl.SliceLayout(1, SUMS))
+        _store_half(out, acc, share, t, first, heads, out_stride, out_head_stride, 0)
+        turn += 1
+    async_copy.wait_group(0)
 
 
 @gluon.jit
-def _copy_rows(target, kv, row, there, kv_stride):
+def _follow(shared, lists, out, work, parts, heads, out_stride, out_head_stride):
+    """Channels 256 to 511."""
+    queries, keys, weights, live, pasts, share_of, ready, free, given, ended, taken = shared
+    n = 0
+    turn = 0
+    for pid in range(gl.program_id(0), work, gl.num_programs(0)):
+        t = (pid // parts).to(gl.int64)
+        _, tiles = _count(lists, t)
+        acc = gl.zeros([64, 256], gl.float32, SUMS)
+        for tile in range(tiles):
+            here = n % 2
+            mbarrier.wait(ready.index(here), n // 2 % 2)
+            mbarrier.wait(given.index(here), n // 2 % 2)
+            fence_async_shared()
+            acc = acc * pasts.index(here).load(gl.SliceLayout(1, SUMS))[:, None]
+            acc = warpgroup_mma(weights.index(here), keys.index(here).slice(256, 256, dim=1), acc, is_async=True)
+            acc = warpgroup_mma_wait(0, deps=[acc])
+            mbarrier.arrive(free.index(here), count=1)
+            n += 1
+        mbarrier.wait(ended, turn % 2)
+        share = share_of.load(gl.SliceLayout(1, SUMS))
+        mbarrier.arrive(taken, count=1)
+        _store_half(out, acc, share, t, pid % parts * 64, heads, out_stride, out_head_stride, 256)
+        turn += 1
+
+
+@gluon.jit
+def _bring_rows(shared, lists, kv, indices, work, parts, rows, kv_stride, index_stride, column_stride):
+    """Rows of a workspace, copied as they are."""
+    queries, keys, weights, live, pasts, share_of, ready, free, given, ended, taken = shared
+    lens, len_stride, width, extra_lens, extra_len_stride, extra_width, EXTRA = lists
     d = gl.arange(0, 512, layout=gl.SliceLayout(0, ROWS))
-    start = kv + gl.where(there, row, 0).to(gl.int64) * kv_stride
-    async_copy.async_copy_global_to_shared(target, start[:, None] + d[None, :], mask=there[:, None])
+    i = gl.arange(0, 16, layout=gl.SliceLayout(1, ROWS))
+    m = gl.arange(0, 64, layout=KEYS)
+    n = 0
+    for pid in range(gl.program_id(0), work, gl.num_programs(0)):
+        t = (pid // parts).to(gl.int64)
+        length = gl.minimum(gl.load(lens + t * len_stride), width)
+        listed = indices + t * index_stride
+        for start in range(0, length, 64):
+            here = n % 2
+            row = gl.load(listed + (start + m).to(gl.int64) * column_stride, start + m < length, other=-1)
+            there = (row >= 0) & (row < rows)
+            mbarrier.wait(free.index(here), n // 2 % 2 ^ 1)
+            for part in gl.static_range(4):
+                j = start + part * 16 + i
+                row = gl.load(listed + j.to(gl.int64) * column_stride, j < length, other=-1)
+                good = (row >= 0) & (row < rows)
+                place = kv + gl.where(good, row, 0).to(gl.int64) * kv_stride
+                async_copy.async_copy_global_to_shared(
+                    keys.index(here).slice(part * 16, 16), place[:, None] + d[None, :], mask=good[:, None]
+                )
+            async_copy.mbarrier_arrive(ready.index(here), increment_count=False)
+            live.index(here).store(there.to(gl.int32))
+            mbarrier.arrive(ready.index(here), count=1)
+            n += 1
+
+
+@gluon.jit
+def _share_memory(BRINGERS: gl.constexpr):
+    """Tiles and numbers that the three groups pass on, and the barriers that say when."""
+    queries = gl.allocate_shared_memory(gl.bfloat16, [64, 512], OPERAND)
+    keys = gl.allocate_shared_memory(gl.bfloat16, [2, 64, 512], OPERAND)
+    weights = gl.allocate_shared_memory(gl.bfloat16, [2, 64, 64], OPERAND)
+    live = gl.allocate_shared_memory(gl.int32, [2, 64], LINE)
+    pasts = gl.allocate_shared_memory(gl.float32, [2, 64], LINE)
+    share_of = gl.allocate_shared_memory(gl.float32, [64], LINE)
+    ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    free = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    given = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    ended = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    taken = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(2):
+        mbarrier.init(ready.index(i), count=BRINGERS)
+        mbarrier.init(free.index(i), count=2)
+        mbarrier.init(given.index(i), count=1)
+    mbarrier.init(ended, count=1)
+    mbarrier.init(taken, count=1)
+    return queries, keys, weights, live, pasts, share_of, ready, free, given, ended, taken
+
+
+@gluon.jit(do_not_specialize=["work", "parts", "rows", "width", "indices", "lens"])
+def prefill_hopper_kernel(
+    q, kv, indices, lens, sink, out, lse, scale,
+    work, parts, heads, rows, width, q_stride, q_head_stride, kv_stride, index_stride, column_stride,
+    len_stride, out_stride, out_head_stride,
+):  # fmt: skip
+    """`sparse_prefill_kernel` for `work` pairs of a token and 64 heads."""
+    shared = _share_memory(129)  # every thread that copies, and one for what it stored
+    lists = (lens, len_stride, width, lens, len_stride, width, False)
+    gl.warp_specialize(
+        [
+            (_lead, (shared, lists, q, sink, out, lse, scale * LOG2E, work, parts, heads, q_stride,
+                     q_head_stride, out_stride, out_head_stride)),
+            (_follow, (shared, lists, out, work, parts, heads, out_stride, out_head_stride)),
+            (_bring_rows, (shared, lists, kv, indices, work, parts, rows, kv_stride, index_stride,
+                           column_stride)),
+        ],
+        [4, 4], [184, 80],
+    )  # fmt: skip
+
+
+# Eight codes a thread, in two words: 256, 128 and 64 channels of a row as groups of a scale, eighths, words.
+LOW = gl.constexpr(gl.BlockedLayout([1, 1, 1, 2], [1, 4, 8, 1], [4, 1, 1, 1], [3, 2, 1, 0]))
+MIDDLE = gl.constexpr(gl.BlockedLayout([1, 1, 1, 2], [2, 2, 8, 1], [4, 1, 1, 1], [3, 2, 1, 0]))
+HIGH = gl.constexpr(gl.BlockedLayout([1, 1, 1, 2], [4, 1, 8, 1], [4, 1, 1, 1], [3, 2, 1, 0]))
+WORDS = gl.constexpr(gl.BlockedLayout([1, 2], [32, 1], [4, 1], [1, 0]))
+TAILS = gl.constexpr(gl.BlockedLayout([1, 4], [4, 8], [4, 1], [1, 0]))
+NOWHERE = gl.constexpr(-(2**62))
+TABLE = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
+PAIRS = gl.constexpr(gl.NVMMASharedLayout(128, 32, 2))
+
+
+@gluon.jit
+def _read(places, cache, FIRST: gl.constexpr, GROUPS: gl.constexpr, LAYOUT: gl.constexpr):
+    """Codes of a tile from channel FIRST on, four a word. Shapes: places i64 [64] -> i32 [64, GROUPS, 8, 2]."""
+    one: gl.constexpr = gl.SliceLayout(3, LAYOUT)
+    two: gl.constexpr = gl.SliceLayout(2, one)
+    place = gl.multiple_of(places.load(gl.SliceLayout(1, two)), [16])
+    g = gl.arange(0, GROUPS, layout=gl.SliceLayout(0, two))
+    c = gl.arange(0, 8, layout=gl.SliceLayout(0, gl.SliceLayout(1, one)))
+    e = gl.arange(0, 2, layout=gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, LAYOUT))))
+    at = FIRST // 4 + g[None, :, None, None] * 16 + c[None, None, :, None] * 2 + e[None, None, None, :]
+    start = (cache + place).to(gl.pointer_type(gl.int32))
+    return gl.load(start[:, None, None, None] + at, (place > NOWHERE)[:, None, None, None], other=0)
+
+
+@gluon.jit
+def _write(keys, codes, scales, FIRST: gl.constexpr, GROUPS: gl.constexpr, LAYOUT: gl.constexpr):
+    """Decode codes into a tile. Shapes: keys i32 [64, 256], codes i32 [64, GROUPS, 8, 2], scales u8 [64, 8]."""
+    byte = scales.slice(FIRST // 64, GROUPS, dim=1).load(gl.SliceLayout(2, gl.SliceLayout(3, LAYOUT)))
+    exponent = gl.minimum(gl.maximum(byte.to(gl.int32), 1), 254)
+    power = (exponent * 0x800080)[:, :, None, None]  # twice in bf16
+    codes, power = gl.broadcast(codes, power)
+    first, second = gl.inline_asm_elementwise(
+        """
+        {
+        .reg .b16 a, b, c, d;
+        .reg .b32 x, y;
+        .reg .f32 p, q, r, s;
+        mov.b32 {a, b}, $2;
+        cvt.rn.f16x2.e4m3x2 x, a;
+        cvt.rn.f16x2.e4m3x2 y, b;
+        mov.b32 {a, b}, x;
+        mov.b32 {c, d}, y;
+        cvt.f32.f16 p, a;
+        cvt.f32.f16 q, b;
+        cvt.f32.f16 r, c;
+        cvt.f32.f16 s, d;
+        cvt.rn.bf16x2.f32 x, q, p;
+        cvt.rn.bf16x2.f32 y, s, r;
+        mul.rn.bf16x2 $0, x, $3;
+        mul.rn.bf16x2 $1, y, $3;
+        }
+        """,
+        "=r,=r,r,r", [codes, power], dtype=(gl.int32, gl.int32), is_pure=True, pack=1,
+    )  # fmt: skip
+    values = gl.reshape(gl.join(first, second), (64, 32 * GROUPS))
+    keys.slice(FIRST // 2, 32 * GROUPS, dim=1).store(values)
+
+
+@gluon.jit
+def _read_tails(places, cache):
+    place = gl.multiple_of(places.load(gl.SliceLayout(1, TAILS)), [16])
+    e = gl.arange(0, 32, layout=gl.SliceLayout(0, TAILS))
+    start = (cache + place).to(gl.pointer_type(gl.int32))
+    return gl.load(start[:, None] + 112 + e[None, :], (place > NOWHERE)[:, None], other=0)
+
+
+@gluon.jit
+def _read_scales(behind, cache):
+    start = gl.multiple_of(gl.convert_layout(behind, gl.SliceLayout(1, WORDS)), [8])
+    e = gl.arange(0, 2, layout=gl.SliceLayout(0, WORDS))
+    words = (cache + start).to(gl.pointer_type(gl.int32))
+    return gl.load(words[:, None] + e[None, :], (start > NOWHERE)[:, None], other=0)
+
+
+@gluon.jit
+def _tile_of(source, tile, own, t, i, EXTRA: gl.constexpr):
+    """Slots of a tile of either list, -1 behind its end. Shapes: i i32 [N] -> i32 [N]."""
+    slots, length, slot_stride, column_stride, extra_slots, extra_length, extra_slot_stride, extra_column_stride = source
+    if EXTRA:  # a tile never straddles the lists, so these are choices of scalars
+        mine = tile < own
+        n = gl.where(mine, tile, tile - own) * 64 + i
+        start = gl.where(mine, slots + t * slot_stride, extra_slots + t * extra_slot_stride)
+        step = gl.where(mine, column_stride, extra_column_stride)
+        length = gl.where(mine, length, extra_length)
+    else:
+        n = tile * 64 + i
+        start = slots + t * slot_stride
+        step = column_stride
+    return gl.load(start + n.to(gl.int64) * step, n < length, other=-1)
+
+
+@gluon.jit
+def _place_of(slot, mine, limit, stride, extra_limit, extra_stride, offset, rows: gl.constexpr):
+    """Bytes from the first cache to rows and to their scales, and which are there."""
+    live = slot.to(gl.uint32, bitcast=True) < gl.where(mine, limit, extra_limit).to(gl.uint32)
+    page = slot // rows
+    row = slot - page * rows
+    start = gl.where(mine, 0, offset) + page.to(gl.int64) * gl.where(mine, stride, extra_stride)
+    return gl.where(live, start + row * 576, NOWHERE), gl.where(live, start + rows * 576 + row * 8, NOWHERE), live
+
+
+@gluon.jit
+def _bring_pages(shared, lists, extra_shared, cache, slots, extra, extra_slots, limit, extra_limit, work, parts,
+                 stride, slot_stride, column_stride, extra_stride, extra_slot_stride, extra_column_stride,
+                 rows: gl.constexpr):  # fmt: skip
+    """Rows of pages, decoded; those of the next tile are on their way meanwhile."""
+    queries, keys, weights, live, pasts, share_of, ready, free, given, ended, taken = shared
+    lens, len_stride, width, extra_lens, extra_len_stride, extra_width, EXTRA = lists
+    places, scales = extra_shared
+    bytes_ = scales._reinterpret(gl.uint8, [64, 8], TABLE)
+    pairs = keys._reinterpret(gl.int32, [2, 64, 256], PAIRS)
+    i = gl.arange(0, 64, layout=KEYS)
+    offset = extra.to(gl.int64) - cache.to(gl.int64)
+    n = 0
+    for pid in range(gl.program_id(0), work, gl.num_programs(0)):
+        t = (pid // parts).to(gl.int64)
+        own, tiles = _count(lists, t)
+        length = gl.minimum(gl.load(lens + t * len_stride), width)
+        extra_length = length
+        if EXTRA:
+            extra_length = gl.minimum(gl.load(extra_lens + t * extra_len_stride), extra_width)
+        source = (slots, length, slot_stride, column_stride, extra_slots, extra_length, extra_slot_stride,
+                  extra_column_stride)  # fmt: skip
+        slot = _tile_of(source, 0, own, t, i, EXTRA)
+        place, behind, there = _place_of(slot, 0 < own, limit, stride, extra_limit, extra_stride, offset, rows)
+        slot = _tile_of(source, 1, own, t, i, EXTRA)
+        places.store(place)
+        word = _read_scales(behind, cache)
+        a = _read(places, cache, 0, 4, LOW)
+        b = _read(places, cache, 256, 2, MIDDLE)
+        c = _read(places, cache, 384, 1, HIGH)
+        r = _read_tails(places, cache)
+        for tile in range(tiles):
+            here = n % 2
+            scales.store(word)
+            was = there
+            place, behind, there = _place_of(
+                slot, tile + 1 < own, limit, stride, extra_limit, extra_stride, offset, rows
+            )
+            slot = _tile_of(source, tile + 2, own, t, i, EXTRA)
+            places.store(place)
+            word = _read_scales(behind, cache)
+            mbarrier.wait(free.index(here), n // 2 % 2 ^ 1)
+            _write(pairs.index(here), a, bytes_, 0, 4, LOW)
+            a = _read(places, cache, 0, 4, LOW)
+            _write(pairs.index(here), b, bytes_, 256, 2, MIDDLE)
+            b = _read(places, cache, 256, 2, MIDDLE)
+            _write(pairs.index(here), c, bytes_, 384, 1, HIGH)
+            c = _read(places, cache, 384, 1, HIGH)
+            pairs.index(here).slice(224, 32, dim=1).store(r)
+            r = _read_tails(places, cache)
+            live.index(here).store(was.to(gl.int32))
+            fence_async_shared()
+            mbarrier.arrive(ready.index(here), count=1)
+            n += 1
+
+
+@gluon.jit(do_not_specialize=["work", "parts", "limit", "width", "extra_limit", "extra_width", "slots", "lens",
+                              "extra_slots", "extra_lens"])  # fmt: skip
+def decode_hopper_kernel(
+    q, cache, slots, lens, extra, extra_slots, extra_lens, sink, out, lse, scale,
+    work, parts, heads, limit, width, extra_limit, extra_width, q_stride, q_head_stride, out_stride,
+    out_head_stride, stride, slot_stride, column_stride, len_stride,
+    extra_stride, extra_slot_stride, extra_column_stride, extra_len_stride,
+    rows: gl.constexpr, EXTRA: gl.constexpr,
+):  # fmt: skip
+    """`sparse_attention_kernel` over pages in fp8_ds_mla for `work` pairs of a token and 64 heads."""
+    shared = _share_memory(1)
+    places = gl.allocate_shared_memory(gl.int64, [64], LINE)
+    scales = gl.allocate_shared_memory(gl.int32, [64, 2], TABLE)
+    lists = (lens, len_stride, width, extra_lens, extra_len_stride, extra_width, EXTRA)
+    gl.warp_specialize(
+        [
+            (_lead, (shared, lists, q, sink, out, lse, scale * LOG2E, work, parts, heads, q_stride,
+                     q_head_stride, out_stride, out_head_stride)),
+            (_follow, (shared, lists, out, work, parts, heads, out_stride, out_head_stride)),
+            (_bring_pages, (shared, lists, (places, scales), cache, slots, extra, extra_slots, limit,
+                            extra_limit, work, parts, stride, slot_stride, column_stride, extra_stride,
+                            extra_slot_stride, extra_column_stride, rows)),
+        ],
+        [4, 4], [168, 120],
+    )  # fmt: skip
+
+
+MIXED = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16]))
+LEFT = gl.constexpr(gl.DotOperandLayout(0, MIXED, 2))
+STAGES = gl.constexpr(8)
+CHUNKS = gl.constexpr(gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0]))
+
+
+@gluon.jit
+def _copy_kept(weights, keys, numbers, given, kept, stats, tile, own, skip, first, there):
+    """Start copying a tile's weights, 64 channels of its rows, and its numbers."""
+    place = gl.where(tile < own, tile, tile + skip).to(gl.int64)
+    i = gl.arange(0, 64, layout=gl.SliceLayout(1, CHUNKS))[:, None]
+    j = gl.arange(0, 64, layout=gl.SliceLayout(0, CHUNKS))[None, :]
+    mask = (i < 64) & there
+    async_copy.async_copy_global_to_shared(weights, given + place * 4096 + i * 64 + j, mask=mask)
+    async_copy.async_copy_global_to_shared(keys, kept + place * 32768 + i * 512 + first + j, mask=mask)
+    n = gl.arange(0, 256, layout=NUMBERS)
+    async_copy.async_copy_global_to_shared(numbers, stats + place * 192 + n, mask=(n < 192) & there)
     async_copy.commit_group()
 
 
-@gluon.jit(do_not_specialize=["parts", "rows", "width", "indices", "lens"])
-def prefill_hopper_kernel(
-    q, kv, indices, lens, sink, out, lse, scale,
-    parts, heads, rows, width, q_stride, q_head_stride, kv_stride, index_stride, column_stride, len_stride,
-    out_stride, out_head_stride,
+NUMBERS = gl.constexpr(gl.BlockedLayout([4], [32], [4], [0]))
+
+
+@gluon.jit(do_not_specialize=["parts", "tiles", "width", "extra_width", "lens", "extra_lens"])
+def use_kept_kernel(
+    given, stats, kept, lens, extra_lens, sink, out, lse, parts, tiles, heads, width, extra_width,
+    out_stride, out_head_stride, len_stride, extra_len_stride, EXTRA: gl.constexpr,
 ):  # fmt: skip
-    """`sparse_prefill_kernel`: two tiles of rows in shared memory, one used and one on its way."""
+    """`use_weights_kernel` for 64 channels of 64 heads of a token, with rows that the first kernel kept."""
     pid = gl.program_id(0)
-    t = (pid // parts).to(gl.int64)
-    first = (pid % parts) * 64
-    queries = gl.allocate_shared_memory(gl.bfloat16, [64, 512], OPERAND)
-    keys = gl.allocate_shared_memory(gl.bfloat16, [2, 64, 512], OPERAND)
-    weights = gl.allocate_shared_memory(gl.bfloat16, [64, 64], OPERAND)
-    _copy_query(queries, q, t, first, heads, q_stride, q_head_stride)
-    length = gl.minimum(gl.load(lens + t * len_stride), width)
-    indices += t * index_stride
-    n = gl.arange(0, 64, layout=gl.SliceLayout(1, ROWS))
-    m = gl.arange(0, 64, layout=gl.SliceLayout(0, SCORES))
-    row, there = _listed(indices, n, length, rows, column_stride)
-    _copy_rows(keys.index(0), kv, row, there, kv_stride)
-    row, there = _listed(indices, n + 64, length, rows, column_stride)
-    acc = gl.zeros([64, 512], gl.float32, SUMS)
-    peak = gl.zeros([64], gl.float32, gl.SliceLayout(1, SCORES)) + NEVER
-    total = gl.zeros([64], gl.float32, gl.SliceLayout(1, SCORES))
-    rounded = gl.zeros([64], gl.float32, gl.SliceLayout(1, SCORES))
-    for start in range(0, length, 64):
-        here = start // 64 % 2
-        _copy_rows(keys.index(1 - here), kv, row, there, kv_stride)
-        row, there = _listed(indices, n + (start + 128), length, rows, column_stride)
-        _, live = _listed(indices, m + start, length, rows, column_stride)
-        async_copy.wait_group(1)
-        acc, peak, total, rounded = _use(
-            keys.index(here), queries, weights, live, scale * LOG2E, acc, peak, total, rounded
-        )
+    first = pid % 8 * 64
+    part = pid // 8
+    t = (part // parts).to(gl.int64)
+    given += part.to(gl.int64) * tiles * 4096
+    stats += part.to(gl.int64) * tiles * 192
+    kept += t * tiles * 32768
+    weights = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 64, 64], OPERAND)
+    keys = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 64, 64], OPERAND)
+    numbers = gl.allocate_shared_memory(gl.float32, [STAGES, 256], LINE)
+    own, count = _count((lens, len_stride, width, extra_lens, extra_len_stride, extra_width, EXTRA), t)
+    skip = gl.cdiv(width, 64) - own
+    acc = gl.zeros([64, 64], gl.float32, MIXED)
+    peak = gl.zeros([64], gl.float32, gl.SliceLayout(1, MIXED)) + NEVER
+    total = gl.zeros([64], gl.float32, gl.SliceLayout(1, MIXED))
+    rounded = gl.zeros([64], gl.float32, gl.SliceLayout(1, MIXED))
+    gl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1)
+    for tile in gl.static_range(STAGES - 1):
+        _copy_kept(weights.index(tile), keys.index(tile), numbers.index(tile), given, kept, stats, tile, own, skip,
+                   first, tile < count)  # fmt: skip
+    for tile in range(count):
+        ahead = tile + STAGES - 1
+        async_copy.wait_group(STAGES - 2)
+        here = tile % STAGES
+        mine = numbers.index(here)
+        top = mine.slice(0, 64).load(gl.SliceLayout(1, MIXED))
+        added = mine.slice(64, 64).load(gl.SliceLayout(1, MIXED))
+        added_rounded = mine.slice(128, 64).load(gl.SliceLayout(1, MIXED))
+        _copy_kept(weights.index(ahead % STAGES), keys.index(ahead % STAGES), numbers.index(ahead % STAGES), given,
+                   kept, stats, ahead, own, skip, first, ahead < count)  # fmt: skip
+        new = gl.maximum(peak, top)
+        factor = gl.exp2(top - new)
+        past = gl.exp2(peak - new)
+        total = total * past + added * factor
+        rounded = rounded * past + added_rounded * factor
+        peak = new
+        w = weights.index(here).load(LEFT)
+        share = gl.convert_layout(factor, gl.SliceLayout(1, LEFT))[:, None]
+        w = (w.to(gl.float32) * share).to(gl.bfloat16)
+        fence_async_shared()
+        acc = acc * past[:, None]
+        acc = warpgroup_mma(w, keys.index(here), acc, is_async=True)
+        acc = warpgroup_mma_wait(0, deps=[acc])
     async_copy.wait_group(0)
-    _finish(acc, peak, total, rounded, sink, out, lse, t, first, heads, out_stride, out_head_stride)
+    h = part % parts * 64 + gl.arange(0, 64, layout=gl.SliceLayout(1, MIXED))
+    whole = total + gl.exp2(gl.load(sink + h, h < heads, other=0.0) * LOG2E - peak)
+    share = gl.where(total > 0, total / gl.where(total > 0, rounded * whole, 1.0), 0.0)
+    if first == 0:
+        natural = gl.where(total > 0, (peak + gl.log2(gl.where(total > 0, total, 1.0))) * LN2, float("inf"))
+        gl.store(lse + t * heads + h, natural, h < heads)
+    value = gl.where(share[:, None] == 0, 0.0, acc * share[:, None]).to(gl.bfloat16)
+    d = first + gl.arange(0, 64, layout=gl.SliceLayout(0, MIXED))
+    target = out + t * out_stride + h.to(gl.int64) * out_head_stride
+    gl.store(target[:, None] + d[None, :], value, (h < heads)[:, None])

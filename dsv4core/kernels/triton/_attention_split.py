@@ -55,20 +55,25 @@ def _wait_for_last():
 
 @triton.jit
 def _add_scores(
-    s, q, heads_live, x, words, first, ROTATED: tl.constexpr, LAYOUT: tl.constexpr, HARDWARE: tl.constexpr
-):
-    """s + q @ k for a piece of channels. Shapes: s [H, N], q pointers [H], x as `stored` gave it."""
+    s, q, heads_live, x, words, first, kept, keep, ROTATED: tl.constexpr, LAYOUT: tl.constexpr,
+    HARDWARE: tl.constexpr, KEEP: tl.constexpr,
+):  # fmt: skip
+    """s + q @ k for a piece of channels, which may be kept. Shapes: s [H, N], q pointers [H], x of `stored`."""
     d = tl.arange(0, x.shape[1])[None, :]
+    k = decoded(x, words, first, ROTATED, LAYOUT, HARDWARE)
+    if KEEP:
+        n = tl.arange(0, x.shape[0])[:, None]
+        tl.store(kept + n * 512 + first + d, k, keep & (d < x.shape[1]))
     query = operand(q[:, None] + first + d, heads_live[:, None] & (d < x.shape[1]))
-    return add_product(s, query, tl.trans(decoded(x, words, first, ROTATED, LAYOUT, HARDWARE)))
+    return add_product(s, query, tl.trans(k))
 
 
 @triton.jit
 def _weigh_tile(
-    q, heads_live, factor, t, weights, stats, slots, lens, cache, stride, limit, width, token_stride,
-    column_stride, len_stride, start,
+    q, heads_live, factor, t, weights, stats, kept, keep, slots, lens, cache, stride, limit, width,
+    token_stride, column_stride, len_stride, start,
     rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr,
-    HEADS: tl.constexpr, KEYS: tl.constexpr,
+    HEADS: tl.constexpr, KEYS: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
     """Weights of a tile into the workspace; nothing for a tile behind the list's end."""
     length = tl.load(lens + t * len_stride)
@@ -88,12 +93,12 @@ def _weigh_tile(
         c = stored(first, live, 256, 128, False, LAYOUT, ALIGN)
         d = stored(first, live, 384, 64, False, LAYOUT, ALIGN)
         r = stored(first, live, 448, 64, True, LAYOUT, ALIGN)
-        none = tl.zeros([HEADS, KEYS], SUM)
-        s = _add_scores(none, q, heads_live, a, low, 0, False, LAYOUT, HARDWARE)
-        s = _add_scores(s, q, heads_live, b, low, 128, False, LAYOUT, HARDWARE) * factor
-        s += _add_scores(none, q, heads_live, c, high, 256, False, LAYOUT, HARDWARE) * factor
-        s += _add_scores(none, q, heads_live, d, high, 384, False, LAYOUT, HARDWARE) * factor
-        s += _add_scores(none, q, heads_live, r, high, 448, True, LAYOUT, HARDWARE) * factor
+        s = tl.zeros([HEADS, KEYS], SUM)
+        s = _add_scores(s, q, heads_live, a, low, 0, kept, keep, False, LAYOUT, HARDWARE, KEEP)
+        s = _add_scores(s, q, heads_live, b, low, 128, kept, keep, False, LAYOUT, HARDWARE, KEEP)
+        s = _add_scores(s, q, heads_live, c, high, 256, kept, keep, False, LAYOUT, HARDWARE, KEEP)
+        s = _add_scores(s, q, heads_live, d, high, 384, kept, keep, False, LAYOUT, HARDWARE, KEEP)
+        s = _add_scores(s, q, heads_live, r, high, 448, kept, keep, True, LAYOUT, HARDWARE, KEEP) * factor
         s = tl.where(live[None, :], s.to(tl.float32), -float("inf"))
         w, peak, total, rounded = weigh(s)
         i = tl.arange(0, HEADS)
@@ -105,13 +110,13 @@ def _weigh_tile(
 
 @triton.jit(do_not_specialize=DYNAMIC)
 def weigh_keys_kernel(
-    q, cache, slots, lens, extra, extra_slots, extra_lens, sink, out, lse, weights, stats, scale,
+    q, cache, slots, lens, extra, extra_slots, extra_lens, sink, out, lse, weights, stats, kept, scale,
     parts, tiles, heads, limit, width, extra_limit, extra_width, q_stride, q_head_stride, out_stride,
     out_head_stride, stride, slot_stride, column_stride, len_stride,
     extra_stride, extra_slot_stride, extra_column_stride, extra_len_stride,
     rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr,
     EXTRA: tl.constexpr, extra_rows: tl.constexpr, EXTRA_LAYOUT: tl.constexpr, EXTRA_ALIGN: tl.constexpr,
-    HARDWARE: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr, EARLY: tl.constexpr,
+    HARDWARE: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr, KEEP: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One program weighs one tile of keys for HEADS heads of a token."""
     if EARLY:
@@ -122,20 +127,22 @@ def weigh_keys_kernel(
     t = (part // parts).to(tl.int64)
     weights += pid.to(tl.int64) * (HEADS * KEYS)
     stats += pid.to(tl.int64) * (STATS * HEADS)
+    kept += (t * tiles + tile) * (KEYS * 512)
+    keep = part % parts == 0  # heads of a token share its rows
     h = (part % parts) * HEADS + tl.arange(0, HEADS)
     query = q + t * q_stride + h.to(tl.int64) * q_head_stride
     factor = scale * LOG2E
     own = tl.cdiv(width, KEYS)
     if tile < own:
         _weigh_tile(
-            query, h < heads, factor, t, weights, stats, slots, lens, cache, stride, limit, width,
-            slot_stride, column_stride, len_stride, tile * KEYS, rows, LAYOUT, ALIGN, HARDWARE, HEADS, KEYS,
+            query, h < heads, factor, t, weights, stats, kept, keep, slots, lens, cache, stride, limit, width,
+            slot_stride, column_stride, len_stride, tile * KEYS, rows, LAYOUT, ALIGN, HARDWARE, HEADS, KEYS, KEEP,
         )  # fmt: skip
     elif EXTRA:
         _weigh_tile(
-            query, h < heads, factor, t, weights, stats, extra_slots, extra_lens, extra, extra_stride,
+            query, h < heads, factor, t, weights, stats, kept, keep, extra_slots, extra_lens, extra, extra_stride,
             extra_limit, extra_width, extra_slot_stride, extra_column_stride, extra_len_stride,
-            (tile - own) * KEYS, extra_rows, EXTRA_LAYOUT, EXTRA_ALIGN, HARDWARE, HEADS, KEYS,
+            (tile - own) * KEYS, extra_rows, EXTRA_LAYOUT, EXTRA_ALIGN, HARDWARE, HEADS, KEYS, KEEP,
         )  # fmt: skip
 
 
@@ -290,6 +297,20 @@ def run(
     stats = torch.empty(programs * tiles, STATS.value, heads, dtype=sums, device=q.device)
     rest = (*arguments, weights, stats, scale, parts, tiles, *numbers)
     use = tuned("use_weights", q, programs=programs)
-    early = bool(use.get("launch_pdl", 0))
-    launch(weigh_keys_kernel, programs * tiles, q, *rest, **meta, EARLY=early, **tuned("weigh_keys", q))
-    launch(use_weights_kernel, programs * (512 // use["CHANNELS"]), q, *rest, **meta, EARLY=early, **use)
+    early, keep = bool(use.get("launch_pdl", 0)), bool(use.pop("kept", 0))
+    kept = torch.empty(q.shape[0] * tiles * keys * 512 if keep else 0, dtype=torch.bfloat16, device=q.device)
+    weighing = (*arguments, weights, stats, kept, scale, parts, tiles, *numbers)
+    launch(
+        weigh_keys_kernel, programs * tiles, q, *weighing, **meta, KEEP=keep, EARLY=early, **tuned("weigh_keys", q)
+    )
+    if keep:
+        from dsv4core.kernels.triton._attention_hopper import use_kept_kernel
+
+        heads_, _, width_, _, extra_width_, _, _, out_stride, out_head_stride = numbers[:9]
+        launch(
+            use_kept_kernel, programs * 8, q, weights, stats, kept, arguments[3], arguments[6], *arguments[7:],
+            parts, tiles, heads_, width_, extra_width_, out_stride, out_head_stride, numbers[12], numbers[16],
+            EXTRA=meta["EXTRA"], **use,
+        )  # fmt: skip
+    else:
+        launch(use_weights_kernel, programs * (512 // use["CHANNELS"]), q, *rest, **meta, EARLY=early, **use)

@@ -155,7 +155,7 @@ def attend(
     tokens, heads, _ = q.shape
     lse = sink.new_empty(tokens, heads)
     cut = tuned("sparse_attention", q, heads=heads)
-    few, size, keys = cut.pop("few"), cut["HEADS"], cut["KEYS"]
+    few, resident, size, keys = cut.pop("few"), cut.pop("hopper", 0), cut["HEADS"], cut["KEYS"]
     other = extra or main
     arguments = (
         q, main["cache"], main["slots"], main["lens"], other["cache"], other["slots"], other["lens"], sink,
@@ -175,10 +175,23 @@ def attend(
     split = tokens * parts <= few and tiles > 2 if side_by_side is None else side_by_side
     if split and tiles:
         _attention_split.run(arguments, scale, parts, numbers, {**meta, "HEADS": size, "KEYS": keys})
+    elif resident and _in_words(q, main) and _in_words(q, other) and main["rows"] == other["rows"]:
+        from dsv4core.kernels.triton._attention_hopper import decode_hopper_kernel
+
+        work = tokens * parts
+        launch(
+            decode_hopper_kernel, min(work, resident), q, *arguments, scale, work, parts, *numbers,
+            rows=main["rows"], EXTRA=extra is not None, num_warps=4,
+        )  # fmt: skip
     else:
         programs = tokens * parts
         launch(sparse_attention_kernel, programs, q, *arguments, scale, parts, *numbers, **meta, **cut)
     return lse
+
+
+def _in_words(q: Tensor, of: dict[str, Any]) -> bool:
+    """Whether `_attention_hopper` takes such rows: of one layout, and read several bytes at a time."""
+    return of["layout"] == "fp8_ds_mla" and whole_words(q) and whole_words(of["cache"])
 
 
 def whole_words(x: Tensor) -> bool:
