@@ -85,10 +85,18 @@ def _store_half(out, acc, share, t, first, heads, out_stride, out_head_stride, S
 
 
 @gluon.jit
+def _score(queries, keys, ready, s, n):
+    """Start the scores of the tile that comes n-th. Shapes: s [64, 64], only for its layout."""
+    mbarrier.wait(ready.index(n % 2), n // 2 % 2)
+    fence_async_shared()
+    return warpgroup_mma(queries, keys.index(n % 2).permute((1, 0)), s, use_acc=False, is_async=True)
+
+
+@gluon.jit
 def _lead(shared, lists, q, sink, out, lse, factor, work, parts, heads, q_stride, q_head_stride, out_stride,
           out_head_stride):  # fmt: skip
     """Scores, weights and channels 0 to 255."""
-    queries, keys, weights, live, pasts, share_of, ready, free, given, ended, taken = shared
+    queries, keys, weights, there, pasts, share_of, ready, free, given, ended, taken = shared
     step = gl.num_programs(0)
     pid = gl.program_id(0)
     _copy_query(queries, q, (pid // parts).to(gl.int64), pid % parts * 64, heads, q_stride, q_head_stride, True)
@@ -103,24 +111,28 @@ def _lead(shared, lists, q, sink, out, lse, factor, work, parts, heads, q_stride
         total = gl.zeros([64], gl.float32, gl.SliceLayout(1, SCORES))
         rounded = gl.zeros([64], gl.float32, gl.SliceLayout(1, SCORES))
         async_copy.wait_group(0)
+        s = gl.zeros([64, 64], gl.float32, SCORES)
+        if tiles > 0:
+            s = warpgroup_mma_wait(0, deps=[_score(queries, keys, ready, s, n)])
         for tile in range(tiles):
             here = n % 2
-            mbarrier.wait(ready.index(here), n // 2 % 2)
-            fence_async_shared()
-            nothing = gl.zeros([64, 64], gl.float32, SCORES)
-            s = warpgroup_mma(queries, keys.index(here).permute((1, 0)), nothing, use_acc=False, is_async=True)
-            there = live.index(here).load(gl.SliceLayout(0, SCORES))
-            s = warpgroup_mma_wait(0, deps=[s])
-            s = gl.where((there != 0)[None, :], s * factor, -float("inf"))
+            mine = there.index(here).load(gl.SliceLayout(0, SCORES))
+            s = gl.where((mine != 0)[None, :], s * factor, -float("inf"))
             w, peak, total, rounded, past = _fold(s, peak, total, rounded)
             weights.index(here).store(w)
             pasts.index(here).store(past)
             fence_async_shared()
             mbarrier.arrive(given.index(here), count=1)
             acc = acc * gl.convert_layout(past, gl.SliceLayout(1, SUMS))[:, None]
-            acc = warpgroup_mma(weights.index(here), keys.index(here).slice(0, 256, dim=1), acc, is_async=True)
-            acc = warpgroup_mma_wait(0, deps=[acc])
-            mbarrier.arrive(free.index(here), count=1)
+            going = warpgroup_mma(weights.index(here), keys.index(here).slice(0, 256, dim=1), acc, is_async=True)
+            if tile + 1 < tiles:  # the next scores are on their way before these sums are there
+                scores = _score(queries, keys, ready, s, n + 1)
+                acc = warpgroup_mma_wait(1, deps=[going])
+                mbarrier.arrive(free.index(here), count=1)
+                s = warpgroup_mma_wait(0, deps=[scores])
+            else:
+                acc = warpgroup_mma_wait(0, deps=[going])
+                mbarrier.arrive(free.index(here), count=1)
             n += 1
         after = pid + step
         _copy_query(
@@ -144,7 +156,7 @@ def _lead(shared, lists, q, sink, out, lse, factor, work, parts, heads, q_stride
 @gluon.jit
 def _follow(shared, lists, out, work, parts, heads, out_stride, out_head_stride):
     """Channels 256 to 511."""
-    queries, keys, weights, live, pasts, share_of, ready, free, given, ended, taken = shared
+    queries, keys, weights, there, pasts, share_of, ready, free, given, ended, taken = shared
     n = 0
     turn = 0
     for pid in range(gl.program_id(0), work, gl.num_programs(0)):
@@ -171,7 +183,7 @@ def _follow(shared, lists, out, work, parts, heads, out_stride, out_head_stride)
 @gluon.jit
 def _bring_rows(shared, lists, kv, indices, work, parts, rows, kv_stride, index_stride, column_stride):
     """Rows of a workspace, copied as they are."""
-    queries, keys, weights, live, pasts, share_of, ready, free, given, ended, taken = shared
+    queries, keys, weights, there, pasts, share_of, ready, free, given, ended, taken = shared
     lens, len_stride, width, extra_lens, extra_len_stride, extra_width, EXTRA = lists
     d = gl.arange(0, 512, layout=gl.SliceLayout(0, ROWS))
     i = gl.arange(0, 16, layout=gl.SliceLayout(1, ROWS))
@@ -184,7 +196,7 @@ def _bring_rows(shared, lists, kv, indices, work, parts, rows, kv_stride, index_
         for start in range(0, length, 64):
             here = n % 2
             row = gl.load(listed + (start + m).to(gl.int64) * column_stride, start + m < length, other=-1)
-            there = (row >= 0) & (row < rows)
+            mine = (row >= 0) & (row < rows)
             mbarrier.wait(free.index(here), n // 2 % 2 ^ 1)
             for part in gl.static_range(4):
                 j = start + part * 16 + i
@@ -195,7 +207,7 @@ def _bring_rows(shared, lists, kv, indices, work, parts, rows, kv_stride, index_
                     keys.index(here).slice(part * 16, 16), place[:, None] + d[None, :], mask=good[:, None]
                 )
             async_copy.mbarrier_arrive(ready.index(here), increment_count=False)
-            live.index(here).store(there.to(gl.int32))
+            there.index(here).store(mine.to(gl.int32))
             mbarrier.arrive(ready.index(here), count=1)
             n += 1
 
@@ -206,7 +218,7 @@ def _share_memory(BRINGERS: gl.constexpr):
     queries = gl.allocate_shared_memory(gl.bfloat16, [64, 512], OPERAND)
     keys = gl.allocate_shared_memory(gl.bfloat16, [2, 64, 512], OPERAND)
     weights = gl.allocate_shared_memory(gl.bfloat16, [2, 64, 64], OPERAND)
-    live = gl.allocate_shared_memory(gl.int32, [2, 64], LINE)
+    there = gl.allocate_shared_memory(gl.int32, [2, 64], LINE)
     pasts = gl.allocate_shared_memory(gl.float32, [2, 64], LINE)
     share_of = gl.allocate_shared_memory(gl.float32, [64], LINE)
     ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
@@ -220,7 +232,7 @@ def _share_memory(BRINGERS: gl.constexpr):
         mbarrier.init(given.index(i), count=1)
     mbarrier.init(ended, count=1)
     mbarrier.init(taken, count=1)
-    return queries, keys, weights, live, pasts, share_of, ready, free, given, ended, taken
+    return queries, keys, weights, there, pasts, share_of, ready, free, given, ended, taken
 
 
 @gluon.jit(do_not_specialize=["work", "parts", "rows", "width", "indices", "lens"])
@@ -244,37 +256,63 @@ def prefill_hopper_kernel(
     )  # fmt: skip
 
 
-# Eight codes a thread, in two words: 256, 128 and 64 channels of a row as groups of a scale, eighths, words.
-LOW = gl.constexpr(gl.BlockedLayout([1, 1, 1, 2], [1, 4, 8, 1], [4, 1, 1, 1], [3, 2, 1, 0]))
-MIDDLE = gl.constexpr(gl.BlockedLayout([1, 1, 1, 2], [2, 2, 8, 1], [4, 1, 1, 1], [3, 2, 1, 0]))
-HIGH = gl.constexpr(gl.BlockedLayout([1, 1, 1, 2], [4, 1, 8, 1], [4, 1, 1, 1], [3, 2, 1, 0]))
-WORDS = gl.constexpr(gl.BlockedLayout([1, 2], [32, 1], [4, 1], [1, 0]))
+# Rows of 16 keys as groups of a scale, eighths and words: a thread has an eighth of every group of its row.
+CODES = gl.constexpr(gl.BlockedLayout([1, 8, 1, 2], [4, 1, 8, 1], [4, 1, 1, 1], [3, 2, 1, 0]))
+ROW = gl.constexpr(gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, CODES))))
 TAILS = gl.constexpr(gl.BlockedLayout([1, 4], [4, 8], [4, 1], [1, 0]))
-NOWHERE = gl.constexpr(-(2**62))
-TABLE = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
 PAIRS = gl.constexpr(gl.NVMMASharedLayout(128, 32, 2))
 
 
 @gluon.jit
-def _read(places, cache, FIRST: gl.constexpr, GROUPS: gl.constexpr, LAYOUT: gl.constexpr):
-    """Codes of a tile from channel FIRST on, four a word. Shapes: places i64 [64] -> i32 [64, GROUPS, 8, 2]."""
-    one: gl.constexpr = gl.SliceLayout(3, LAYOUT)
-    two: gl.constexpr = gl.SliceLayout(2, one)
-    place = gl.multiple_of(places.load(gl.SliceLayout(1, two)), [16])
-    g = gl.arange(0, GROUPS, layout=gl.SliceLayout(0, two))
-    c = gl.arange(0, 8, layout=gl.SliceLayout(0, gl.SliceLayout(1, one)))
-    e = gl.arange(0, 2, layout=gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, LAYOUT))))
-    at = FIRST // 4 + g[None, :, None, None] * 16 + c[None, None, :, None] * 2 + e[None, None, None, :]
-    start = (cache + place).to(gl.pointer_type(gl.int32))
-    return gl.load(start[:, None, None, None] + at, (place > NOWHERE)[:, None, None, None], other=0)
+def _tile_of(lists, tile, own, t, i, EXTRA: gl.constexpr):
+    """Slots of a tile of either list, -1 behind its end. Shapes: i i32 [N] -> i32 [N]."""
+    (slots, length, slot_stride, column_stride, extra_slots, extra_length, extra_slot_stride,
+     extra_column_stride) = lists  # fmt: skip
+    if EXTRA:  # a tile never straddles the lists, so these are choices of scalars
+        mine = tile < own
+        n = gl.where(mine, tile, tile - own) * 64 + i
+        start = gl.where(mine, slots + t * slot_stride, extra_slots + t * extra_slot_stride)
+        step = gl.where(mine, column_stride, extra_column_stride)
+        length = gl.where(mine, length, extra_length)
+    else:
+        n = tile * 64 + i
+        start = slots + t * slot_stride
+        step = column_stride
+    return gl.load(start + n.to(gl.int64) * step, n < length, other=-1)
 
 
 @gluon.jit
-def _write(keys, codes, scales, FIRST: gl.constexpr, GROUPS: gl.constexpr, LAYOUT: gl.constexpr):
-    """Decode codes into a tile. Shapes: keys i32 [64, 256], codes i32 [64, GROUPS, 8, 2], scales u8 [64, 8]."""
-    byte = scales.slice(FIRST // 64, GROUPS, dim=1).load(gl.SliceLayout(2, gl.SliceLayout(3, LAYOUT)))
-    exponent = gl.minimum(gl.maximum(byte.to(gl.int32), 1), 254)
-    power = (exponent * 0x800080)[:, :, None, None]  # twice in bf16
+def _read(slot, mine, pages, rows: gl.constexpr):
+    """Rows of 16 slots as they are kept: codes, the last 64 channels, and all scales.
+
+    Shapes: i32 [16] -> i32 [16, 8, 8, 2], i32 [16, 32], i64 [16], bool [16].
+    """
+    cache, limit, stride, extra, extra_limit, extra_stride = pages
+    live = slot.to(gl.uint32, bitcast=True) < gl.where(mine, limit, extra_limit).to(gl.uint32)
+    page = slot // rows
+    row = slot - page * rows
+    start = gl.where(mine, cache, extra) + page.to(gl.int64) * gl.where(mine, stride, extra_stride)
+    g = gl.arange(0, 8, layout=gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, CODES))))
+    c = gl.arange(0, 8, layout=gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, CODES))))
+    e = gl.arange(0, 2, layout=gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, CODES))))
+    at = g[None, :, None, None] * 16 + c[None, None, :, None] * 2 + e[None, None, None, :]
+    words = (start + row * 576).to(gl.pointer_type(gl.int32))
+    mask = live[:, None, None, None] & (g < 7)[None, :, None, None]
+    codes = gl.load(words[:, None, None, None] + at, mask, other=0)
+    scales = gl.load((start + rows * 576 + row * 8).to(gl.pointer_type(gl.int64)), live, other=0)
+    e = gl.arange(0, 32, layout=gl.SliceLayout(0, TAILS))
+    near = gl.convert_layout(words, gl.SliceLayout(1, TAILS))
+    there = gl.convert_layout(live, gl.SliceLayout(1, TAILS))
+    tails = gl.load(near[:, None] + 112 + e[None, :], there[:, None], other=0)
+    return codes, tails, scales, live
+
+
+@gluon.jit
+def _decode(codes, tails, scales):
+    """bf16 values of rows, two a word. Shapes: what `_read` gave -> i32 [16, 256]."""
+    g = gl.arange(0, 8, layout=gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, CODES))))[None, :, None, None]
+    byte = (scales[:, None, None, None] >> (g * 8).to(gl.int64)).to(gl.int32) & 255
+    power = gl.minimum(gl.maximum(byte, 1), 254) * 0x800080  # twice in bf16
     codes, power = gl.broadcast(codes, power)
     first, second = gl.inline_asm_elementwise(
         """
@@ -299,65 +337,21 @@ def _write(keys, codes, scales, FIRST: gl.constexpr, GROUPS: gl.constexpr, LAYOU
         """,
         "=r,=r,r,r", [codes, power], dtype=(gl.int32, gl.int32), is_pure=True, pack=1,
     )  # fmt: skip
-    values = gl.reshape(gl.join(first, second), (64, 32 * GROUPS))
-    keys.slice(FIRST // 2, 32 * GROUPS, dim=1).store(values)
+    values = gl.join(first, second)
+    tails = gl.convert_layout(gl.reshape(tails, (16, 1, 8, 2, 2)), values.type.layout)
+    last = (gl.convert_layout(g, gl.SliceLayout(4, values.type.layout)) == 7)[:, :, :, :, None]
+    values = gl.where(last, tails, values)
+    return gl.reshape(values, (16, 256))
 
 
 @gluon.jit
-def _read_tails(places, cache):
-    place = gl.multiple_of(places.load(gl.SliceLayout(1, TAILS)), [16])
-    e = gl.arange(0, 32, layout=gl.SliceLayout(0, TAILS))
-    start = (cache + place).to(gl.pointer_type(gl.int32))
-    return gl.load(start[:, None] + 112 + e[None, :], (place > NOWHERE)[:, None], other=0)
-
-
-@gluon.jit
-def _read_scales(behind, cache):
-    start = gl.multiple_of(gl.convert_layout(behind, gl.SliceLayout(1, WORDS)), [8])
-    e = gl.arange(0, 2, layout=gl.SliceLayout(0, WORDS))
-    words = (cache + start).to(gl.pointer_type(gl.int32))
-    return gl.load(words[:, None] + e[None, :], (start > NOWHERE)[:, None], other=0)
-
-
-@gluon.jit
-def _tile_of(source, tile, own, t, i, EXTRA: gl.constexpr):
-    """Slots of a tile of either list, -1 behind its end. Shapes: i i32 [N] -> i32 [N]."""
-    slots, length, slot_stride, column_stride, extra_slots, extra_length, extra_slot_stride, extra_column_stride = source
-    if EXTRA:  # a tile never straddles the lists, so these are choices of scalars
-        mine = tile < own
-        n = gl.where(mine, tile, tile - own) * 64 + i
-        start = gl.where(mine, slots + t * slot_stride, extra_slots + t * extra_slot_stride)
-        step = gl.where(mine, column_stride, extra_column_stride)
-        length = gl.where(mine, length, extra_length)
-    else:
-        n = tile * 64 + i
-        start = slots + t * slot_stride
-        step = column_stride
-    return gl.load(start + n.to(gl.int64) * step, n < length, other=-1)
-
-
-@gluon.jit
-def _place_of(slot, mine, limit, stride, extra_limit, extra_stride, offset, rows: gl.constexpr):
-    """Bytes from the first cache to rows and to their scales, and which are there."""
-    live = slot.to(gl.uint32, bitcast=True) < gl.where(mine, limit, extra_limit).to(gl.uint32)
-    page = slot // rows
-    row = slot - page * rows
-    start = gl.where(mine, 0, offset) + page.to(gl.int64) * gl.where(mine, stride, extra_stride)
-    return gl.where(live, start + row * 576, NOWHERE), gl.where(live, start + rows * 576 + row * 8, NOWHERE), live
-
-
-@gluon.jit
-def _bring_pages(shared, lists, extra_shared, cache, slots, extra, extra_slots, limit, extra_limit, work, parts,
-                 stride, slot_stride, column_stride, extra_stride, extra_slot_stride, extra_column_stride,
-                 rows: gl.constexpr):  # fmt: skip
+def _bring_pages(shared, lists, pages, slots, extra_slots, work, parts, slot_stride, column_stride,
+                 extra_slot_stride, extra_column_stride, rows: gl.constexpr):  # fmt: skip
     """Rows of pages, decoded; those of the next tile are on their way meanwhile."""
-    queries, keys, weights, live, pasts, share_of, ready, free, given, ended, taken = shared
+    queries, keys, weights, there, pasts, share_of, ready, free, given, ended, taken = shared
     lens, len_stride, width, extra_lens, extra_len_stride, extra_width, EXTRA = lists
-    places, scales = extra_shared
-    bytes_ = scales._reinterpret(gl.uint8, [64, 8], TABLE)
     pairs = keys._reinterpret(gl.int32, [2, 64, 256], PAIRS)
-    i = gl.arange(0, 64, layout=KEYS)
-    offset = extra.to(gl.int64) - cache.to(gl.int64)
+    i = gl.arange(0, 16, layout=ROW)
     n = 0
     for pid in range(gl.program_id(0), work, gl.num_programs(0)):
         t = (pid // parts).to(gl.int64)
@@ -368,36 +362,37 @@ def _bring_pages(shared, lists, extra_shared, cache, slots, extra, extra_slots, 
             extra_length = gl.minimum(gl.load(extra_lens + t * extra_len_stride), extra_width)
         source = (slots, length, slot_stride, column_stride, extra_slots, extra_length, extra_slot_stride,
                   extra_column_stride)  # fmt: skip
-        slot = _tile_of(source, 0, own, t, i, EXTRA)
-        place, behind, there = _place_of(slot, 0 < own, limit, stride, extra_limit, extra_stride, offset, rows)
-        slot = _tile_of(source, 1, own, t, i, EXTRA)
-        places.store(place)
-        word = _read_scales(behind, cache)
-        a = _read(places, cache, 0, 4, LOW)
-        b = _read(places, cache, 256, 2, MIDDLE)
-        c = _read(places, cache, 384, 1, HIGH)
-        r = _read_tails(places, cache)
+        a, a_tails, a_scales, a_live = _read(_tile_of(source, 0, own, t, i, EXTRA), 0 < own, pages, rows)
+        b, b_tails, b_scales, b_live = _read(_tile_of(source, 0, own, t, i + 16, EXTRA), 0 < own, pages, rows)
+        c, c_tails, c_scales, c_live = _read(_tile_of(source, 0, own, t, i + 32, EXTRA), 0 < own, pages, rows)
+        d, d_tails, d_scales, d_live = _read(_tile_of(source, 0, own, t, i + 48, EXTRA), 0 < own, pages, rows)
+        a_slot = _tile_of(source, 1, own, t, i, EXTRA)
+        b_slot = _tile_of(source, 1, own, t, i + 16, EXTRA)
+        c_slot = _tile_of(source, 1, own, t, i + 32, EXTRA)
+        d_slot = _tile_of(source, 1, own, t, i + 48, EXTRA)
         for tile in range(tiles):
             here = n % 2
-            scales.store(word)
-            was = there
-            place, behind, there = _place_of(
-                slot, tile + 1 < own, limit, stride, extra_limit, extra_stride, offset, rows
-            )
-            slot = _tile_of(source, tile + 2, own, t, i, EXTRA)
-            places.store(place)
-            word = _read_scales(behind, cache)
+            mine = tile + 1 < own
             mbarrier.wait(free.index(here), n // 2 % 2 ^ 1)
-            _write(pairs.index(here), a, bytes_, 0, 4, LOW)
-            a = _read(places, cache, 0, 4, LOW)
-            _write(pairs.index(here), b, bytes_, 256, 2, MIDDLE)
-            b = _read(places, cache, 256, 2, MIDDLE)
-            _write(pairs.index(here), c, bytes_, 384, 1, HIGH)
-            c = _read(places, cache, 384, 1, HIGH)
-            pairs.index(here).slice(224, 32, dim=1).store(r)
-            r = _read_tails(places, cache)
-            live.index(here).store(was.to(gl.int32))
-            fence_async_shared()
+            target = pairs.index(here)
+            live = there.index(here)
+            target.slice(0, 16).store(_decode(a, a_tails, a_scales))
+            live.slice(0, 16).store(a_live.to(gl.int32))
+            a, a_tails, a_scales, a_live = _read(a_slot, mine, pages, rows)
+            a_slot = _tile_of(source, tile + 2, own, t, i, EXTRA)
+            target.slice(16, 16).store(_decode(b, b_tails, b_scales))
+            live.slice(16, 16).store(b_live.to(gl.int32))
+            b, b_tails, b_scales, b_live = _read(b_slot, mine, pages, rows)
+            b_slot = _tile_of(source, tile + 2, own, t, i + 16, EXTRA)
+            target.slice(32, 16).store(_decode(c, c_tails, c_scales))
+            live.slice(32, 16).store(c_live.to(gl.int32))
+            c, c_tails, c_scales, c_live = _read(c_slot, mine, pages, rows)
+            c_slot = _tile_of(source, tile + 2, own, t, i + 32, EXTRA)
+            target.slice(48, 16).store(_decode(d, d_tails, d_scales))
+            live.slice(48, 16).store(d_live.to(gl.int32))
+            d, d_tails, d_scales, d_live = _read(d_slot, mine, pages, rows)
+            d_slot = _tile_of(source, tile + 2, own, t, i + 48, EXTRA)
+            # Those that use the tile fence what they have waited for: a fence here would wait for the loads.
             mbarrier.arrive(ready.index(here), count=1)
             n += 1
 
@@ -413,19 +408,17 @@ def decode_hopper_kernel(
 ):  # fmt: skip
     """`sparse_attention_kernel` over pages in fp8_ds_mla for `work` pairs of a token and 64 heads."""
     shared = _share_memory(1)
-    places = gl.allocate_shared_memory(gl.int64, [64], LINE)
-    scales = gl.allocate_shared_memory(gl.int32, [64, 2], TABLE)
     lists = (lens, len_stride, width, extra_lens, extra_len_stride, extra_width, EXTRA)
     gl.warp_specialize(
         [
             (_lead, (shared, lists, q, sink, out, lse, scale * LOG2E, work, parts, heads, q_stride,
                      q_head_stride, out_stride, out_head_stride)),
             (_follow, (shared, lists, out, work, parts, heads, out_stride, out_head_stride)),
-            (_bring_pages, (shared, lists, (places, scales), cache, slots, extra, extra_slots, limit,
-                            extra_limit, work, parts, stride, slot_stride, column_stride, extra_stride,
-                            extra_slot_stride, extra_column_stride, rows)),
+            (_bring_pages, (shared, lists, (cache, limit, stride, extra, extra_limit, extra_stride), slots,
+                            extra_slots, work, parts, slot_stride, column_stride, extra_slot_stride,
+                            extra_column_stride, rows)),
         ],
-        [4, 4], [168, 120],
+        [4, 4], [160, 144],
     )  # fmt: skip
 
 
