@@ -18,6 +18,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 NEVER = gl.constexpr(-1.0e30)
 LN2 = gl.constexpr(0.6931471805599453)
+STEP = gl.constexpr(1.1920928955078125e-07)
 LOG2E = gl.constexpr(1.4426950408889634)
 SCORES = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16]))
 SUMS = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 256, 16]))
@@ -47,20 +48,24 @@ def _copy_query(target, q, t, first, heads, q_stride, q_head_stride, live):
 
 
 @gluon.jit
-def _fold(s, peak, total, rounded):
-    """`_attention.weigh` and `_attention.fold`."""
+def _weigh(s):
+    """`_attention.weigh`. Shapes: [64, 64] -> [64, 64], [64] three times."""
     own = gl.ceil(gl.maximum(gl.max(s, 1), NEVER))
     p = gl.exp2(s - own[:, None])
     w = p.to(gl.bfloat16).to(gl.float32)
     steps = (p + 1.0).to(gl.int32, bitcast=True) - 0x3F800000
     rounded_steps = (w + 1.0).to(gl.int32, bitcast=True) - 0x3F800000
     steps, rounded_steps = gl.reduce((steps, rounded_steps), 1, _both)
+    return w, own, steps.to(gl.float32) * STEP, rounded_steps.to(gl.float32) * STEP
+
+
+@gluon.jit
+def _fold(own, added, added_rounded, peak, total, rounded):
+    """`_attention.fold`, but for the weights: their factor, all three, and the factor of what was before."""
     new = gl.maximum(peak, own)
     factor = gl.exp2(own - new)
     past = gl.exp2(peak - new)
-    total = total * past + steps.to(gl.float32) * 1.1920928955078125e-07 * factor
-    rounded = rounded * past + rounded_steps.to(gl.float32) * 1.1920928955078125e-07 * factor
-    return (w * factor[:, None]).to(gl.bfloat16), new, total, rounded, past
+    return factor, new, total * past + added * factor, rounded * past + added_rounded * factor, past
 
 
 @gluon.jit
@@ -118,8 +123,9 @@ def _lead(shared, lists, q, sink, out, lse, factor, work, parts, heads, q_stride
             here = n % 2
             mine = there.index(here).load(gl.SliceLayout(0, SCORES))
             s = gl.where((mine != 0)[None, :], s * factor, -float("inf"))
-            w, peak, total, rounded, past = _fold(s, peak, total, rounded)
-            weights.index(here).store(w)
+            w, own, added, added_rounded = _weigh(s)
+            share, peak, total, rounded, past = _fold(own, added, added_rounded, peak, total, rounded)
+            weights.index(here).store((w * share[:, None]).to(gl.bfloat16))
             pasts.index(here).store(past)
             fence_async_shared()
             mbarrier.arrive(given.index(here), count=1)
@@ -422,6 +428,88 @@ def decode_hopper_kernel(
     )  # fmt: skip
 
 
+
+@gluon.jit(do_not_specialize=["parts", "tiles", "limit", "width", "extra_limit", "extra_width", "slots", "lens",
+                              "extra_slots", "extra_lens"])  # fmt: skip
+def weigh_hopper_kernel(
+    q, cache, slots, lens, extra, extra_slots, extra_lens, weights, stats, kept, scale,
+    parts, tiles, heads, limit, width, extra_limit, extra_width, q_stride, q_head_stride,
+    stride, slot_stride, column_stride, len_stride,
+    extra_stride, extra_slot_stride, extra_column_stride, extra_len_stride,
+    rows: gl.constexpr,
+):  # fmt: skip
+    """One tile of keys for 64 heads of a token: its weights, and its rows for `use_kept_kernel`."""
+    gl.inline_asm_elementwise(
+        "griddepcontrol.launch_dependents; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
+    )
+    pid = gl.program_id(0)
+    tile = pid % tiles
+    part = pid // tiles
+    t = (part // parts).to(gl.int64)
+    first = part % parts * 64
+    queries = gl.allocate_shared_memory(gl.bfloat16, [64, 512], OPERAND)
+    keys = gl.allocate_shared_memory(gl.bfloat16, [64, 512], OPERAND)
+    there = gl.allocate_shared_memory(gl.int32, [64], LINE)
+    _copy_query(queries, q, t, first, heads, q_stride, q_head_stride, True)
+    own = gl.cdiv(width, 64)
+    mine = tile < own
+    begin = gl.where(mine, tile, tile - own) * 64
+    length = gl.load(gl.where(mine, lens + t * len_stride, extra_lens + t * extra_len_stride))
+    length = gl.minimum(length, gl.where(mine, width, extra_width))
+    lists = (slots, width, slot_stride, column_stride, extra_slots, extra_width, extra_slot_stride,
+             extra_column_stride)  # fmt: skip
+    pages = (cache, limit, stride, extra, extra_limit, extra_stride)
+    i = gl.arange(0, 16, layout=ROW)
+    # Slots are read up to the list's width: they need not wait for its length.
+    a_slot = _tile_of(lists, tile, own, t, i, True)
+    b_slot = _tile_of(lists, tile, own, t, i + 16, True)
+    c_slot = _tile_of(lists, tile, own, t, i + 32, True)
+    d_slot = _tile_of(lists, tile, own, t, i + 48, True)
+    if begin < length:
+        a, a_tails, a_scales, a_live = _read(gl.where(begin + i < length, a_slot, -1), mine, pages, rows)
+        b, b_tails, b_scales, b_live = _read(gl.where(begin + i + 16 < length, b_slot, -1), mine, pages, rows)
+        c, c_tails, c_scales, c_live = _read(gl.where(begin + i + 32 < length, c_slot, -1), mine, pages, rows)
+        d, d_tails, d_scales, d_live = _read(gl.where(begin + i + 48 < length, d_slot, -1), mine, pages, rows)
+        pairs = keys._reinterpret(gl.int32, [64, 256], PAIRS)
+        keep = part % parts == 0  # heads of a token share its rows
+        place = kept.to(gl.pointer_type(gl.int32)) + (t * tiles + tile) * 16384
+        there.slice(0, 16).store(a_live.to(gl.int32))
+        there.slice(16, 16).store(b_live.to(gl.int32))
+        there.slice(32, 16).store(c_live.to(gl.int32))
+        there.slice(48, 16).store(d_live.to(gl.int32))
+        _keep(pairs, place, _decode(a, a_tails, a_scales), keep, 0)
+        _keep(pairs, place, _decode(b, b_tails, b_scales), keep, 16)
+        _keep(pairs, place, _decode(c, c_tails, c_scales), keep, 32)
+        _keep(pairs, place, _decode(d, d_tails, d_scales), keep, 48)
+        async_copy.wait_group(0)
+        fence_async_shared()
+        nothing = gl.zeros([64, 64], gl.float32, SCORES)
+        s = warpgroup_mma(queries, keys.permute((1, 0)), nothing, use_acc=False, is_async=True)
+        live = there.load(gl.SliceLayout(0, SCORES))
+        s = warpgroup_mma_wait(0, deps=[s])
+        s = gl.where((live != 0)[None, :], s * (scale * LOG2E), -float("inf"))
+        w, peak, total, rounded = _weigh(s)
+        h = gl.arange(0, 64, layout=gl.SliceLayout(1, SCORES))
+        m = gl.arange(0, 64, layout=gl.SliceLayout(0, SCORES))
+        weights += pid.to(gl.int64) * 4096
+        gl.store(weights + h[:, None] * 64 + m[None, :], w.to(gl.bfloat16))
+        stats += pid.to(gl.int64) * 192
+        gl.store(stats + h, peak)
+        gl.store(stats + 64 + h, total)
+        gl.store(stats + 128 + h, rounded)
+    async_copy.wait_group(0)
+
+
+@gluon.jit
+def _keep(pairs, kept, values, keep, FIRST: gl.constexpr):
+    """16 rows into shared memory, and into the workspace."""
+    pairs.slice(FIRST, 16).store(values)
+    form: gl.constexpr = values.type.layout
+    i = FIRST + gl.arange(0, 16, layout=gl.SliceLayout(1, form))
+    j = gl.arange(0, 256, layout=gl.SliceLayout(0, form))
+    gl.store(kept + i[:, None] * 256 + j[None, :], values, keep & (j < 256)[None, :])
+
+
 MIXED = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16]))
 LEFT = gl.constexpr(gl.DotOperandLayout(0, MIXED, 2))
 STAGES = gl.constexpr(8)
@@ -481,12 +569,7 @@ def use_kept_kernel(
         added_rounded = mine.slice(128, 64).load(gl.SliceLayout(1, MIXED))
         _copy_kept(weights.index(ahead % STAGES), keys.index(ahead % STAGES), numbers.index(ahead % STAGES), given,
                    kept, stats, ahead, own, skip, first, ahead < count)  # fmt: skip
-        new = gl.maximum(peak, top)
-        factor = gl.exp2(top - new)
-        past = gl.exp2(peak - new)
-        total = total * past + added * factor
-        rounded = rounded * past + added_rounded * factor
-        peak = new
+        factor, peak, total, rounded, past = _fold(top, added, added_rounded, peak, total, rounded)
         w = weights.index(here).load(LEFT)
         share = gl.convert_layout(factor, gl.SliceLayout(1, LEFT))[:, None]
         w = (w.to(gl.float32) * share).to(gl.bfloat16)

@@ -55,25 +55,20 @@ def _wait_for_last():
 
 @triton.jit
 def _add_scores(
-    s, q, heads_live, x, words, first, kept, keep, ROTATED: tl.constexpr, LAYOUT: tl.constexpr,
-    HARDWARE: tl.constexpr, KEEP: tl.constexpr,
-):  # fmt: skip
-    """s + q @ k for a piece of channels, which may be kept. Shapes: s [H, N], q pointers [H], x of `stored`."""
+    s, q, heads_live, x, words, first, ROTATED: tl.constexpr, LAYOUT: tl.constexpr, HARDWARE: tl.constexpr
+):
+    """s + q @ k for a piece of channels. Shapes: s [H, N], q pointers [H], x as `stored` gave it."""
     d = tl.arange(0, x.shape[1])[None, :]
-    k = decoded(x, words, first, ROTATED, LAYOUT, HARDWARE)
-    if KEEP:
-        n = tl.arange(0, x.shape[0])[:, None]
-        tl.store(kept + n * 512 + first + d, k, keep & (d < x.shape[1]))
     query = operand(q[:, None] + first + d, heads_live[:, None] & (d < x.shape[1]))
-    return add_product(s, query, tl.trans(k))
+    return add_product(s, query, tl.trans(decoded(x, words, first, ROTATED, LAYOUT, HARDWARE)))
 
 
 @triton.jit
 def _weigh_tile(
-    q, heads_live, factor, t, weights, stats, kept, keep, slots, lens, cache, stride, limit, width,
-    token_stride, column_stride, len_stride, start,
+    q, heads_live, factor, t, weights, stats, slots, lens, cache, stride, limit, width, token_stride,
+    column_stride, len_stride, start,
     rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr,
-    HEADS: tl.constexpr, KEYS: tl.constexpr, KEEP: tl.constexpr,
+    HEADS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """Weights of a tile into the workspace; nothing for a tile behind the list's end."""
     length = tl.load(lens + t * len_stride)
@@ -94,11 +89,11 @@ def _weigh_tile(
         d = stored(first, live, 384, 64, False, LAYOUT, ALIGN)
         r = stored(first, live, 448, 64, True, LAYOUT, ALIGN)
         s = tl.zeros([HEADS, KEYS], SUM)
-        s = _add_scores(s, q, heads_live, a, low, 0, kept, keep, False, LAYOUT, HARDWARE, KEEP)
-        s = _add_scores(s, q, heads_live, b, low, 128, kept, keep, False, LAYOUT, HARDWARE, KEEP)
-        s = _add_scores(s, q, heads_live, c, high, 256, kept, keep, False, LAYOUT, HARDWARE, KEEP)
-        s = _add_scores(s, q, heads_live, d, high, 384, kept, keep, False, LAYOUT, HARDWARE, KEEP)
-        s = _add_scores(s, q, heads_live, r, high, 448, kept, keep, True, LAYOUT, HARDWARE, KEEP) * factor
+        s = _add_scores(s, q, heads_live, a, low, 0, False, LAYOUT, HARDWARE)
+        s = _add_scores(s, q, heads_live, b, low, 128, False, LAYOUT, HARDWARE)
+        s = _add_scores(s, q, heads_live, c, high, 256, False, LAYOUT, HARDWARE)
+        s = _add_scores(s, q, heads_live, d, high, 384, False, LAYOUT, HARDWARE)
+        s = _add_scores(s, q, heads_live, r, high, 448, True, LAYOUT, HARDWARE) * factor
         s = tl.where(live[None, :], s.to(tl.float32), -float("inf"))
         w, peak, total, rounded = weigh(s)
         i = tl.arange(0, HEADS)
@@ -110,13 +105,13 @@ def _weigh_tile(
 
 @triton.jit(do_not_specialize=DYNAMIC)
 def weigh_keys_kernel(
-    q, cache, slots, lens, extra, extra_slots, extra_lens, sink, out, lse, weights, stats, kept, scale,
+    q, cache, slots, lens, extra, extra_slots, extra_lens, sink, out, lse, weights, stats, scale,
     parts, tiles, heads, limit, width, extra_limit, extra_width, q_stride, q_head_stride, out_stride,
     out_head_stride, stride, slot_stride, column_stride, len_stride,
     extra_stride, extra_slot_stride, extra_column_stride, extra_len_stride,
     rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr,
     EXTRA: tl.constexpr, extra_rows: tl.constexpr, EXTRA_LAYOUT: tl.constexpr, EXTRA_ALIGN: tl.constexpr,
-    HARDWARE: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr, KEEP: tl.constexpr, EARLY: tl.constexpr,
+    HARDWARE: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One program weighs one tile of keys for HEADS heads of a token."""
     if EARLY:
@@ -127,22 +122,20 @@ def weigh_keys_kernel(
     t = (part // parts).to(tl.int64)
     weights += pid.to(tl.int64) * (HEADS * KEYS)
     stats += pid.to(tl.int64) * (STATS * HEADS)
-    kept += (t * tiles + tile) * (KEYS * 512)
-    keep = part % parts == 0  # heads of a token share its rows
     h = (part % parts) * HEADS + tl.arange(0, HEADS)
     query = q + t * q_stride + h.to(tl.int64) * q_head_stride
     factor = scale * LOG2E
     own = tl.cdiv(width, KEYS)
     if tile < own:
         _weigh_tile(
-            query, h < heads, factor, t, weights, stats, kept, keep, slots, lens, cache, stride, limit, width,
-            slot_stride, column_stride, len_stride, tile * KEYS, rows, LAYOUT, ALIGN, HARDWARE, HEADS, KEYS, KEEP,
+            query, h < heads, factor, t, weights, stats, slots, lens, cache, stride, limit, width,
+            slot_stride, column_stride, len_stride, tile * KEYS, rows, LAYOUT, ALIGN, HARDWARE, HEADS, KEYS,
         )  # fmt: skip
     elif EXTRA:
         _weigh_tile(
-            query, h < heads, factor, t, weights, stats, kept, keep, extra_slots, extra_lens, extra, extra_stride,
+            query, h < heads, factor, t, weights, stats, extra_slots, extra_lens, extra, extra_stride,
             extra_limit, extra_width, extra_slot_stride, extra_column_stride, extra_len_stride,
-            (tile - own) * KEYS, extra_rows, EXTRA_LAYOUT, EXTRA_ALIGN, HARDWARE, HEADS, KEYS, KEEP,
+            (tile - own) * KEYS, extra_rows, EXTRA_LAYOUT, EXTRA_ALIGN, HARDWARE, HEADS, KEYS,
         )  # fmt: skip
 
 
@@ -288,29 +281,43 @@ def run(
 ) -> None:
     """Both kernels: the arguments of `sparse_attention_kernel`, and a workspace for every tile's weights."""
     q = arguments[0]
-    width, extra_width = numbers[2], numbers[4]
-    keys, heads = meta["KEYS"], meta["HEADS"]
-    tiles = pieces(width, keys) + (pieces(extra_width, keys) if meta["EXTRA"] else 0)
-    programs = q.shape[0] * parts
-    weights = torch.empty(programs * tiles, heads, keys, dtype=torch.bfloat16, device=q.device)
-    sums = torch.float64 if interpreted else torch.float32  # `SUM`
-    stats = torch.empty(programs * tiles, STATS.value, heads, dtype=sums, device=q.device)
-    rest = (*arguments, weights, stats, scale, parts, tiles, *numbers)
+    programs, tiles = q.shape[0] * parts, count(numbers, meta["KEYS"], meta["EXTRA"])
+    rest = (*arguments, *workspace(q, programs * tiles, meta), scale, parts, tiles, *numbers)
     use = tuned("use_weights", q, programs=programs)
-    early, keep = bool(use.get("launch_pdl", 0)), bool(use.pop("kept", 0))
-    kept = torch.empty(q.shape[0] * tiles * keys * 512 if keep else 0, dtype=torch.bfloat16, device=q.device)
-    weighing = (*arguments, weights, stats, kept, scale, parts, tiles, *numbers)
-    launch(
-        weigh_keys_kernel, programs * tiles, q, *weighing, **meta, KEEP=keep, EARLY=early, **tuned("weigh_keys", q)
-    )
-    if keep:
-        from dsv4core.kernels.triton._attention_hopper import use_kept_kernel
+    early = bool(use.get("launch_pdl", 0))
+    launch(weigh_keys_kernel, programs * tiles, q, *rest, **meta, EARLY=early, **tuned("weigh_keys", q))
+    launch(use_weights_kernel, programs * (512 // use["CHANNELS"]), q, *rest, **meta, EARLY=early, **use)
 
-        heads_, _, width_, _, extra_width_, _, _, out_stride, out_head_stride = numbers[:9]
-        launch(
-            use_kept_kernel, programs * 8, q, weights, stats, kept, arguments[3], arguments[6], *arguments[7:],
-            parts, tiles, heads_, width_, extra_width_, out_stride, out_head_stride, numbers[12], numbers[16],
-            EXTRA=meta["EXTRA"], **use,
-        )  # fmt: skip
-    else:
-        launch(use_weights_kernel, programs * (512 // use["CHANNELS"]), q, *rest, **meta, EARLY=early, **use)
+
+def run_hopper(
+    arguments: tuple[Tensor, ...], scale: float, parts: int, numbers: tuple[int, ...], meta: dict[str, Any]
+) -> None:
+    """The same in Gluon: the first kernel also keeps rows in bf16, which the second has to copy only."""
+    from dsv4core.kernels.triton._attention_hopper import use_kept_kernel, weigh_hopper_kernel
+
+    q, *lists, sink, out, lse = arguments
+    heads, _, width, _, extra_width, *_ = numbers
+    programs, tiles = q.shape[0] * parts, count(numbers, 64, meta["EXTRA"])
+    weights, stats = workspace(q, programs * tiles, meta)
+    kept = torch.empty(q.shape[0] * tiles, 64, 512, dtype=torch.bfloat16, device=q.device)
+    launch(
+        weigh_hopper_kernel, programs * tiles, q, q, *lists, weights, stats, kept, scale, parts, tiles,
+        *numbers[:7], *numbers[9:], rows=meta["rows"], num_warps=4,
+    )  # fmt: skip
+    launch(
+        use_kept_kernel, programs * 8, q, weights, stats, kept, lists[2], lists[5], sink, out, lse, parts,
+        tiles, heads, width, extra_width, *numbers[7:9], numbers[12], numbers[16], EXTRA=meta["EXTRA"],
+        num_warps=4, launch_pdl=1,
+    )  # fmt: skip
+
+
+def count(numbers: tuple[int, ...], keys: int, extra: bool) -> int:
+    """Tiles of one token's lists."""
+    return pieces(numbers[2], keys) + (pieces(numbers[4], keys) if extra else 0)
+
+
+def workspace(q: Tensor, tiles: int, meta: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Weights of tiles, and their numbers."""
+    heads, sums = meta["HEADS"], torch.float64 if interpreted else torch.float32  # `SUM`
+    weights = torch.empty(tiles, heads, meta["KEYS"], dtype=torch.bfloat16, device=q.device)
+    return weights, torch.empty(tiles, STATS.value, heads, dtype=sums, device=q.device)

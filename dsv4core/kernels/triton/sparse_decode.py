@@ -173,9 +173,11 @@ def attend(
     parts = pieces(heads, size)
     tiles = pieces(main["width"], keys) + (pieces(extra["width"], keys) if extra else 0)
     split = tokens * parts <= few and tiles > 2 if side_by_side is None else side_by_side
+    gluon = resident and _in_words(q, main) and _in_words(q, other) and main["rows"] == other["rows"]
     if split and tiles:
-        _attention_split.run(arguments, scale, parts, numbers, {**meta, "HEADS": size, "KEYS": keys})
-    elif resident and _in_words(q, main) and _in_words(q, other) and main["rows"] == other["rows"]:
+        run = _attention_split.run_hopper if gluon else _attention_split.run
+        run(arguments, scale, parts, numbers, {**meta, "HEADS": size, "KEYS": keys})
+    elif gluon:
         from dsv4core.kernels.triton._attention_hopper import decode_hopper_kernel
 
         work = tokens * parts
