@@ -293,7 +293,7 @@ def run_hopper(
     arguments: tuple[Tensor, ...], scale: float, parts: int, numbers: tuple[int, ...], meta: dict[str, Any]
 ) -> None:
     """The same in Gluon: the first kernel also keeps rows in bf16, which the second has to copy only."""
-    from dsv4core.kernels.triton._attention_hopper import use_kept_kernel, weigh_hopper_kernel
+    from dsv4core.kernels.triton._hopper_few import use_kept_kernel, weigh_hopper_kernel
 
     q, *lists, sink, out, lse = arguments
     heads, _, width, _, extra_width, *_ = numbers

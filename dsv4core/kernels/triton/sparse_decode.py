@@ -178,7 +178,7 @@ def attend(
         run = _attention_split.run_hopper if gluon else _attention_split.run
         run(arguments, scale, parts, numbers, {**meta, "HEADS": size, "KEYS": keys})
     elif gluon:
-        from dsv4core.kernels.triton._attention_hopper import decode_hopper_kernel
+        from dsv4core.kernels.triton._hopper_decode import decode_hopper_kernel
 
         work = tokens * parts
         launch(
@@ -192,7 +192,7 @@ def attend(
 
 
 def _in_words(q: Tensor, of: dict[str, Any]) -> bool:
-    """Whether `_attention_hopper` takes such rows: of one layout, and read several bytes at a time."""
+    """Whether `_hopper_decode` takes such rows: of one layout, and read several bytes at a time."""
     return of["layout"] == "fp8_ds_mla" and whole_words(q) and whole_words(of["cache"])
 
 

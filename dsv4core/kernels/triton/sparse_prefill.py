@@ -96,7 +96,7 @@ def sparse_prefill(
     kernel, programs, count = sparse_prefill_kernel, work, (parts,)
     resident = cut.pop("hopper", 0)
     if resident and whole_words(q) and whole_words(kv):
-        from dsv4core.kernels.triton._attention_hopper import prefill_hopper_kernel
+        from dsv4core.kernels.triton._hopper_prefill import prefill_hopper_kernel
 
         kernel, programs, count, cut = prefill_hopper_kernel, min(work, resident), (work, parts), {"num_warps": 4}
     launch(
