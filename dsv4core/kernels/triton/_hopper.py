@@ -6,6 +6,8 @@ weighs them and sums 256 channels, `follow` sums the other 256. Tiles, their ord
 value are those of `_attention`. Gluon has no interpreter; other devices never come here.
 """
 
+from typing import Any, NamedTuple
+
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
@@ -28,17 +30,50 @@ LINE = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 ROWS = gl.constexpr(gl.BlockedLayout([1, 8], [1, 32], [4, 1], [1, 0]))
 
 
+class Shared(NamedTuple):
+    """What the groups of a program share: tiles and numbers in shared memory, and barriers.
+
+    `ready` and `free`: a tile of keys is there, has been used; `given`: its weights are there; `ended` and
+    `taken`: the same for the share of the weights in the output.
+    """
+
+    queries: Any
+    keys: Any
+    weights: Any
+    there: Any
+    pasts: Any
+    share: Any
+    ready: Any
+    free: Any
+    given: Any
+    ended: Any
+    taken: Any
+
+
+class Lists(NamedTuple):
+    """Lengths of a token's lists of keys, and how wide they are."""
+
+    lens: Any
+    len_stride: Any
+    width: Any
+    extra_lens: Any
+    extra_len_stride: Any
+    extra_width: Any
+    EXTRA: Any
+
+
 @gluon.jit
 def _both(a, b, c, d):
     return a + c, b + d
 
 
 @gluon.jit
-def copy_query(target, q, t, first, heads, q_stride, q_head_stride, live):
-    """64 heads of a token to shared memory. Shapes: target [64, 512]."""
+def copy_query(target, q, part, parts, heads, q_stride, q_head_stride, live):
+    """64 heads of a token to shared memory: those of the part-th piece of work. Shapes: target [64, 512]."""
+    t = (part // parts).to(gl.int64)
     d = gl.arange(0, 512, layout=gl.SliceLayout(0, ROWS))
     for i in gl.static_range(4):
-        h = first + i * 16 + gl.arange(0, 16, layout=gl.SliceLayout(1, ROWS))
+        h = part % parts * 64 + i * 16 + gl.arange(0, 16, layout=gl.SliceLayout(1, ROWS))
         rows = q + t * q_stride + h.to(gl.int64) * q_head_stride
         async_copy.async_copy_global_to_shared(
             target.slice(i * 16, 16), rows[:, None] + d[None, :], mask=((h < heads) & live)[:, None]
@@ -78,11 +113,10 @@ def finish(peak, total, rounded, sink):
 @gluon.jit
 def count(lists, t):
     """Tiles of the first list of a token, and of both."""
-    lens, len_stride, width, extra_lens, extra_len_stride, extra_width, EXTRA = lists
-    own = gl.cdiv(gl.maximum(gl.minimum(gl.load(lens + t * len_stride), width), 0), 64)
+    own = gl.cdiv(gl.maximum(gl.minimum(gl.load(lists.lens + t * lists.len_stride), lists.width), 0), 64)
     both = own
-    if EXTRA:
-        length = gl.minimum(gl.load(extra_lens + t * extra_len_stride), extra_width)
+    if lists.EXTRA:
+        length = gl.minimum(gl.load(lists.extra_lens + t * lists.extra_len_stride), lists.extra_width)
         both += gl.cdiv(gl.maximum(length, 0), 64)
     return own, both
 
@@ -95,7 +129,7 @@ def share_memory(BRINGERS: gl.constexpr):
     weights = gl.allocate_shared_memory(gl.bfloat16, [2, 64, 64], OPERAND)
     there = gl.allocate_shared_memory(gl.int32, [2, 64], LINE)
     pasts = gl.allocate_shared_memory(gl.float32, [2, 64], LINE)
-    share_of = gl.allocate_shared_memory(gl.float32, [64], LINE)
+    share = gl.allocate_shared_memory(gl.float32, [64], LINE)
     ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     given = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
@@ -107,7 +141,7 @@ def share_memory(BRINGERS: gl.constexpr):
         mbarrier.init(given.index(i), count=1)
     mbarrier.init(ended, count=1)
     mbarrier.init(taken, count=1)
-    return queries, keys, weights, there, pasts, share_of, ready, free, given, ended, taken
+    return Shared(queries, keys, weights, there, pasts, share, ready, free, given, ended, taken)
 
 
 @gluon.jit
@@ -131,13 +165,9 @@ def _score(queries, keys, ready, s, n):
 def lead(shared, lists, q, sink, out, lse, factor, work, parts, heads, q_stride, q_head_stride, out_stride,
           out_head_stride):  # fmt: skip
     """Scores, weights and channels 0 to 255."""
-    queries, keys, weights, there, pasts, share_of, ready, free, given, ended, taken = shared
     step = gl.num_programs(0)
-    pid = gl.program_id(0)
-    t = (pid // parts).to(gl.int64)
-    copy_query(queries, q, t, pid % parts * 64, heads, q_stride, q_head_stride, True)
+    copy_query(shared.queries, q, gl.program_id(0), parts, heads, q_stride, q_head_stride, True)
     n = 0
-    turn = 0
     for pid in range(gl.program_id(0), work, step):
         t = (pid // parts).to(gl.int64)
         first = pid % parts * 64
@@ -149,71 +179,64 @@ def lead(shared, lists, q, sink, out, lse, factor, work, parts, heads, q_stride,
         async_copy.wait_group(0)
         s = gl.zeros([64, 64], gl.float32, SCORES)
         if tiles > 0:
-            s = warpgroup_mma_wait(0, deps=[_score(queries, keys, ready, s, n)])
+            s = warpgroup_mma_wait(0, deps=[_score(shared.queries, shared.keys, shared.ready, s, n)])
         for tile in range(tiles):
             here = n % 2
-            mine = there.index(here).load(gl.SliceLayout(0, SCORES))
+            mine = shared.there.index(here).load(gl.SliceLayout(0, SCORES))
             s = gl.where((mine != 0)[None, :], s * factor, -float("inf"))
             w, own, added, added_rounded = weigh(s)
             share, peak, total, rounded, past = fold(own, added, added_rounded, peak, total, rounded)
-            weights.index(here).store((w * share[:, None]).to(gl.bfloat16))
-            pasts.index(here).store(past)
+            shared.weights.index(here).store((w * share[:, None]).to(gl.bfloat16))
+            shared.pasts.index(here).store(past)
             fence_async_shared()
-            mbarrier.arrive(given.index(here), count=1)
+            mbarrier.arrive(shared.given.index(here), count=1)
             acc = acc * gl.convert_layout(past, gl.SliceLayout(1, SUMS))[:, None]
             going = warpgroup_mma(
-                weights.index(here), keys.index(here).slice(0, 256, dim=1), acc, is_async=True
+                shared.weights.index(here), shared.keys.index(here).slice(0, 256, dim=1), acc, is_async=True
             )
             if tile + 1 < tiles:  # the next scores are on their way before these sums are there
-                scores = _score(queries, keys, ready, s, n + 1)
+                scores = _score(shared.queries, shared.keys, shared.ready, s, n + 1)
                 acc = warpgroup_mma_wait(1, deps=[going])
-                mbarrier.arrive(free.index(here), count=1)
+                mbarrier.arrive(shared.free.index(here), count=1)
                 s = warpgroup_mma_wait(0, deps=[scores])
             else:
                 acc = warpgroup_mma_wait(0, deps=[going])
-                mbarrier.arrive(free.index(here), count=1)
+                mbarrier.arrive(shared.free.index(here), count=1)
             n += 1
         after = pid + step
-        copy_query(
-            queries, q, (after // parts).to(gl.int64), after % parts * 64, heads, q_stride, q_head_stride,
-            after < work,
-        )  # fmt: skip
+        copy_query(shared.queries, q, after, parts, heads, q_stride, q_head_stride, after < work)
         h = first + gl.arange(0, 64, layout=gl.SliceLayout(1, SCORES))
         share, natural = finish(peak, total, rounded, gl.load(sink + h, h < heads, other=0.0))
         gl.store(lse + t * heads + h, natural, h < heads)
-        mbarrier.wait(taken, turn % 2 ^ 1)
-        share_of.store(share)
-        mbarrier.arrive(ended, count=1)
+        mbarrier.wait(shared.taken, pid // step % 2 ^ 1)
+        shared.share.store(share)
+        mbarrier.arrive(shared.ended, count=1)
         share = gl.convert_layout(share, gl.SliceLayout(1, SUMS))
         _store_half(out, acc, share, t, first, heads, out_stride, out_head_stride, 0)
-        turn += 1
     async_copy.wait_group(0)
 
 
 @gluon.jit
 def follow(shared, lists, out, work, parts, heads, out_stride, out_head_stride):
     """Channels 256 to 511."""
-    queries, keys, weights, there, pasts, share_of, ready, free, given, ended, taken = shared
     n = 0
-    turn = 0
     for pid in range(gl.program_id(0), work, gl.num_programs(0)):
         t = (pid // parts).to(gl.int64)
         _, tiles = count(lists, t)
         acc = gl.zeros([64, 256], gl.float32, SUMS)
-        for tile in range(tiles):
+        for _ in range(tiles):
             here = n % 2
-            mbarrier.wait(ready.index(here), n // 2 % 2)
-            mbarrier.wait(given.index(here), n // 2 % 2)
+            mbarrier.wait(shared.ready.index(here), n // 2 % 2)
+            mbarrier.wait(shared.given.index(here), n // 2 % 2)
             fence_async_shared()
-            acc = acc * pasts.index(here).load(gl.SliceLayout(1, SUMS))[:, None]
+            acc = acc * shared.pasts.index(here).load(gl.SliceLayout(1, SUMS))[:, None]
             acc = warpgroup_mma(
-                weights.index(here), keys.index(here).slice(256, 256, dim=1), acc, is_async=True
+                shared.weights.index(here), shared.keys.index(here).slice(256, 256, dim=1), acc, is_async=True
             )
             acc = warpgroup_mma_wait(0, deps=[acc])
-            mbarrier.arrive(free.index(here), count=1)
+            mbarrier.arrive(shared.free.index(here), count=1)
             n += 1
-        mbarrier.wait(ended, turn % 2)
-        share = share_of.load(gl.SliceLayout(1, SUMS))
-        mbarrier.arrive(taken, count=1)
+        mbarrier.wait(shared.ended, pid // gl.num_programs(0) % 2)
+        share = shared.share.load(gl.SliceLayout(1, SUMS))
+        mbarrier.arrive(shared.taken, count=1)
         _store_half(out, acc, share, t, pid % parts * 64, heads, out_stride, out_head_stride, 256)
-        turn += 1

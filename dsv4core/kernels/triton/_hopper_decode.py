@@ -4,8 +4,11 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from dsv4core.kernels.triton._hopper import LOG2E, count, follow, lead, share_memory
+from dsv4core.kernels.triton._hopper import LOG2E, Lists, count, follow, lead, share_memory
 
+DYNAMIC = [
+    "parts", "limit", "width", "extra_limit", "extra_width", "slots", "lens", "extra_slots", "extra_lens",
+]  # fmt: skip
 # Rows of 16 keys as groups of a scale, eighths and words: a thread has an eighth of every group of its row.
 CODES = gl.constexpr(gl.BlockedLayout([1, 8, 1, 2], [4, 1, 8, 1], [4, 1, 1, 1], [3, 2, 1, 0]))
 ROW = gl.constexpr(gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, CODES))))
@@ -104,8 +107,8 @@ def _rows_ahead(source, tile, own, t, i, pages, rows: gl.constexpr, EXTRA: gl.co
     found = ()
     for k in gl.static_range(4):
         slot = slots_of(source, tile, own, t, i + 16 * k, EXTRA)
-        read = read + (read_rows(slot, tile < own, pages, rows),)
-        found = found + (slots_of(source, tile + 1, own, t, i + 16 * k, EXTRA),)
+        read += (read_rows(slot, tile < own, pages, rows),)
+        found += (slots_of(source, tile + 1, own, t, i + 16 * k, EXTRA),)
     return read, found
 
 
@@ -113,40 +116,39 @@ def _rows_ahead(source, tile, own, t, i, pages, rows: gl.constexpr, EXTRA: gl.co
 def _bring_pages(shared, lists, pages, slots, extra_slots, work, parts, slot_stride, column_stride,
                  extra_slot_stride, extra_column_stride, rows: gl.constexpr):  # fmt: skip
     """Rows of pages, decoded; those of the next tile are on their way meanwhile."""
-    queries, keys, weights, there, pasts, share_of, ready, free, given, ended, taken = shared
-    lens, len_stride, width, extra_lens, extra_len_stride, extra_width, EXTRA = lists
-    pairs = keys._reinterpret(gl.int32, [2, 64, 256], PAIRS)
+    pairs = shared.keys._reinterpret(gl.int32, [2, 64, 256], PAIRS)
     i = gl.arange(0, 16, layout=ROW)
     n = 0
     for pid in range(gl.program_id(0), work, gl.num_programs(0)):
         t = (pid // parts).to(gl.int64)
         own, tiles = count(lists, t)
-        length = gl.minimum(gl.load(lens + t * len_stride), width)
+        length = gl.minimum(gl.load(lists.lens + t * lists.len_stride), lists.width)
         extra_length = length
-        if EXTRA:
-            extra_length = gl.minimum(gl.load(extra_lens + t * extra_len_stride), extra_width)
+        if lists.EXTRA:
+            extra_length = gl.minimum(
+                gl.load(lists.extra_lens + t * lists.extra_len_stride), lists.extra_width
+            )
         source = (slots, length, slot_stride, column_stride, extra_slots, extra_length, extra_slot_stride,
                   extra_column_stride)  # fmt: skip
-        now, after = _rows_ahead(source, 0, own, t, i, pages, rows, EXTRA)
+        now, after = _rows_ahead(source, 0, own, t, i, pages, rows, lists.EXTRA)
         for tile in range(tiles):
             here = n % 2
-            mbarrier.wait(free.index(here), n // 2 % 2 ^ 1)
+            mbarrier.wait(shared.free.index(here), n // 2 % 2 ^ 1)
             read = ()
             found = ()
             for k in gl.static_range(4):
                 codes, tails, scales, live = now[k]
                 pairs.index(here).slice(16 * k, 16).store(decode_rows(codes, tails, scales))
-                there.index(here).slice(16 * k, 16).store(live.to(gl.int32))
-                read = read + (read_rows(after[k], tile + 1 < own, pages, rows),)
-                found = found + (slots_of(source, tile + 2, own, t, i + 16 * k, EXTRA),)
+                shared.there.index(here).slice(16 * k, 16).store(live.to(gl.int32))
+                read += (read_rows(after[k], tile + 1 < own, pages, rows),)
+                found += (slots_of(source, tile + 2, own, t, i + 16 * k, lists.EXTRA),)
             now, after = read, found
             # Those that use the tile fence what they have waited for: a fence here would wait for the loads.
-            mbarrier.arrive(ready.index(here), count=1)
+            mbarrier.arrive(shared.ready.index(here), count=1)
             n += 1
 
 
-@gluon.jit(do_not_specialize=["work", "parts", "limit", "width", "extra_limit", "extra_width", "slots", "lens",
-                              "extra_slots", "extra_lens"])  # fmt: skip
+@gluon.jit(do_not_specialize=["work", *DYNAMIC])
 def decode_hopper_kernel(
     q, cache, slots, lens, extra, extra_slots, extra_lens, sink, out, lse, scale,
     work, parts, heads, limit, width, extra_limit, extra_width, q_stride, q_head_stride, out_stride,
@@ -156,7 +158,7 @@ def decode_hopper_kernel(
 ):  # fmt: skip
     """`sparse_attention_kernel` over pages in fp8_ds_mla for `work` pairs of a token and 64 heads."""
     shared = share_memory(1)
-    lists = (lens, len_stride, width, extra_lens, extra_len_stride, extra_width, EXTRA)
+    lists = Lists(lens, len_stride, width, extra_lens, extra_len_stride, extra_width, EXTRA)
     gl.warp_specialize(
         [
             (lead, (shared, lists, q, sink, out, lse, scale * LOG2E, work, parts, heads, q_stride,

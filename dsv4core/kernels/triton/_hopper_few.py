@@ -1,4 +1,4 @@
-"""Decode of few tokens on Hopper, as `_attention_split`: rows are decoded once, and kept for the second kernel."""
+"""Decode of few tokens on Hopper: `_attention_split`, but rows are decoded once, for both kernels."""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -15,13 +15,14 @@ from dsv4core.kernels.triton._hopper import (
     NEVER,
     OPERAND,
     SCORES,
+    Lists,
     copy_query,
     count,
     finish,
     fold,
     weigh,
 )
-from dsv4core.kernels.triton._hopper_decode import PAIRS, ROW, decode_rows, read_rows, slots_of
+from dsv4core.kernels.triton._hopper_decode import DYNAMIC, PAIRS, ROW, decode_rows, read_rows, slots_of
 
 STAGES = gl.constexpr(8)  # tiles in shared memory at a time
 LEFT = gl.constexpr(gl.DotOperandLayout(0, SCORES, 2))
@@ -46,8 +47,7 @@ def _score_half(queries, keys, s):
     return warpgroup_mma_wait(0, deps=[s])
 
 
-@gluon.jit(do_not_specialize=["parts", "tiles", "limit", "width", "extra_limit", "extra_width", "slots", "lens",
-                              "extra_slots", "extra_lens"])  # fmt: skip
+@gluon.jit(do_not_specialize=["tiles", *DYNAMIC])
 def weigh_hopper_kernel(
     q, cache, slots, lens, extra, extra_slots, extra_lens, weights, stats, kept, scale,
     parts, tiles, heads, limit, width, extra_limit, extra_width, q_stride, q_head_stride,
@@ -63,11 +63,10 @@ def weigh_hopper_kernel(
     tile = pid % tiles
     part = pid // tiles
     t = (part // parts).to(gl.int64)
-    first = part % parts * 64
     queries = gl.allocate_shared_memory(gl.bfloat16, [64, 512], OPERAND)
     keys = gl.allocate_shared_memory(gl.bfloat16, [64, 256], OPERAND)  # half of the channels at a time
     there = gl.allocate_shared_memory(gl.int32, [64], LINE)
-    copy_query(queries, q, t, first, heads, q_stride, q_head_stride, True)
+    copy_query(queries, q, part, parts, heads, q_stride, q_head_stride, True)
     own = gl.cdiv(width, 64)
     mine = tile < own
     begin = gl.where(mine, tile, tile - own) * 64
@@ -80,7 +79,7 @@ def weigh_hopper_kernel(
     # Slots are read up to the list's width: they need not wait for its length.
     found = ()
     for k in gl.static_range(4):
-        found = found + (slots_of(lists, tile, own, t, i + 16 * k, True),)
+        found += (slots_of(lists, tile, own, t, i + 16 * k, True),)
     if begin < length:
         pairs = keys._reinterpret(gl.int32, [64, 128], PAIRS)
         keep = part % parts == 0  # heads of a token share its rows
@@ -88,7 +87,7 @@ def weigh_hopper_kernel(
         read = ()
         for k in gl.static_range(4):
             slot = gl.where(begin + i + 16 * k < length, found[k], -1)
-            read = read + (read_rows(slot, mine, pages, rows),)
+            read += (read_rows(slot, mine, pages, rows),)
         late = ()
         for k in gl.static_range(4):
             codes, tails, scales, live = read[k]
@@ -96,7 +95,7 @@ def weigh_hopper_kernel(
             values = gl.reshape(decode_rows(codes, tails, scales), (16, 2, 128))
             low, high = gl.split(gl.permute(values, (0, 2, 1)))
             _keep(pairs, place, low, keep, 16 * k, 0)
-            late = late + (high,)
+            late += (high,)
         async_copy.wait_group(0)
         s = gl.zeros([64, 64], gl.float32, SCORES)
         s = _score_half(queries.slice(0, 256, dim=1), keys, s)
@@ -118,16 +117,20 @@ def weigh_hopper_kernel(
 
 
 @gluon.jit
-def _copy_kept(weights, keys, numbers, given, kept, stats, tile, own, skip, first, there):
+def _copy_kept(weights, keys, numbers, stage, given, kept, stats, tile, own, skip, first, there):
     """Start copying a tile's weights, 64 channels of its rows, and its numbers."""
     place = gl.where(tile < own, tile, tile + skip).to(gl.int64)
     i = gl.arange(0, 64, layout=gl.SliceLayout(1, CHUNKS))[:, None]
     j = gl.arange(0, 64, layout=gl.SliceLayout(0, CHUNKS))[None, :]
     mask = (i < 64) & there
-    async_copy.async_copy_global_to_shared(weights, given + place * 4096 + i * 64 + j, mask=mask)
-    async_copy.async_copy_global_to_shared(keys, kept + place * 32768 + i * 512 + first + j, mask=mask)
+    async_copy.async_copy_global_to_shared(weights.index(stage), given + place * 4096 + i * 64 + j, mask=mask)
+    async_copy.async_copy_global_to_shared(
+        keys.index(stage), kept + place * 32768 + i * 512 + first + j, mask=mask
+    )
     n = gl.arange(0, 256, layout=NUMBERS)
-    async_copy.async_copy_global_to_shared(numbers, stats + place * 192 + n, mask=(n < 192) & there)
+    async_copy.async_copy_global_to_shared(
+        numbers.index(stage), stats + place * 192 + n, mask=(n < 192) & there
+    )
     async_copy.commit_group()
 
 
@@ -147,7 +150,9 @@ def use_kept_kernel(
     weights = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 64, 64], OPERAND)
     keys = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 64, 64], OPERAND)
     numbers = gl.allocate_shared_memory(gl.float32, [STAGES, 256], LINE)
-    own, all_tiles = count((lens, len_stride, width, extra_lens, extra_len_stride, extra_width, EXTRA), t)
+    own, all_tiles = count(
+        Lists(lens, len_stride, width, extra_lens, extra_len_stride, extra_width, EXTRA), t
+    )
     skip = gl.cdiv(width, 64) - own
     acc = gl.zeros([64, 64], gl.float32, SCORES)
     peak = gl.zeros([64], gl.float32, gl.SliceLayout(1, SCORES)) + NEVER
@@ -155,8 +160,7 @@ def use_kept_kernel(
     rounded = gl.zeros([64], gl.float32, gl.SliceLayout(1, SCORES))
     gl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1)
     for tile in gl.static_range(STAGES - 1):
-        _copy_kept(weights.index(tile), keys.index(tile), numbers.index(tile), given, kept, stats, tile, own, skip,
-                   first, tile < all_tiles)  # fmt: skip
+        _copy_kept(weights, keys, numbers, tile, given, kept, stats, tile, own, skip, first, tile < all_tiles)
     for tile in range(all_tiles):
         ahead = tile + STAGES - 1
         async_copy.wait_group(STAGES - 2)
@@ -165,8 +169,10 @@ def use_kept_kernel(
         top = mine.slice(0, 64).load(gl.SliceLayout(1, SCORES))
         added = mine.slice(64, 64).load(gl.SliceLayout(1, SCORES))
         added_rounded = mine.slice(128, 64).load(gl.SliceLayout(1, SCORES))
-        _copy_kept(weights.index(ahead % STAGES), keys.index(ahead % STAGES), numbers.index(ahead % STAGES), given,
-                   kept, stats, ahead, own, skip, first, ahead < all_tiles)  # fmt: skip
+        _copy_kept(
+            weights, keys, numbers, ahead % STAGES, given, kept, stats, ahead, own, skip, first,
+            ahead < all_tiles,
+        )  # fmt: skip
         factor, peak, total, rounded, past = fold(top, added, added_rounded, peak, total, rounded)
         w = weights.index(here).load(LEFT)
         share = gl.convert_layout(factor, gl.SliceLayout(1, LEFT))[:, None]

@@ -26,8 +26,8 @@ NAME = "dequantize_and_gather_k_cache"
 def dequantize_and_gather_kernel(
     out, cache, seq_lens, gather_lens, table, room, width, pages, offset,
     request_stride, row_stride, page_stride, seq_stride, gather_stride, table_stride, column_stride,
-    rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr, WHOLE: tl.constexpr,
-    ROWS: tl.constexpr,
+    rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr,
+    WHOLE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Program (i, b) dequantises rows i * ROWS .. of request b; those behind its count do nothing.
 

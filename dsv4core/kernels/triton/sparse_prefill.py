@@ -98,7 +98,12 @@ def sparse_prefill(
     if resident and whole_words(q) and whole_words(kv):
         from dsv4core.kernels.triton._hopper_prefill import prefill_hopper_kernel
 
-        kernel, programs, count, cut = prefill_hopper_kernel, min(work, resident), (work, parts), {"num_warps": 4}
+        kernel, programs, count, cut = (
+            prefill_hopper_kernel,
+            min(work, resident),
+            (work, parts),
+            {"num_warps": 4},
+        )
     launch(
         kernel, programs, q, q, kv, indices, lens, attn_sink, out, lse, scale,
         *count, heads, kv.shape[0], indices.shape[1], q.stride(0), q.stride(1), kv.stride(0),
