@@ -16,7 +16,6 @@ from dsv4core.kernels.triton._flags import INTERPRETED
 from dsv4core.kernels.triton._pages import load_bf16, load_u32, store_as
 from dsv4core.kernels.triton.numerics import (
     SUM,
-    add_product,
     bits_of,
     byte_scale,
     decode_e4m3,
@@ -160,10 +159,11 @@ def tile_scores(qa, qb, qc, qr, ka, kb, kc, kr, live, factor):
 
     Shapes: q pieces [H, ..], k pieces [N, ..], live bool [N] -> f32 [H, N].
     """
-    s = tl.dot(qa, tl.trans(ka), input_precision="ieee")
-    s = add_product(s, qb, tl.trans(kb))
-    s = add_product(s, qc, tl.trans(kc))
-    s = add_product(s, qr, tl.trans(kr)) * factor
+    # Apart, not one into the next: see APART in `sparse_decode`.
+    s = tl.dot(qa, tl.trans(ka), input_precision="ieee") * factor
+    s += tl.dot(qb, tl.trans(kb), input_precision="ieee") * factor
+    s += tl.dot(qc, tl.trans(kc), input_precision="ieee") * factor
+    s += tl.dot(qr, tl.trans(kr), input_precision="ieee") * factor
     return tl.where(live[None, :], s.to(tl.float32), -float("inf"))
 
 

@@ -2,8 +2,9 @@
 
 A program stays on its multiprocessor and takes one (token, 64 heads) after another. One group brings tiles
 of 64 rows into shared memory, two at a time (`_hopper_prefill`, `_hopper_decode`). `lead` computes scores,
-weighs them and sums 256 channels, `follow` sums the other 256. Tiles, their order and every operation on a
-value are those of `_attention`. Gluon has no interpreter; other devices never come here.
+weighs them and sums 256 channels, `follow` sums the other 256. Tiles, their order and what happens to a value
+are as in `_attention`, except that a score is one sum over all channels. Gluon has no interpreter; other
+devices never come here.
 """
 
 from typing import Any, NamedTuple
