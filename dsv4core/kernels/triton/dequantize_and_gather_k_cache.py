@@ -26,27 +26,20 @@ NAME = "dequantize_and_gather_k_cache"
 def dequantize_and_gather_kernel(
     out, cache, seq_lens, gather_lens, table, room, width, pages, offset,
     request_stride, row_stride, page_stride, seq_stride, gather_stride, table_stride, column_stride,
-    rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr,
-    WHOLE: tl.constexpr, ROWS: tl.constexpr,
+    rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Program (i, b) dequantises rows i * ROWS .. of request b; those behind its count do nothing.
-
-    WHOLE: every row is wanted, so that the table need not wait for the lengths.
-    """
+    """Program (i, b) dequantises rows i * ROWS .. of request b; those behind its count do nothing."""
     b = tl.program_id(1).to(tl.int64)
     first = tl.program_id(0) * ROWS
     length = tl.load(seq_lens + b * seq_stride)
     count = tl.minimum(tl.load(gather_lens + b * gather_stride), room)
-    if WHOLE or first < count:
+    if first < count:
         i = first + tl.arange(0, ROWS)
         live = i < count
-        index = length - count + i
-        wanted = live
-        if WHOLE:
-            index = i
-            wanted = i < room
-        page, row = table_rows(table, b, index, wanted, width, table_stride, column_stride, rows)
-        found = live & (page >= 0) & (page < pages)
+        page, row = table_rows(
+            table, b, length - count + i, live, width, table_stride, column_stride, rows
+        )  # fmt: skip
+        found = (page >= 0) & (page < pages)
         page = tl.where(found, page, 0)
         nope, tail = load_main_rows(cache, page_stride, page, row, found, rows, LAYOUT, ALIGN, HARDWARE)
         d = tl.arange(0, 512)[None, :]
@@ -76,8 +69,7 @@ def dequantize_and_gather_k_cache(
         dequantize_and_gather_kernel, grid, out, out, k_cache, seq_lens, lens, block_table, room,
         block_table.shape[1], k_cache.shape[0], offset, out.stride(0), out.stride(1), k_cache.stride(0),
         seq_lens.stride(0), lens.stride(0), block_table.stride(0), block_table.stride(1),
-        rows=rows, LAYOUT=layout, ALIGN=alignment(k_cache), HARDWARE=native_e4m3(out),
-        WHOLE=gather_lens is None, **meta,
+        rows=rows, LAYOUT=layout, ALIGN=alignment(k_cache), HARDWARE=native_e4m3(out), **meta,
     )  # fmt: skip
 
 
