@@ -71,8 +71,8 @@ def decode_rows(codes, tails, scales):
     byte = (scales[:, None, None, None] >> (g * 8).to(gl.int64)).to(gl.int32) & 255
     power = gl.minimum(gl.maximum(byte, 1), 254) * 0x800080  # twice in bf16
     codes, power = gl.broadcast(codes, power)
-    # Codes moved into bf16's fields are values times 2^-120, the smallest of them subnormal. Conversions by
-    # hardware take a multiple of the time.
+    # Codes moved into bf16's fields are values times 2^-120, the smallest of them subnormal. The hardware's
+    # conversions are slower.
     first, second = gl.inline_asm_elementwise(
         """
         {
