@@ -17,21 +17,23 @@ SEGMENTS = 8
 THREADS = 256
 SIZES = (16, 32)
 """Heads that a block may have."""
-ARGUMENTS = "q" * 10 + "f" + "q" * 8 + "i" * 6
+ARGUMENTS = "q" * 10 + "f" + "q" * 8 + "i" * 8
 
 
 @cache
-def program(rows: int, extra_rows: int, heads: int, blocks: int) -> Program:
-    """The kernel for pages of so many rows, heads of a block and blocks of a cluster."""
-    shared = KEYS * 1024 + heads * (1024 + 2 * KEYS + 64 + 12 * blocks + 4)
-    constants = (rows, extra_rows, heads, blocks)
-    return Program("sparse_decode", ARGUMENTS, constants, THREADS, shared, blocks)
+def program(heads: int, blocks: int) -> Program:
+    """The kernel for so many heads of a block and blocks of a cluster."""
+    fold = heads * (12 * blocks + 4 * (blocks + 1))
+    if heads == 64:
+        return Program("sparse_decode_wide", ARGUMENTS, (blocks,), 512, 2 * 64 * 1024 + 65536 + 16384 + 1024 + fold, blocks, True)
+    shared = KEYS * 1024 + heads * (1024 + 2 * KEYS + 96) + fold
+    return Program("sparse_decode", ARGUMENTS, (heads, blocks), THREADS, shared, blocks)
 
 
-def segments(width: int) -> tuple[int, int]:
+def segments(width: int, most: int = SEGMENTS) -> tuple[int, int]:
     """How a row's keys are cut, whatever the batch: segments, and tiles of each."""
     tiles = max(1, -(-width // KEYS))
-    each = -(-tiles // SEGMENTS)
+    each = -(-tiles // most)
     return -(-tiles // each), each
 
 
@@ -47,27 +49,32 @@ def cut(tokens: int, heads: int, blocks: int, available: int) -> int:
 def programs(arch: str) -> dict[str, Program]:
     """A program of every number of heads, for ahead-of-time compilation; its matrix products are SM90's."""
     blocks, _ = segments(640)
-    return {f"{n} heads a block": program(64, 64, n, blocks) for n in SIZES} if arch == "sm_90a" else {}
+    return {f"{n} heads a block": program(n, blocks) for n in SIZES} if arch == "sm_90a" else {}
 
 
 def decode(
     q: Tensor, swa: Pages, extra: Pages | None, sink: Tensor, out: Tensor, scale: float,
-    size: int = 0,
+    size: int = 0, most: int = 0,
 ) -> Tensor:  # fmt: skip
     """`sparse_decode` over pages that are 16-byte aligned; `size` is a `cut` of one's own, to measure."""
     tokens, heads, _ = q.shape
     more = extra or swa
     width, extra_width = swa.slots.shape[1], extra.slots.shape[1] if extra else 0
-    blocks, tiles = segments(width + extra_width)
     device = q.device.index
-    size = size or cut(tokens, heads, blocks, processors(device))
+    if size == 64:
+        all_tiles = -(-(width + extra_width) // 64)
+        tiles = -(-all_tiles // (most or 8))
+        blocks = -(-all_tiles // tiles)
+    else:
+        blocks, tiles = segments(width + extra_width, most or SEGMENTS)
+        size = size or cut(tokens, heads, blocks, processors(device))
     lse = sink.new_empty(tokens, heads)
-    program(swa.rows, more.rows, size, blocks).on(device)(
+    program(size, blocks).on(device)(
         (blocks, heads // size, tokens),
         q.data_ptr(), swa.cache.data_ptr(), swa.slots.data_ptr(), swa.lens.data_ptr(), more.cache.data_ptr(),
         more.slots.data_ptr(), more.lens.data_ptr(), sink.data_ptr(), out.data_ptr(), lse.data_ptr(), scale,
         q.stride(0), q.stride(1), out.stride(0), out.stride(1), swa.cache.stride(0), more.cache.stride(0),
         swa.slots.stride(0), more.slots.stride(0), swa.cache.shape[0] * swa.rows,
-        more.cache.shape[0] * more.rows, width, extra_width, heads, tiles,
+        more.cache.shape[0] * more.rows, width, extra_width, swa.rows, more.rows, heads, tiles,
     )  # fmt: skip
     return lse

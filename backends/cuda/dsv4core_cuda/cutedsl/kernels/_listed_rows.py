@@ -38,8 +38,7 @@ def decode_four(w, scale):
 @cute.jit
 def listed(
     n, t, cache, slots, lens, slot_stride, extra, extra_slots, extra_lens, extra_slot_stride, width,
-    extra_width, stride, limit, extra_stride, extra_limit,
-    ROWS: cutlass.Constexpr, EXTRA_ROWS: cutlass.Constexpr,
+    extra_width, stride, limit, extra_stride, extra_limit, rows, extra_rows,
 ):  # fmt: skip
     """Addresses of row n of both lists, one behind the other, and of its scales; 1 where a row is."""
     row = cache
@@ -49,9 +48,9 @@ def listed(
         length = load_word(lens + Int64(t) * 4)
         slot = load_word(slots + (Int64(t) * slot_stride + n) * 4)
         if (n < length) & (slot >= 0) & (slot < limit):
-            page = cache + Int64(slot // ROWS) * stride
-            row = page + (slot % ROWS) * 576
-            scales = page + ROWS * 576 + (slot % ROWS) * 8
+            page = cache + Int64(slot // rows) * stride
+            row = page + (slot % rows) * 576
+            scales = page + rows * 576 + (slot % rows) * 8
             live = Int32(1)
     else:
         if n < width + extra_width:
@@ -59,9 +58,9 @@ def listed(
             length = load_word(extra_lens + Int64(t) * 4)
             slot = load_word(extra_slots + (Int64(t) * extra_slot_stride + m) * 4)
             if (m < length) & (slot >= 0) & (slot < extra_limit):
-                page = extra + Int64(slot // EXTRA_ROWS) * extra_stride
-                row = page + (slot % EXTRA_ROWS) * 576
-                scales = page + EXTRA_ROWS * 576 + (slot % EXTRA_ROWS) * 8
+                page = extra + Int64(slot // extra_rows) * extra_stride
+                row = page + (slot % extra_rows) * 576
+                scales = page + extra_rows * 576 + (slot % extra_rows) * 8
                 live = Int32(1)
     return row, scales, live
 

@@ -205,6 +205,13 @@ def load_i64(address, *, loc=None, ip=None):
 
 
 @dsl_user_op
+def load_u8_pair(address, *, loc=None, ip=None):
+    """Two bytes of global memory in one i32, at an even address."""
+    text = "{.reg .b16 t; ld.global.b16 t, [$1]; cvt.u32.u16 $0, t;}"
+    return Int32(_asm(T.i32(), [Int64(address)], text, "=r,l", loc, ip, effects=True))
+
+
+@dsl_user_op
 def load_bf16(address, *, loc=None, ip=None):
     """A bf16 from global memory, widened."""
     text = "{.reg .b16 z, t; mov.b16 z, 0; ld.global.nc.b16 t, [$1]; mov.b32 $0, {z, t};}"
