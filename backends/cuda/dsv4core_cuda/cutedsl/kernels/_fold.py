@@ -60,12 +60,15 @@ def add_blocks(
     """Add what the cluster's blocks have for this one's part of the channels: halves in order, then both."""
     HALF: cutlass.Constexpr = (BLOCKS + 1) // 2
     UNITS: cutlass.Constexpr = HEADS * 128
+    ROUNDS: cutlass.Constexpr = (UNITS + THREADS * BLOCKS - 1) // (THREADS * BLOCKS)
+    AT_ONCE: cutlass.Constexpr = max(1, 10 // BLOCKS)
     bases = [peer(outputs, c) for c in range(BLOCKS)]
-    for i in cutlass.range_constexpr((UNITS + THREADS * BLOCKS - 1) // (THREADS * BLOCKS)):
-        unit = thread + THREADS * (rank + BLOCKS * i)
-        if unit < UNITS:
-            head, channel = unit // 128, unit % 128 * 4
-            values = [read_peer(bases[c] + (head * HEAD + channel) * 4) for c in range(BLOCKS)]
+    for first in cutlass.range_constexpr(0, ROUNDS, AT_ONCE):
+        units = [thread + THREADS * (rank + BLOCKS * i) for i in range(first, min(first + AT_ONCE, ROUNDS))]
+        # units past the last read what others read too, so that loads of several units are under way at once
+        places = [(unit % UNITS // 128, unit % 128 * 4) for unit in units]
+        loaded = [[read_peer(base + (h * HEAD + c) * 4) for base in bases] for h, c in places]
+        for unit, (head, channel), values in zip(units, places, loaded, strict=True):
             halves = [[Float32(0.0)] * 4, [Float32(0.0)] * 4]
             for c in cutlass.range_constexpr(BLOCKS):
                 weight = read_f32(weights + (c * HEADS + head) * 4, 1)[0]
@@ -74,4 +77,5 @@ def add_blocks(
             share = read_f32(weights + (BLOCKS * HEADS + head) * 4, 1)[0]
             x = [(a + b) * share for a, b in zip(*halves, strict=True)]
             words = [pair_bf16(x[0], x[1]), pair_bf16(x[2], x[3])]
-            store_words(to + (Int64(head) * head_stride + channel) * 2, words)
+            if unit < UNITS:
+                store_words(to + (Int64(head) * head_stride + channel) * 2, words)

@@ -8,6 +8,8 @@ import cutlass
 from cutlass import Int32, cute
 
 from dsv4core_cuda.cutedsl.kernels._ptx import (
+    chosen_bytes,
+    fetch_line,
     load_u8_pair,
     load_words,
     pair_mul,
@@ -35,66 +37,81 @@ def code_pairs(w):
 def fetch(row, scales, lane):
     """Begin to load eight rows; lane i (any i mod 8) has addresses of row i and of its scales.
 
-    -> the words of codes (16 bytes a lane and row), the other words, the lane's two scale bytes of a row.
+    -> words of codes (16 bytes a lane and row, of lanes up to 27), a row's 32 bytes of rotated channels and its
+    two scale bytes that a lane has.
     """
     # Lanes of odd blocks of 64 channels take the rows of a pair the other way round: their stores then meet
-    # other banks than those of the block before.
+    # other banks than those of the block before. Rotated channels are cut alike.
     odd = (lane // 4) % 2
     raw = []
     for i in cutlass.range_constexpr(ROWS):
         raw.append(load_words(cute.arch.shuffle_sync(row, i ^ odd) + lane * 16, 4))
     mine = lane // 4
-    rest = load_words(cute.arch.shuffle_sync(row, mine) + (512 + lane % 4 * 16), 4)
+    start = cute.arch.shuffle_sync(row, mine) + (448 + lane % 4 * 16)
+    rotated = [load_words(start + odd * 64, 4), load_words(start + (1 - odd) * 64, 4)]
     pair = load_u8_pair(cute.arch.shuffle_sync(scales, mine) + lane % 4 * 2)
-    return raw, rest, pair
+    return raw, rotated, pair
 
 
 @cute.jit
-def spread(tile, first, raw, rest, pair, live, lane, KEYS: cutlass.Constexpr):
-    """Write eight rows from row `first` of a tile on, as bf16; zeros where no row is (`live` of lane i mod 8).
+def announce(row, scales, lane):
+    """Begin to bring eight rows to the last-level cache; arguments as those of `fetch`."""
+    mine = lane // 4
+    start, tail = cute.arch.shuffle_sync(row, mine), cute.arch.shuffle_sync(scales, mine)
+    last = start + 575
+    fetch_line(start + lane % 4 * 128)
+    fetch_line(last if lane % 2 == 0 else tail)
+
+
+@cute.jit
+def spread(tile, raw, rotated, pair, live, lane, KEYS: cutlass.Constexpr):
+    """Write eight rows of a tile of KEYS rows as bf16, from the shared address `tile` on, which 1024 divides.
+
+    Zeros where no row is (`live` of lane i mod 8).
     """
     BLOCK: cutlass.Constexpr = KEYS * 128
-    odd = (lane // 4) % 2
+    mine = lane // 4
+    odd = mine % 2
+    there = 0 - cute.arch.shuffle_sync(live, mine)
     # a lane's two bytes as bf16 2^(byte - 7); what is left of larger ones is multiplied afterwards
-    there = cute.arch.shuffle_sync(live, lane // 4)
     low, high = pair & 0xFF, pair >> 8
-    wide = cute.arch.vote_any_sync((low > LARGEST) | (high > LARGEST))
-    factors = power(low, there) | (power(high, there) << 16)
+    factors = (power(low) | (power(high) << 16)) & there
     more = rest_of(low) | (rest_of(high) << 16)
+    first = tile + mine * BLOCK + odd * 128 + ((lane % 4 * 2 ^ odd) << 4)
+    if cute.arch.vote_any_sync((low > LARGEST) | (high > LARGEST)):
+        write_codes(first, raw, factors, more, lane, True)
+    else:
+        write_codes(first, raw, factors, more, lane, False)
+    to = tile + (7 * BLOCK + mine * 128)
+    write_shared(to + ((lane % 4 + odd * 4 ^ mine) << 4), [w & there for w in rotated[0]])
+    write_shared(to + ((lane % 4 + 4 - odd * 4 ^ mine) << 4), [w & there for w in rotated[1]])
+
+
+@cute.jit
+def write_codes(first, raw, factors, more, lane, TWICE: cutlass.Constexpr):
+    """A lane's codes of eight rows, times their factors, to `first` for the first of its rows.
+
+    Where the others go differs in bits that no address of the first has carried into.
+    """
+    mine = lane // 4
     source = lane // 8
+    chosen = 0x1010 + mine % 2 * 0x2222
     for i in cutlass.range_constexpr(ROWS):
-        r = i ^ odd
-        scale = cute.arch.shuffle_sync(factors, r * 4 + source)
-        scale = scale >> 16 if odd == 1 else scale & 0xFFFF
-        scale = scale | (scale << 16)
-        base = tile + (first + r) * 128
-        mask = 0 - cute.arch.shuffle_sync(live, r)
-        again = Int32(0)
-        if wide:
-            again = cute.arch.shuffle_sync(more, r * 4 + source)
-            again = again >> 16 if odd == 1 else again & 0xFFFF
-            again = again | (again << 16)
+        scale = chosen_bytes(cute.arch.shuffle_sync(factors, (i ^ mine % 2) * 4 + source), chosen)
+        words = []
+        for w in raw[i]:
+            words += [pair_mul(x, scale) for x in code_pairs(w)]
+        if cutlass.const_expr(TWICE):
+            again = chosen_bytes(cute.arch.shuffle_sync(more, (i ^ mine % 2) * 4 + source), chosen)
+            words = [pair_mul(x, again) for x in words]
         if lane < 28:
-            words = []
-            for w in raw[i]:
-                words += [pair_mul(x, scale) for x in code_pairs(w)]
-            if wide:
-                words = [pair_mul(x, again) for x in words]
-            block = base + lane // 4 * BLOCK
-            chunk = lane % 4 * 2
-            write_shared(block + ((chunk ^ r) << 4), words[:4])
-            write_shared(block + (((chunk + 1) ^ r) << 4), words[4:])
-        else:
-            words = [w & mask for w in raw[i]]
-            write_shared(base + (7 * BLOCK + (((lane - 28) ^ r) << 4)), words)
-    r = lane // 4
-    words = [w & (0 - there) for w in rest]
-    write_shared(tile + (7 * BLOCK + (first + r) * 128 + (((4 + lane % 4) ^ r) << 4)), words)
+            write_shared(first ^ (i * 144), words[:4])
+            write_shared(first ^ (i * 144 + 16), words[4:])
 
 
-def power(byte, there):
-    """2^(byte - 7) as bf16 for bytes up to LARGEST, its largest power beyond; 0 where no row is."""
-    return ((cutlass.min(byte, Int32(LARGEST)) + 120) << 7) & (0 - there)
+def power(byte):
+    """2^(byte - 7) as bf16 for bytes up to LARGEST, its largest power beyond."""
+    return (cutlass.min(byte, Int32(LARGEST)) + 120) << 7
 
 
 def rest_of(byte):

@@ -13,7 +13,7 @@ from cutlass.cute.nvgpu import warpgroup
 
 from dsv4core_cuda.cutedsl.kernels._cluster import ceil, exp2, peer, write_peer
 from dsv4core_cuda.cutedsl.kernels._fold import LOG2E, SUMS, add_blocks, read_f32, shares
-from dsv4core_cuda.cutedsl.kernels._listed_rows import listed, load_rows
+from dsv4core_cuda.cutedsl.kernels._listed_rows import listed
 from dsv4core_cuda.cutedsl.kernels._ptx import (
     bits,
     copies_commit,
@@ -24,6 +24,7 @@ from dsv4core_cuda.cutedsl.kernels._ptx import (
     store_words,
     write_shared,
 )
+from dsv4core_cuda.cutedsl.kernels._rows import fetch, spread
 
 KEYS = 128
 THREADS = 256
@@ -95,7 +96,7 @@ def kernel(
     q_stride: Int64, q_head_stride: Int64, out_stride: Int64, out_head_stride: Int64,
     stride: Int64, extra_stride: Int64, slot_stride: Int64, extra_slot_stride: Int64,
     limit: Int32, extra_limit: Int32, width: Int32, extra_width: Int32, rows: Int32, extra_rows: Int32,
-    heads: Int32, tiles: Int32, HEADS: cutlass.Constexpr,
+    heads: Int32, tiles: Int32, part: Int64, extra_part: Int64, shifts: Int32, HEADS: cutlass.Constexpr,
     BLOCKS: cutlass.Constexpr,
 ):  # fmt: skip
     """A block: HEADS heads of token blockIdx.z, `tiles` tiles of keys.
@@ -125,6 +126,11 @@ def kernel(
     keys, queries = Int32(sk_ptr.toint()), Int32(sq_ptr.toint())
     red, ml, weights = Int32(red_ptr.toint()), Int32(ml_ptr.toint()), Int32(weight_ptr.toint())
 
+    main = (cache, stride, rows, part, limit, slots, slot_stride, lens, width)
+    entries = (
+        extra, extra_stride, extra_rows, extra_part, extra_limit, extra_slots, extra_slot_stride, extra_lens,
+        extra_width,
+    )  # fmt: skip
     sums = red + 8 * HEADS * 4
     cute.arch.cluster_arrive_relaxed()
 
@@ -163,11 +169,14 @@ def kernel(
     exact.fill(0.0)
     for tile in cutlass.range(tiles, unroll=1):
         n = (rank * tiles + tile) * KEYS + warp * 16 + lane % 16
-        row, scales, live = listed(
-            n, t, cache, slots, lens, slot_stride, extra, extra_slots, extra_lens, extra_slot_stride, width,
-            extra_width, stride, limit, extra_stride, extra_limit, rows, extra_rows,
-        )  # fmt: skip
-        load_rows(keys, row, scales, live, warp, lane)
+        row, scales, live = listed(n, t, main, entries, shifts)
+        behind = lane % 8 + 8
+        row_b, scales_b = cute.arch.shuffle_sync(row, behind), cute.arch.shuffle_sync(scales, behind)
+        live_b = cute.arch.shuffle_sync(live, behind)
+        eight = fetch(row, scales, lane)
+        others = fetch(row_b, scales_b, lane)
+        spread(keys + warp * 2048, *eight, live, lane, KEYS)
+        spread(keys + warp * 2048 + 1024, *others, live_b, lane, KEYS)
         copies_wait(0)
         cute.arch.fence_view_async_shared()
         cute.arch.sync_threads()

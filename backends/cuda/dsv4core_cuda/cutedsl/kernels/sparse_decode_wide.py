@@ -12,7 +12,7 @@ from cutlass.cute.nvgpu import warpgroup
 
 from dsv4core_cuda.cutedsl.kernels._cluster import ceil, exp2, peer, write_peer
 from dsv4core_cuda.cutedsl.kernels._fold import LOG2E, SUMS, add_blocks, read_f32, shares
-from dsv4core_cuda.cutedsl.kernels._listed_rows import listed
+from dsv4core_cuda.cutedsl.kernels._listed_rows import announce_slots, listed
 from dsv4core_cuda.cutedsl.kernels._ptx import (
     bits,
     copies_commit,
@@ -23,7 +23,7 @@ from dsv4core_cuda.cutedsl.kernels._ptx import (
     store_words,
     write_shared,
 )
-from dsv4core_cuda.cutedsl.kernels._rows import fetch, spread
+from dsv4core_cuda.cutedsl.kernels._rows import announce, fetch, spread
 
 HEADS = 64
 KEYS = 64
@@ -32,7 +32,7 @@ THREADS = 512
 HEAD = 520
 """f32 from a head's outputs to the next one's in shared memory: a warp's stores meet no bank twice."""
 NEVER = -1.0e30
-FULL, EMPTY, WEIGHTS, QUERIES = 1, 3, 5, 7
+FULL, EMPTY, WEIGHTS, QUERIES, OWN = 1, 3, 5, 7, 8
 """Named barriers; the first three have one for each stage."""
 TILE = KEYS * 1024
 """Bytes of a stage."""
@@ -132,7 +132,7 @@ def kernel(
     q_stride: Int64, q_head_stride: Int64, out_stride: Int64, out_head_stride: Int64,
     stride: Int64, extra_stride: Int64, slot_stride: Int64, extra_slot_stride: Int64,
     limit: Int32, extra_limit: Int32, width: Int32, extra_width: Int32, rows: Int32, extra_rows: Int32,
-    heads: Int32, tiles: Int32, BLOCKS: cutlass.Constexpr,
+    heads: Int32, tiles: Int32, part: Int64, extra_part: Int64, shifts: Int32, BLOCKS: cutlass.Constexpr,
 ):  # fmt: skip
     """A block: 64 heads of token blockIdx.z, up to `tiles` tiles of keys.
 
@@ -168,6 +168,11 @@ def kernel(
     whole = (width + extra_width + KEYS - 1) // KEYS
     first = rank * tiles
     n = cutlass.min(tiles, whole - first)
+    main = (cache, stride, rows, part, limit, slots, slot_stride, lens, width)
+    entries = (
+        extra, extra_stride, extra_rows, extra_part, extra_limit, extra_slots, extra_slot_stride, extra_lens,
+        extra_width,
+    )  # fmt: skip
     to_out = out + (Int64(t) * out_stride + Int64(group * HEADS) * out_head_stride) * 2
     to_lse = lse + (Int64(t) * heads + group * HEADS) * 4
 
@@ -230,7 +235,8 @@ def kernel(
                 write_shared(to_past, [bits(past[0])])
                 write_shared(to_past + 32, [bits(past[1])])
             cute.arch.fence_view_async_shared()
-            meet(WEIGHTS + stage, 256)
+            pass_by(WEIGHTS + stage, 256)
+            meet(OWN, 128)
             scale_outputs(o, past, 1)
             warpgroup.fence()
             for k in cutlass.range_constexpr(KEYS // 16):
@@ -290,22 +296,18 @@ def kernel(
         cute.arch.setmaxregister_decrease(80)
         mine = (warp - 8) * 8
         place = first * KEYS + mine + lane % 8
-        row, scales, live = listed(
-            place, t, cache, slots, lens, slot_stride, extra, extra_slots, extra_lens, extra_slot_stride,
-            width, extra_width, stride, limit, extra_stride, extra_limit, rows, extra_rows,
-        )  # fmt: skip
+        if warp == 8:
+            announce_slots(first * KEYS, n * KEYS, t, main, entries, lane)
+        row, scales, live = listed(place, t, main, entries, shifts)
         for i in cutlass.range(n, unroll=1):
             stage = i % STAGES
-            raw, rest, pair = fetch(row, scales, lane)
+            raw, rotated, pair = fetch(row, scales, lane)
             now = live
-            row, scales, live = listed(
-                place + (i + 1) * KEYS, t, cache, slots, lens, slot_stride, extra, extra_slots, extra_lens,
-                extra_slot_stride, width, extra_width, stride, limit, extra_stride, extra_limit, rows,
-                extra_rows,
-            )  # fmt: skip
+            row, scales, live = listed(place + (i + 1) * KEYS, t, main, entries, shifts)
+            announce(row, scales, lane)
             if i >= STAGES:
                 meet(EMPTY + stage, 512)
-            spread(keys + stage * TILE, mine, raw, rest, pair, now, lane, KEYS)
+            spread(keys + stage * TILE + mine * 128, raw, rotated, pair, now, lane, KEYS)
             if lane < 8:
                 mask = Float32(0.0) if now == 1 else -Float32.inf
                 write_shared(masks + (stage * KEYS + mine + lane) * 4, [bits(mask)])
