@@ -12,11 +12,11 @@ from dsv4core_cuda.cutedsl._driver import processors
 from dsv4core_cuda.flashmla import Pages
 
 SEGMENTS = 8
-"""Segments of a row at most where they depend on its width alone: a cluster has up to eight blocks everywhere."""
+"""Segments of a row at most where they depend on its width alone; every device has clusters of so many."""
 MOST_BLOCKS = 9
 """Blocks of a cluster at most where the device is asked: 1152 keys are nine tiles."""
 GROUP = 18
-"""Multiprocessors that a cluster has to share on Hopper; what a device has beyond whole groups is one more."""
+"""Multiprocessors of which a cluster takes some, on Hopper; what is beyond whole groups is one more group."""
 ARGUMENTS = "q" * 10 + "f" + "q" * 8 + "i" * 8 + "qqi"
 
 
@@ -35,9 +35,9 @@ class Kind:
 
 
 KINDS = {
-    16: Kind("sparse_decode", 128, 256, 5.2, 6.0),
-    32: Kind("sparse_decode", 128, 256, 7.2, 6.7),
-    64: Kind("sparse_decode_wide", 64, 512, 10.2, 1.8),
+    16: Kind("sparse_decode", 128, 256, 4.3, 5.5),
+    32: Kind("sparse_decode", 128, 256, 5.6, 7.0),
+    64: Kind("sparse_decode_wide", 64, 512, 10.5, 2.2),
 }
 """By heads of a block."""
 

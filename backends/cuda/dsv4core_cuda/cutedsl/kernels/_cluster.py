@@ -15,11 +15,13 @@ def peer(address, rank, *, loc=None, ip=None):
 
 
 @dsl_user_op
-def read_peer(address, *, loc=None, ip=None):
-    """Four f32 at an address of `peer`."""
+def read_peer(address, there, *, loc=None, ip=None):
+    """Four f32 at an address of `peer`, where `there` is not 0."""
     value = _asm(
-        llvm.StructType.get_literal([T.f32()] * 4), [Int32(address)],
-        "ld.shared::cluster.v4.f32 {$0, $1, $2, $3}, [$4];", "=f,=f,=f,=f,r", loc, ip, effects=True,
+        llvm.StructType.get_literal([T.f32()] * 4), [Int32(address), Int32(there)],
+        "{.reg .pred p; setp.ne.s32 p, $5, 0; mov.f32 $0, 0f00000000; mov.f32 $1, 0f00000000; "
+        "mov.f32 $2, 0f00000000; mov.f32 $3, 0f00000000; @p ld.shared::cluster.v4.f32 {$0, $1, $2, $3}, [$4];}",
+        "=&f,=&f,=&f,=&f,r,r", loc, ip, effects=True,
     )  # fmt: skip
     return _several(Float32, 4, loc, ip, value)
 

@@ -1,7 +1,7 @@
 """What the blocks of a cluster do with each other's sums and outputs. Shared addresses are i32."""
 
 import cutlass
-from cutlass import Float32, Int64, cute
+from cutlass import Float32, Int32, Int64, cute
 
 from dsv4core_cuda.cutedsl.kernels._cluster import exp2, peer, read_peer
 from dsv4core_cuda.cutedsl.kernels._listed_rows import load_word
@@ -65,9 +65,13 @@ def add_blocks(
     bases = [peer(outputs, c) for c in range(BLOCKS)]
     for first in cutlass.range_constexpr(0, ROUNDS, AT_ONCE):
         units = [thread + THREADS * (rank + BLOCKS * i) for i in range(first, min(first + AT_ONCE, ROUNDS))]
-        # units past the last read what others read too, so that loads of several units are under way at once
         places = [(unit % UNITS // 128, unit % 128 * 4) for unit in units]
-        loaded = [[read_peer(base + (h * HEAD + c) * 4) for base in bases] for h, c in places]
+        there = [Int32(unit < UNITS) for unit in units]
+        # loads of several units are under way at once
+        loaded = [
+            [read_peer(base + (h * HEAD + c) * 4, p) for base in bases]
+            for (h, c), p in zip(places, there, strict=True)
+        ]
         for unit, (head, channel), values in zip(units, places, loaded, strict=True):
             halves = [[Float32(0.0)] * 4, [Float32(0.0)] * 4]
             for c in cutlass.range_constexpr(BLOCKS):

@@ -2,8 +2,6 @@
 
 from cutlass import Int32, Int64, cute
 
-from dsv4core_cuda.cutedsl.kernels._ptx import fetch_line
-
 ROW = 576
 """Bytes of a row; its eight scale bytes lie behind all rows of a page."""
 
@@ -35,18 +33,6 @@ def listed(n, t, main, extra, shifts):
             scales = page + (rows * ROW + inside * 8)
             live = Int32(1)
     return row, scales, live
-
-
-@cute.jit
-def announce_slots(first, count, t, main, extra, lane):
-    """Begin to bring the slots of rows `first` to `first + count` (1024 at most) to the last-level cache."""
-    n = first + lane * 32
-    second = n >= main[8]
-    m = n - main[8] if second else n
-    if (lane * 32 < count) & (m < (extra[8] if second else main[8])):
-        slots = extra[5] if second else main[5]
-        stride = extra[6] if second else main[6]
-        fetch_line(slots + (Int64(t) * stride + m) * 4)
 
 
 @cute.jit

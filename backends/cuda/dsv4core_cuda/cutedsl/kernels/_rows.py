@@ -34,8 +34,8 @@ def code_pairs(w):
 
 
 @cute.jit
-def fetch(row, scales, lane):
-    """Begin to load eight rows; lane i (any i mod 8) has addresses of row i and of its scales.
+def fetch(row, scales, base, lane):
+    """Begin to load eight rows; lane base + i has addresses of row i and of its scales.
 
     -> words of codes (16 bytes a lane and row, of lanes up to 27), a row's 32 bytes of rotated channels and its
     two scale bytes that a lane has.
@@ -45,34 +45,35 @@ def fetch(row, scales, lane):
     odd = (lane // 4) % 2
     raw = []
     for i in cutlass.range_constexpr(ROWS):
-        raw.append(load_words(cute.arch.shuffle_sync(row, i ^ odd) + lane * 16, 4))
+        raw.append(load_words(cute.arch.shuffle_sync(row, base + (i ^ odd)) + lane * 16, 4))
     mine = lane // 4
-    start = cute.arch.shuffle_sync(row, mine) + (448 + lane % 4 * 16)
+    start = cute.arch.shuffle_sync(row, base + mine) + (448 + lane % 4 * 16)
     rotated = [load_words(start + odd * 64, 4), load_words(start + (1 - odd) * 64, 4)]
-    pair = load_u8_pair(cute.arch.shuffle_sync(scales, mine) + lane % 4 * 2)
+    pair = load_u8_pair(cute.arch.shuffle_sync(scales, base + mine) + lane % 4 * 2)
     return raw, rotated, pair
 
 
 @cute.jit
 def announce(row, scales, lane):
-    """Begin to bring eight rows to the last-level cache; arguments as those of `fetch`."""
-    mine = lane // 4
-    start, tail = cute.arch.shuffle_sync(row, mine), cute.arch.shuffle_sync(scales, mine)
-    last = start + 575
-    fetch_line(start + lane % 4 * 128)
-    fetch_line(last if lane % 2 == 0 else tail)
+    """Begin to bring the 32 rows of a warp's lanes to the last-level cache, the first lanes' first."""
+    for i in cutlass.range_constexpr(4):
+        mine = i * 8 + lane // 4
+        start, tail = cute.arch.shuffle_sync(row, mine), cute.arch.shuffle_sync(scales, mine)
+        last = start + 575
+        fetch_line(start + lane % 4 * 128)
+        fetch_line(last if lane % 2 == 0 else tail)
 
 
 @cute.jit
-def spread(tile, raw, rotated, pair, live, lane, KEYS: cutlass.Constexpr):
+def spread(tile, raw, rotated, pair, live, base, lane, KEYS: cutlass.Constexpr):
     """Write eight rows of a tile of KEYS rows as bf16, from the shared address `tile` on, which 1024 divides.
 
-    Zeros where no row is (`live` of lane i mod 8).
+    Zeros where no row is (`live` of lane base + i).
     """
     BLOCK: cutlass.Constexpr = KEYS * 128
     mine = lane // 4
     odd = mine % 2
-    there = 0 - cute.arch.shuffle_sync(live, mine)
+    there = 0 - cute.arch.shuffle_sync(live, base + mine)
     # a lane's two bytes as bf16 2^(byte - 7); what is left of larger ones is multiplied afterwards
     low, high = pair & 0xFF, pair >> 8
     factors = (power(low) | (power(high) << 16)) & there
@@ -106,7 +107,7 @@ def write_codes(first, raw, factors, more, lane, TWICE: cutlass.Constexpr):
             words = [pair_mul(x, again) for x in words]
         if lane < 28:
             write_shared(first ^ (i * 144), words[:4])
-            write_shared(first ^ (i * 144 + 16), words[4:])
+            write_shared(first ^ (i * 144 ^ 16), words[4:])
 
 
 def power(byte):

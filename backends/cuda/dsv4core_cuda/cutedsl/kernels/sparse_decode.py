@@ -170,13 +170,9 @@ def kernel(
     for tile in cutlass.range(tiles, unroll=1):
         n = (rank * tiles + tile) * KEYS + warp * 16 + lane % 16
         row, scales, live = listed(n, t, main, entries, shifts)
-        behind = lane % 8 + 8
-        row_b, scales_b = cute.arch.shuffle_sync(row, behind), cute.arch.shuffle_sync(scales, behind)
-        live_b = cute.arch.shuffle_sync(live, behind)
-        eight = fetch(row, scales, lane)
-        others = fetch(row_b, scales_b, lane)
-        spread(keys + warp * 2048, *eight, live, lane, KEYS)
-        spread(keys + warp * 2048 + 1024, *others, live_b, lane, KEYS)
+        eight, others = fetch(row, scales, 0, lane), fetch(row, scales, 8, lane)
+        spread(keys + warp * 2048, *eight, live, 0, lane, KEYS)
+        spread(keys + warp * 2048 + 1024, *others, live, 8, lane, KEYS)
         copies_wait(0)
         cute.arch.fence_view_async_shared()
         cute.arch.sync_threads()

@@ -12,7 +12,7 @@ from cutlass.cute.nvgpu import warpgroup
 
 from dsv4core_cuda.cutedsl.kernels._cluster import ceil, exp2, peer, write_peer
 from dsv4core_cuda.cutedsl.kernels._fold import LOG2E, SUMS, add_blocks, read_f32, shares
-from dsv4core_cuda.cutedsl.kernels._listed_rows import announce_slots, listed
+from dsv4core_cuda.cutedsl.kernels._listed_rows import listed
 from dsv4core_cuda.cutedsl.kernels._ptx import (
     bits,
     copies_commit,
@@ -28,6 +28,8 @@ from dsv4core_cuda.cutedsl.kernels._rows import announce, fetch, spread
 HEADS = 64
 KEYS = 64
 STAGES = 2
+AHEAD = 4
+"""Tiles whose rows are looked up together."""
 THREADS = 512
 HEAD = 520
 """f32 from a head's outputs to the next one's in shared memory: a warp's stores meet no bank twice."""
@@ -187,7 +189,9 @@ def kernel(
     a_p = value_mma.make_fragment_A(value_thread.partition_A(sp))
     shape_o = value_mma.partition_shape_C((HEADS, 128))
     b_v = [
-        value_mma.make_fragment_B(value_thread.partition_B(cute.local_tile(sv, (128, KEYS, STAGES), (c, 0, 0))))
+        value_mma.make_fragment_B(
+            value_thread.partition_B(cute.local_tile(sv, (128, KEYS, STAGES), (c, 0, 0)))
+        )
         for c in range(4)
     ]
     value_mma.set(warpgroup.Field.ACCUMULATE, True)
@@ -294,25 +298,32 @@ def kernel(
         )  # fmt: skip
     else:
         cute.arch.setmaxregister_decrease(80)
+        # A lane finds one row of four tiles, so that a warp has addresses of all four at once.
         mine = (warp - 8) * 8
-        place = first * KEYS + mine + lane % 8
-        if warp == 8:
-            announce_slots(first * KEYS, n * KEYS, t, main, entries, lane)
+        place = first * KEYS + lane // 8 * KEYS + mine + lane % 8
         row, scales, live = listed(place, t, main, entries, shifts)
+        announce(row, scales, lane)
+        next_row, next_scales, next_live = row, scales, live
         for i in cutlass.range(n, unroll=1):
             stage = i % STAGES
-            raw, rotated, pair = fetch(row, scales, lane)
-            now = live
-            row, scales, live = listed(place + (i + 1) * KEYS, t, main, entries, shifts)
-            announce(row, scales, lane)
+            base = i % AHEAD * 8
+            if (i > 0) & (base == 0):
+                row, scales, live = next_row, next_scales, next_live
+            raw, rotated, pair = fetch(row, scales, base, lane)
             if i >= STAGES:
                 meet(EMPTY + stage, 512)
-            spread(keys + stage * TILE + mine * 128, raw, rotated, pair, now, lane, KEYS)
+            spread(keys + stage * TILE + mine * 128, raw, rotated, pair, live, base, lane, KEYS)
+            there = cute.arch.shuffle_sync(live, base + lane % 8)
             if lane < 8:
-                mask = Float32(0.0) if now == 1 else -Float32.inf
+                mask = Float32(0.0) if there == 1 else -Float32.inf
                 write_shared(masks + (stage * KEYS + mine + lane) * 4, [bits(mask)])
             cute.arch.fence_view_async_shared()
             pass_by(FULL + stage, 384)
+            if (i % AHEAD == AHEAD // 2) & (i + AHEAD // 2 < n):
+                next_row, next_scales, next_live = listed(
+                    place + (i + AHEAD // 2) * KEYS, t, main, entries, shifts
+                )  # fmt: skip
+                announce(next_row, next_scales, lane)
         cute.arch.cluster_wait()
         finish(
             keys, ml, share, sink, to_out, to_lse, thread, rank, group * HEADS, out_head_stride, BLOCKS
