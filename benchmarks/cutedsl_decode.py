@@ -41,13 +41,12 @@ def cut(call: Arguments, form: Form) -> Tensor:
 
 
 def forms(heads: int, keys: int, batch: int, available: int) -> list[Form]:
-    """Every way to cut that fills the device once, or twice by small blocks."""
+    """Every way to cut that a device runs at once."""
     found: dict[Form, None] = {}
     for size in sparse_decode.KINDS:
         for blocks in range(2, sparse_decode.MOST_BLOCKS + 1):
             form = sparse_decode.cut(size, keys, blocks)
-            waves = -(-batch * heads // size // sparse_decode.room(form.blocks, available))
-            if waves <= (1 if size == 64 else 2):
+            if batch * heads // size <= sparse_decode.room(form.blocks, available):
                 found[form] = None
     return list(found)
 

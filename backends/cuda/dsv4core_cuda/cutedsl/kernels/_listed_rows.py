@@ -10,8 +10,8 @@ ROW = 576
 def listed(n, t, main, extra, shifts):
     """Address of row n of both lists, that of its scales, and 1 where a row is (else an address to read).
 
-    A list is (pages, bytes between them, rows of a page, a number that divides by rows, slots behind the last,
-    its slots, elements between tokens, its lengths, its width).
+    A list is (pages, bytes between them, rows of a page, what divides by rows, slots behind the last, its
+    slots, elements between tokens, its lengths, its width).
     """
     second = n >= main[8]
     m = n - main[8] if second else n

@@ -37,8 +37,8 @@ def code_pairs(w):
 def fetch(row, scales, base, lane):
     """Begin to load eight rows; lane base + i has addresses of row i and of its scales.
 
-    -> words of codes (16 bytes a lane and row, of lanes up to 27), a row's 32 bytes of rotated channels and its
-    two scale bytes that a lane has.
+    -> words of codes (16 bytes a lane and row, of lanes up to 27), 32 bytes of a row's rotated channels and
+    two of its scale bytes.
     """
     # Lanes of odd blocks of 64 channels take the rows of a pair the other way round: their stores then meet
     # other banks than those of the block before. Rotated channels are cut alike.

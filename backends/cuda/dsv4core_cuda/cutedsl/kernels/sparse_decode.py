@@ -12,7 +12,7 @@ from cutlass import BFloat16, Float32, Int32, Int64, cute
 from cutlass.cute.nvgpu import warpgroup
 
 from dsv4core_cuda.cutedsl.kernels._cluster import ceil, exp2, peer, write_peer
-from dsv4core_cuda.cutedsl.kernels._fold import LOG2E, SUMS, add_blocks, read_f32, shares
+from dsv4core_cuda.cutedsl.kernels._fold import LOG2E, SUMS, Whole, add_blocks, read_f32, shares
 from dsv4core_cuda.cutedsl.kernels._listed_rows import listed
 from dsv4core_cuda.cutedsl.kernels._ptx import (
     bits,
@@ -28,8 +28,6 @@ from dsv4core_cuda.cutedsl.kernels._rows import fetch, spread
 
 KEYS = 128
 THREADS = 256
-HEAD = 516
-"""f32 from a head's outputs to the next one's in shared memory: a warp's stores meet no bank twice."""
 NEVER = -1.0e30
 
 
@@ -222,7 +220,7 @@ def kernel(
     for i in cutlass.range_constexpr(4):
         for j in cutlass.range_constexpr(COLUMNS):
             at = i * 2 * COLUMNS + j // 2 * 4 + j % 2
-            to = keys + ((j // 2 * 8 + column + j % 2) * HEAD + i * 128 + channel) * 4
+            to = keys + ((j // 2 * 8 + column + j % 2) * Whole.HEAD + i * 128 + channel) * 4
             write_shared(to, [bits(o[at])])
             write_shared(to + 32, [bits(o[at + 2])])
     cute.arch.cluster_arrive()
@@ -234,6 +232,6 @@ def kernel(
             store_words(lse + (Int64(t) * heads + group * HEADS + thread) * 4, [bits(natural)])
     cute.arch.sync_threads()
     to_out = out + (Int64(t) * out_stride + Int64(group * HEADS) * out_head_stride) * 2
-    add_blocks(keys, weights, to_out, out_head_stride, thread, rank, HEADS, BLOCKS, THREADS, HEAD)
+    add_blocks(Whole(keys, BLOCKS), weights, to_out, out_head_stride, thread, rank, HEADS, BLOCKS, THREADS)
     cute.arch.cluster_arrive_relaxed()  # what was read of the others has arrived: they may end
     cute.arch.cluster_wait()

@@ -11,7 +11,7 @@ from cutlass import BFloat16, Float32, Int32, Int64, cute
 from cutlass.cute.nvgpu import warpgroup
 
 from dsv4core_cuda.cutedsl.kernels._cluster import ceil, exp2, peer, write_peer
-from dsv4core_cuda.cutedsl.kernels._fold import LOG2E, SUMS, add_blocks, read_f32, shares
+from dsv4core_cuda.cutedsl.kernels._fold import LOG2E, SUMS, Packed, add_blocks, read_f32, shares
 from dsv4core_cuda.cutedsl.kernels._listed_rows import listed
 from dsv4core_cuda.cutedsl.kernels._ptx import (
     bits,
@@ -31,8 +31,6 @@ STAGES = 2
 AHEAD = 4
 """Tiles whose rows are looked up together."""
 THREADS = 512
-HEAD = 520
-"""f32 from a head's outputs to the next one's in shared memory: a warp's stores meet no bank twice."""
 NEVER = -1.0e30
 FULL, EMPTY, WEIGHTS, QUERIES, OWN = 1, 3, 5, 7, 8
 """Named barriers; the first three have one for each stage."""
@@ -100,13 +98,14 @@ def scale_outputs(o, past, BLOCKS_N: cutlass.Constexpr):
 @cute.jit
 def put_outputs(o, outputs, first, warp, lane, BLOCKS_N: cutlass.Constexpr):
     """A group's outputs, 128 channels from `first` on for each of BLOCKS_N, head by head to shared memory."""
+    to = Packed(outputs, 0, HEADS)
     for n in cutlass.range_constexpr(BLOCKS_N):
-        for j in cutlass.range_constexpr(16):
+        for j in cutlass.range_constexpr(8):
             for r in cutlass.range_constexpr(2):
-                at = n * 64 + j * 4 + r * 2
+                at = n * 64 + j * 8 + r * 2
                 head = warp * 16 + lane // 4 + r * 8
-                channel = first + n * 128 + j * 8 + lane % 4 * 2
-                write_shared(outputs + (head * HEAD + channel) * 4, [bits(o[at]), bits(o[at + 1])])
+                unit = (first + n * 128) // 4 + j * 4 + lane % 4
+                to.put(head, unit, o[at], o[at + 1], o[at + 4], o[at + 5])
 
 
 @cute.jit
@@ -122,7 +121,8 @@ def finish(
         if rank == 0:
             store_words(lse + Int64(thread) * 4, [bits(natural)])
     cute.arch.sync_threads()
-    add_blocks(outputs, weights, out, out_head_stride, thread, rank, HEADS, BLOCKS, THREADS, HEAD)
+    read = Packed(outputs, BLOCKS, HEADS)
+    add_blocks(read, weights, out, out_head_stride, thread, rank, HEADS, BLOCKS, THREADS)
     cute.arch.cluster_arrive_relaxed()  # what was read of the others has arrived: they may end
     cute.arch.cluster_wait()
 
