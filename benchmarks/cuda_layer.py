@@ -185,6 +185,7 @@ def measured(attention: Any, name: str, batch: int, label: str) -> Iterator[str]
             yield f"{start},{what} host,{1e6 * timer('launch', DEVICE)(ways[what], 3):.1f}"
             spent, busy, whole = profiled(ways[what])
             yield f"{start},{what} gaps,{100 * (1 - busy / whole):.1f}"
+            yield f"{start},{what} under the profiler,{whole / LAYERS:.1f}"
         if what == "one stream":
             yield f"{start},sum of kernels,{sum(spent.values()):.1f}"
             yield from (f"{start},of it {kind},{us:.1f}" for kind, us in spent.items())
