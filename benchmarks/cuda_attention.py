@@ -208,11 +208,10 @@ def main(arguments: list[str]) -> int:
     for name, place in places.items():
         try:
             library = build(name, Path(place))
-            trouble = check(library, torch.cuda.get_device_capability(), where)
-            libraries += [] if trouble else [library]
-            print(f"# {name}: {trouble or 'runs'}")
+            libraries.append(library)
+            print(f"# {name}: {check(library, torch.cuda.get_device_capability(), where) or 'runs'}")
         except Exception as failure:
-            print(f"# {name}: {type(failure).__name__}: {failure}")
+            print(f"# {name}: {type(failure).__name__}: {str(failure).splitlines()[0]}")
     print(f"# {torch.cuda.get_device_name()}, torch {torch.__version__}, {' '.join(sys.argv)}")
     print("kind,heads,keys,tokens,way,us,times best,host_us,tflops,error")
     shapes = [("prefill", *shape) for shape in PREFILLS]
