@@ -1,7 +1,7 @@
 """A whole V4-Flash layer of each kind, one decode step in a CUDA graph: time, shares, gaps, roofline, memory.
 
-Type `python benchmarks/cuda_layer.py [window] [ratio4] [ratio128] [--contexts=8K,128K,1M] [--batches=1,32,128]`
-on an NVIDIA device, or with `memory` for the peak of a prefill of 128K tokens in steps of 8K, beside what the
+Type `python benchmarks/cuda_layer.py [window] [ratio4] [ratio128] [--contexts=8K,1M] [--batches=1,32]` on
+an NVIDIA device, or with `memory` for the peak of a prefill of 128K tokens in steps of 8K, beside what the
 layer says that it needs. Requests own their pages in shuffled order; the weights of a layer alone are several
 times the last-level cache, so every replay starts cold. Each shape is timed with side streams and without,
 and once per provider of attention, in turns; kernels and the time between them are from torch's profiler,
