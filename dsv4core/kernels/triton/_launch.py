@@ -22,6 +22,7 @@ if interpreted:
 Recorder = Callable[[Any, tuple[Any, ...], dict[str, Any]], None]
 _recorder: Recorder | None = None
 assumed: str | None = None
+"""A family of `_devices` whose launch arguments are taken, whatever the device is."""
 
 
 @contextmanager
@@ -30,12 +31,24 @@ def recorded(recorder: Recorder, device: str) -> Iterator[None]:
 
     Ahead-of-time compilation learns this way what would be launched, on a machine without the device.
     """
-    global _recorder, assumed
-    _recorder, assumed = recorder, device
+    global _recorder
+    _recorder = recorder
+    try:
+        with launched_as(device):
+            yield
+    finally:
+        _recorder = None
+
+
+@contextmanager
+def launched_as(device: str) -> Iterator[None]:
+    """Cut kernels as for a device of that class, wherever they run."""
+    global assumed
+    before, assumed = assumed, device
     try:
         yield
     finally:
-        _recorder = assumed = None
+        assumed = before
 
 
 def launch(
