@@ -123,7 +123,8 @@ def sweep(targets: list[str], tiles: list[Tile]) -> None:
     """Tiles of attention: what they take, and what that lets one expect. {}: the device's own."""
     op, arguments = triton_aot.CASES["sparse_decode 64 heads"]()
     function = getattr(import_module(f"dsv4core.kernels.triton.{op}"), op)
-    print(f"{'target':7} heads keys warps stages vgprs agprs spills   lds waves/CU floor expected us  mfma")
+    words = "heads keys warps stages shape vgprs agprs spills   lds waves/CU floor expected us"
+    print(f"{'target':7} {words}  mfma")
     for target, tile in product(targets, tiles):
         taken: Tile = {}
 
@@ -145,6 +146,7 @@ def sweep(targets: list[str], tiles: list[Tile]) -> None:
         numbers = f"{found.vgprs:5} {found.agprs:5} {found.vgpr_spills + found.sgpr_spills:6} {found.lds:5}"
         times = f"{seat.wavefronts:8} {now.floor:5.1f} {now.expected:8.1f}"
         cut = f"{taken['HEADS']:5} {taken['KEYS']:4} {taken['num_warps']:5} {taken['num_stages']:6}"
+        cut += f" {taken.get('matrix_instr_nonkdim', 0):5}"
         print(f"{target:7} {cut} {numbers} {times}     {shapes(found)}", flush=True)
 
 
@@ -166,8 +168,8 @@ def main() -> int:
     chosen, began = parser.parse_args(), time.perf_counter()
     targets = chosen.target or list(TARGETS)
     if chosen.sweep or chosen.estimate:
-        names = ("HEADS", "KEYS", "num_warps", "num_stages")
-        sizes = product((16, 32, 64), (16, 32, 64), (4, 8), (1, 2))
+        names = ("HEADS", "KEYS", "num_warps", "num_stages", "matrix_instr_nonkdim")
+        sizes = product((16, 32, 64), (16, 32, 64), (4, 8), (1, 2), (16, 32))
         tiles = [dict(zip(names, tile, strict=True)) for tile in sizes]
         sweep(targets, [{}] if chosen.estimate else tiles)
         return 0

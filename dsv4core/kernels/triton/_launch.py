@@ -19,6 +19,9 @@ interpreted = bool(INTERPRETED.value)
 if interpreted:
     from dsv4core.kernels.triton import _lockstep as lockstep
 
+AMD_ONLY = ("waves_per_eu", "matrix_instr_nonkdim")
+"""Launch arguments that no other compiler takes: wavefronts to leave room for, rows of a matrix product."""
+
 Recorder = Callable[[Any, tuple[Any, ...], dict[str, Any]], None]
 _recorder: Recorder | None = None
 assumed: str | None = None
@@ -64,6 +67,8 @@ def launch(
     if _recorder is not None:
         return _recorder(kernel, arguments, meta)
     LAUNCHES[kernel.__name__] += 1
+    if assumed is not None:
+        meta = {name: value for name, value in meta.items() if name not in AMD_ONLY}
     if interpreted and anchor.device.type == "cpu":
         return lockstep.run(kernel, grid, arguments, meta)
     with on(anchor.device):
