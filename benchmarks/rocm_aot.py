@@ -7,7 +7,9 @@
 Run it without TRITON_INTERPRET. It fails when a kernel takes more registers of either kind, spills more,
 takes more LDS or leaves room for fewer wavefronts than its budget allows, lost an instruction of a matrix
 shape, or multiplies a stride in 32 bits on the way to an address.
-Estimates are arithmetic over the compiler's output (`dsv4core_rocm.occupancy`): no AMD device was used.
+Beside each kernel stand the bandwidth that its loads could keep busy, in that of the device, and the
+operations that the device's roofline allows at its ratio of operations to bytes. Estimates are arithmetic
+over the compiler's output (`dsv4core_rocm.occupancy`): no AMD device was used.
 """
 
 from __future__ import annotations
@@ -31,7 +33,14 @@ import triton_aot  # noqa: E402
 from dsv4core.kernels.triton import aot  # noqa: E402
 from dsv4core.kernels.triton._tuning import Place, row_at, trial  # noqa: E402
 from dsv4core_rocm.gfx import DEVICES, Gfx  # noqa: E402
-from dsv4core_rocm.occupancy import Occupancy, Resources, Work, estimate, occupancy  # noqa: E402
+from dsv4core_rocm.occupancy import (  # noqa: E402
+    Occupancy,
+    Resources,
+    Work,
+    estimate,
+    occupancy,
+    roofline,
+)
 from dsv4core_rocm.offsets import narrow_products  # noqa: E402
 
 BASELINE = HERE / "rocm_aot.json"
@@ -88,7 +97,10 @@ def gate(targets: list[str], pattern: str, write: bool) -> int:
     if write and pattern == "*":
         known |= {target: {} for target in targets}
     failures = 0
-    print(f"{'target':7} {'case':42} {'kernel':34} vgprs agprs spills   lds waves/CU limit     matrix units")
+    for gfx in (DEVICES[target] for target in targets):
+        print(f"{gfx.name} ({gfx.products}): {gfx.gb_s:.0f} GB/s, {gfx.bf16_tflops:.0f} TFLOP/s in bf16")
+    words = "vgprs agprs spills   lds waves/CU limit     x HBM flop/B TFLOP/s  matrix units"
+    print(f"{'target':7} {'case':42} {'kernel':34} {words}")
     for target, case in product(targets, triton_aot.CASES):
         if not fnmatchcase(case, pattern):
             continue
@@ -100,9 +112,12 @@ def gate(targets: list[str], pattern: str, write: bool) -> int:
             wrong += [f"a stride is multiplied in 32 bits: {said}" for said in narrow]
             failures += bool(wrong)
             numbers = f"{found.vgprs:5} {found.agprs:5} {now['spills']:6} {found.lds:5} {seat.wavefronts:8}"
+            roof = roofline(found, seat, DEVICES[target])
+            most = f"{roof.gb_s / DEVICES[target].gb_s:5.1f} {roof.intensity:6.1f} {roof.tflops:7.0f}"
             said = "".join(f"  WRONG: {w}" for w in wrong)
             print(
-                f"{target:7} {case:42} {kernel:34} {numbers} {seat.limit:9} {shapes(found)}{said}", flush=True
+                f"{target:7} {case:42} {kernel:34} {numbers} {seat.limit:9} {most}  {shapes(found)}{said}",
+                flush=True,
             )
     if write:
         BASELINE.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
