@@ -7,7 +7,9 @@
 Run it without TRITON_INTERPRET. It fails when a kernel takes more registers of either kind, spills more,
 takes more LDS or leaves room for fewer wavefronts than its budget allows, lost an instruction of a matrix
 shape, or multiplies a stride in 32 bits on the way to an address.
-Estimates are arithmetic over the compiler's output (`dsv4core_rocm.occupancy`): no AMD device was used.
+Beside each kernel stand the bandwidth that its loads could keep busy, in that of the device, and the
+operations that the device's roofline allows at its ratio of operations to bytes. Estimates are arithmetic
+over the compiler's output (`dsv4core_rocm.occupancy`): no AMD device was used.
 """
 
 from __future__ import annotations
@@ -31,7 +33,14 @@ import triton_aot  # noqa: E402
 from dsv4core.kernels.triton import aot  # noqa: E402
 from dsv4core.kernels.triton._tuning import Place, row_at, trial  # noqa: E402
 from dsv4core_rocm.gfx import DEVICES, Gfx  # noqa: E402
-from dsv4core_rocm.occupancy import Occupancy, Resources, Work, estimate, occupancy  # noqa: E402
+from dsv4core_rocm.occupancy import (  # noqa: E402
+    Occupancy,
+    Resources,
+    Work,
+    estimate,
+    occupancy,
+    roofline,
+)
 from dsv4core_rocm.offsets import narrow_products  # noqa: E402
 
 BASELINE = HERE / "rocm_aot.json"
@@ -88,7 +97,10 @@ def gate(targets: list[str], pattern: str, write: bool) -> int:
     if write and pattern == "*":
         known |= {target: {} for target in targets}
     failures = 0
-    print(f"{'target':7} {'case':42} {'kernel':34} vgprs agprs spills   lds waves/CU limit     matrix units")
+    for gfx in (DEVICES[target] for target in targets):
+        print(f"{gfx.name} ({gfx.products}): {gfx.gb_s:.0f} GB/s, {gfx.bf16_tflops:.0f} TFLOP/s in bf16")
+    words = "vgprs agprs spills   lds waves/CU limit     x HBM flop/B TFLOP/s  matrix units"
+    print(f"{'target':7} {'case':42} {'kernel':34} {words}")
     for target, case in product(targets, triton_aot.CASES):
         if not fnmatchcase(case, pattern):
             continue
@@ -100,9 +112,12 @@ def gate(targets: list[str], pattern: str, write: bool) -> int:
             wrong += [f"a stride is multiplied in 32 bits: {said}" for said in narrow]
             failures += bool(wrong)
             numbers = f"{found.vgprs:5} {found.agprs:5} {now['spills']:6} {found.lds:5} {seat.wavefronts:8}"
+            roof = roofline(found, seat, DEVICES[target])
+            most = f"{roof.gb_s / DEVICES[target].gb_s:5.1f} {roof.intensity:6.1f} {roof.tflops:7.0f}"
             said = "".join(f"  WRONG: {w}" for w in wrong)
             print(
-                f"{target:7} {case:42} {kernel:34} {numbers} {seat.limit:9} {shapes(found)}{said}", flush=True
+                f"{target:7} {case:42} {kernel:34} {numbers} {seat.limit:9} {most}  {shapes(found)}{said}",
+                flush=True,
             )
     if write:
         BASELINE.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
@@ -123,7 +138,8 @@ def sweep(targets: list[str], tiles: list[Tile]) -> None:
     """Tiles of attention: what they take, and what that lets one expect. {}: the device's own."""
     op, arguments = triton_aot.CASES["sparse_decode 64 heads"]()
     function = getattr(import_module(f"dsv4core.kernels.triton.{op}"), op)
-    print(f"{'target':7} heads keys warps stages vgprs agprs spills   lds waves/CU floor expected us  mfma")
+    words = "heads keys warps stages shape vgprs agprs spills   lds waves/CU floor expected us"
+    print(f"{'target':7} {words}  mfma")
     for target, tile in product(targets, tiles):
         taken: Tile = {}
 
@@ -145,6 +161,7 @@ def sweep(targets: list[str], tiles: list[Tile]) -> None:
         numbers = f"{found.vgprs:5} {found.agprs:5} {found.vgpr_spills + found.sgpr_spills:6} {found.lds:5}"
         times = f"{seat.wavefronts:8} {now.floor:5.1f} {now.expected:8.1f}"
         cut = f"{taken['HEADS']:5} {taken['KEYS']:4} {taken['num_warps']:5} {taken['num_stages']:6}"
+        cut += f" {taken.get('matrix_instr_nonkdim', 0):5}"
         print(f"{target:7} {cut} {numbers} {times}     {shapes(found)}", flush=True)
 
 
@@ -166,8 +183,8 @@ def main() -> int:
     chosen, began = parser.parse_args(), time.perf_counter()
     targets = chosen.target or list(TARGETS)
     if chosen.sweep or chosen.estimate:
-        names = ("HEADS", "KEYS", "num_warps", "num_stages")
-        sizes = product((16, 32, 64), (16, 32, 64), (4, 8), (1, 2))
+        names = ("HEADS", "KEYS", "num_warps", "num_stages", "matrix_instr_nonkdim")
+        sizes = product((16, 32, 64), (16, 32, 64), (4, 8), (1, 2), (16, 32))
         tiles = [dict(zip(names, tile, strict=True)) for tile in sizes]
         sweep(targets, [{}] if chosen.estimate else tiles)
         return 0

@@ -27,7 +27,8 @@ class Backend:
 
     Wraps a provider: any object with `name`, `device_type` and a mapping `ops` from op name to callable (or
     `OpImpl`, which also says where it comes from). A provider may name a subclass of `DeepseekV4Attention` in
-    `attention_class`; without one the layer runs on the ops alone.
+    `attention_class`; without one the layer runs on the ops alone. One that counts what it starts on a device
+    in `launches` lets the conformance suite see that every op starts something.
     """
 
     def __init__(

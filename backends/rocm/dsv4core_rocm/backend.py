@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import wraps
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class RocmBackend:
 
     `settings["aiter"]` (DSV4CORE_ROCM_AITER) is "auto" (on a device, where it is installed), "on" (also in
     interpreted runs, for tests) or "off". `settings["gfx"]` (DSV4CORE_ROCM_GFX) names the architecture where
-    there is no device to ask.
+    there is no AMD device to ask; on another vendor's, for development, kernels are cut as for that one.
     """
 
     name = "rocm"
@@ -43,6 +44,8 @@ class RocmBackend:
         self.ops: dict[str, OpImpl] = implementations(self.name)
         layouts.provide()
         self.gfx = _gfx(self.settings)
+        if "gfx" in self.settings and torch.version.hip is None and not interpreted():
+            self.ops = {op: _cut_for(self.gfx, own) for op, own in self.ops.items()}
         self.aiter = entries.load() if self._wants_aiter() else entries.Loaded({})
         for op, (entry, make) in PROVIDERS.items():
             function = self.aiter.functions.get(entry)
@@ -57,6 +60,21 @@ class RocmBackend:
         if word not in ("auto", "on", "off"):
             raise ConfigError(f"DSV4CORE_ROCM_AITER={word}: expected auto, on or off")
         return word == "on" or (word == "auto" and torch.version.hip is not None and not interpreted())
+
+
+def _cut_for(device: Gfx, own: OpImpl) -> OpImpl:
+    """An op whose kernels take the launch arguments of an architecture that is not here."""
+    from dsv4core.kernels.triton._devices import family
+    from dsv4core.kernels.triton._launch import launched_as
+
+    name = family("hip", device.name)
+
+    @wraps(own.function)
+    def cut(*args: Any, **kwargs: Any) -> Any:
+        with launched_as(name):
+            return own.function(*args, **kwargs)
+
+    return OpImpl(cut, own.provider) if own.provider == "triton" else own
 
 
 def _gfx(settings: Mapping[str, str]) -> Gfx:

@@ -11,7 +11,7 @@ import torch
 from dsv4core import AttentionConfig, AttentionWeights, PagedCache
 from dsv4core.backend import Backend
 from dsv4core.errors import ConfigError
-from dsv4core.kernels.triton import portable
+from dsv4core.kernels.triton import _launch, _tuning, portable
 from dsv4core.ops import OPS
 from dsv4core_cpu.backend import CpuBackend
 from dsv4core_cpu.plugin import SPEC as CPU
@@ -43,6 +43,20 @@ def test_with_aiter_the_provenance_says_so() -> None:
 def test_settings_are_checked(settings: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="expected"):
         RocmBackend(settings)
+
+
+def test_on_another_vendors_device_kernels_are_cut_as_for_the_named_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dsv4core_rocm.backend.interpreted", lambda: False)
+    call = worlds.decode("fp8_ds_mla")
+    call["swa_slots"] = call["swa_slots"].clamp(max=79)
+    families: list[str] = []
+    for settings in ({}, {"gfx": "gfx942"}, {"gfx": "gfx1201"}):
+        ops = made(**settings).ops
+        with _launch.recorded(lambda *_: families.append(_tuning.device_class(call["q"])), "sm90"):
+            ops.sparse_decode(**call)
+    assert list(dict.fromkeys(families)) == ["sm90", "gfx942", "default"] and _launch.assumed is None
 
 
 @pytest.mark.usefixtures("fake_aiter")

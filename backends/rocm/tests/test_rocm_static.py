@@ -11,7 +11,7 @@ import pytest
 import dsv4core
 import dsv4core_conformance
 from dsv4core_rocm.gfx import DEVICES
-from dsv4core_rocm.occupancy import Occupancy, Resources, Work, estimate, occupancy
+from dsv4core_rocm.occupancy import Occupancy, Resources, Work, estimate, occupancy, roofline
 from dsv4core_rocm.offsets import narrow_products
 
 NEUTRAL = [Path(package.__file__).parent for package in (dsv4core, dsv4core_conformance) if package.__file__]
@@ -99,6 +99,8 @@ def test_a_product_that_is_no_address_is_left_alone() -> None:
 
 
 AMDGCN = """
+\tglobal_load_dwordx4 v[0:3], v[4:5], off
+\tbuffer_load_ubyte v8, v9, s[0:3], 0 offen
 \tv_mfma_f32_16x16x16_bf16 v[0:3], v[4:5], v[6:7], 0
 \tv_mfma_f32_16x16x16_bf16 v[0:3], v[4:5], v[6:7], v[0:3]
 \tv_smfmac_f32_16x16x32_bf16 v[0:3], v[4:5], v[6:9], v1
@@ -115,7 +117,8 @@ AMDGCN = """
 def test_resources_are_read() -> None:
     found = Resources.parse(AMDGCN, lds=8192)
     mfma = {"v_mfma_f32_16x16x16_bf16": 2, "v_smfmac_f32_16x16x32_bf16": 1}
-    assert found == Resources(164, 32, 40, 33, 0, 132, 8192, mfma)
+    assert found == Resources(164, 32, 40, 33, 0, 132, 8192, mfma, (16, 1))
+    assert found.flops == 2 * 2 * 16 * 16 * 16 + 2 * 16 * 16 * 32
 
 
 def seat(vgprs: int, lds: int, warps: int, name: str = "gfx942") -> Occupancy:
@@ -135,6 +138,17 @@ def seat(vgprs: int, lds: int, warps: int, name: str = "gfx942") -> Occupancy:
 )
 def test_occupancy(vgprs: int, lds: int, warps: int, name: str, expected: Occupancy) -> None:
     assert seat(vgprs, lds, warps, name) == expected
+
+
+def test_a_kernel_under_its_roofline() -> None:
+    gfx = DEVICES["gfx942"]
+    mfma = {"v_mfma_f32_32x32x8_bf16": 4}
+    two = roofline(Resources(0, 0, 0, 0, 0, 0, 0, mfma, (16,) * 2), Occupancy(1, 4, "LDS"), gfx)
+    assert two.intensity == 4 * 2 * 32 * 32 * 8 / (2 * 16 * 64)
+    assert two.tflops == pytest.approx(32 * 5.3) and two.gb_s == pytest.approx(4 * 304 * 2048 / 800)
+    many = roofline(Resources(0, 0, 0, 0, 0, 0, 0, {}, (16,) * 630), Occupancy(1, 4, "LDS"), gfx)
+    assert (many.intensity, many.tflops) == (0, 0)
+    assert many.gb_s == pytest.approx(4 * 304 * 63 * 1024 / 800), "no more than a wavefront can count"
 
 
 def test_estimates() -> None:

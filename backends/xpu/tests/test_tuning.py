@@ -11,7 +11,7 @@ import torch
 
 from dsv4core.cli import main
 from dsv4core.config import AttentionConfig
-from dsv4core.kernels.triton import calls, tune
+from dsv4core.kernels.triton import _launch, calls, tune
 from dsv4core.kernels.triton._devices import DEFAULT, FOLDER, devices, family
 from dsv4core.kernels.triton._tuning import Place, tuned
 from dsv4core.samples import Size, sample
@@ -52,6 +52,33 @@ def test_every_kernel_has_rows_for_any_device_and_any_shape() -> None:
         assert set(found.kernels) <= set(default)
         for rows in found.kernels.values():
             assert "least" not in rows[-1] and all("least" in row for row in rows[:-1])
+
+
+def test_both_forms_of_decode_multiply_in_the_same_shape() -> None:
+    """Their sums are equal in every bit, and a matrix instruction's depth is an order of summation."""
+    for found in devices().values():
+        forms = [found.kernels.get(name, ()) for name in ("sparse_attention", "weigh_keys", "use_weights")]
+        assert len({row.get("matrix_instr_nonkdim", 0) for rows in forms for row in rows}) <= 1, found.of
+
+
+def test_what_only_amd_s_compiler_takes_stays_behind_on_other_devices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[set[str]] = []
+
+    class Kernel:
+        __name__ = "kernel"
+
+        def __getitem__(self, grid: Any) -> Any:
+            return lambda *arguments, **meta: given.append(set(meta) - {"enable_fp_fusion"})
+
+    monkeypatch.setattr(_launch, "interpreted", False)
+    row = tuned("sparse_prefill", HERE, heads=8)
+    with _launch.launched_as("gfx942"):
+        row |= tuned("sparse_prefill", HERE, heads=8)
+        _launch.launch(Kernel(), 1, HERE, **row)
+    _launch.launch(Kernel(), 1, HERE, **row)
+    assert given == [set(row) - set(_launch.AMD_ONLY), set(row)] and given[0] != given[1]
 
 
 def test_a_shape_chooses_the_first_row_that_it_reaches() -> None:

@@ -32,6 +32,7 @@ from dsv4core.samples import sample
 from dsv4core.spec import BackendSpec, Requirement
 from dsv4core_conformance.case import case
 from dsv4core_conformance.compare import Mismatch, require
+from dsv4core_conformance.contracts import CONTRACTS
 from dsv4core_conformance.families._layers import KINDS, LAYER_LAYOUTS, World
 from dsv4core_conformance.reference.rows import INDEX, MAIN, ROTATED
 from dsv4core_conformance.subject import LAYER_OPS, Subject
@@ -69,7 +70,16 @@ def an_unknown_backend_is_refused(s: Subject) -> None:
 
 @case("suite/caps/provenance", ops=LAYER_OPS, layouts=LAYER_LAYOUTS, catches=("A14", "M2", "M10"))
 def the_path_asked_is_the_path_taken(s: Subject) -> None:
-    """Every op that whole layers call is bound to this backend, none to a body that stands in."""
+    """Every op that whole layers call is bound to this backend, none to a body that stands in.
+
+    Where the provider counts what it starts (`launches`), every op but a plain matmul starts something.
+    """
+    if hasattr(s.backend.provider, "launches"):
+        for op in sorted(s.own_ops):
+            before = s.backend.provider.launches
+            s.call(op, sample(op))
+            started = s.backend.provider.launches > before
+            require(started or CONTRACTS[op].kind == "matmul", f"{op} started no kernel")
     for kind in KINDS:
         w = World(s, kind)
         table, called = w.attention.ops, set()

@@ -200,7 +200,7 @@ def _channels(
     EARLY: tl.constexpr,
 ):  # fmt: skip
     """Both lists for one block of channels: unscaled sums, maximum, both sums of weights."""
-    ALIKE: tl.constexpr = LAYOUT == EXTRA_LAYOUT and ALIGN == EXTRA_ALIGN and rows == extra_rows
+    ALIKE: tl.constexpr = (LAYOUT == EXTRA_LAYOUT and ALIGN == EXTRA_ALIGN) and rows == extra_rows
     BOTH: tl.constexpr = EXTRA and ALIKE
     acc = tl.zeros([HEADS, CHANNELS], tl.float32)
     peak = tl.zeros([HEADS], tl.float32) + NEVER

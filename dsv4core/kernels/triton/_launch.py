@@ -19,9 +19,13 @@ interpreted = bool(INTERPRETED.value)
 if interpreted:
     from dsv4core.kernels.triton import _lockstep as lockstep
 
+AMD_ONLY = ("waves_per_eu", "matrix_instr_nonkdim")
+"""Launch arguments that no other compiler takes: wavefronts to leave room for, rows of a matrix product."""
+
 Recorder = Callable[[Any, tuple[Any, ...], dict[str, Any]], None]
 _recorder: Recorder | None = None
 assumed: str | None = None
+"""A family of `_devices` whose launch arguments are taken, whatever the device is."""
 
 
 @contextmanager
@@ -30,12 +34,24 @@ def recorded(recorder: Recorder, device: str) -> Iterator[None]:
 
     Ahead-of-time compilation learns this way what would be launched, on a machine without the device.
     """
-    global _recorder, assumed
-    _recorder, assumed = recorder, device
+    global _recorder
+    _recorder = recorder
+    try:
+        with launched_as(device):
+            yield
+    finally:
+        _recorder = None
+
+
+@contextmanager
+def launched_as(device: str) -> Iterator[None]:
+    """Cut kernels as for a device of that class, wherever they run."""
+    global assumed
+    before, assumed = assumed, device
     try:
         yield
     finally:
-        _recorder = assumed = None
+        assumed = before
 
 
 def launch(
@@ -51,6 +67,8 @@ def launch(
     if _recorder is not None:
         return _recorder(kernel, arguments, meta)
     LAUNCHES[kernel.__name__] += 1
+    if assumed is not None:
+        meta = {name: value for name, value in meta.items() if name not in AMD_ONLY}
     if interpreted and anchor.device.type == "cpu":
         return lockstep.run(kernel, grid, arguments, meta)
     with on(anchor.device):

@@ -11,6 +11,7 @@ from dsv4core.layout import get_layout
 from dsv4core.samples import Size, sample
 
 Call = tuple[str, dict[str, Any]]
+PAGED = ("dequantize_and_gather_k_cache", "indexer_logits", "sparse_indexer")
 CONFIGS: dict[str, dict[str, str]] = {
     "vllm": {},
     "official": {"profile": "official"},
@@ -26,14 +27,16 @@ CONFIGS: dict[str, dict[str, str]] = {
 def calls(tokens: int = 60, few: int = 3, context: int = 200) -> dict[str, Callable[[], Call]]:
     """Name -> a function that makes an op's name and the arguments of one legal call, in host memory.
 
-    `tokens` is the size of a call, `few` that of the calls that attention cuts differently.
+    `tokens` is the size of a call, `few` that of the calls that attention cuts differently. Where every token
+    has pages of its own, there are at most 256.
     """
+    owners = min(tokens, 256)
 
     def plain(op: str, tokens: int = tokens, context: int = context, **config: Any) -> Call:
         size = Size(tokens, context, AttentionConfig.preset("v4-flash", **config))
         return op, sample(op, size)
 
-    def decode(tokens: int = tokens, heads: int = 64, extra: int = 512, **config: Any) -> Call:
+    def decode(tokens: int = owners, heads: int = 64, extra: int = 512, **config: Any) -> Call:
         op, given = plain("sparse_decode", tokens, **config)
         width = given["extra_slots"].shape[1]
         given["swa_slots"] = given["swa_slots"].repeat(1, 2)
@@ -50,7 +53,8 @@ def calls(tokens: int = 60, few: int = 3, context: int = 200) -> dict[str, Calla
 
     short = min(context, 40)
     return {
-        **{op: (lambda op=op: plain(op)) for op in portable.KERNELS if op != "sparse_decode"},
+        **{op: (lambda op=op: plain(op)) for op in portable.KERNELS if op not in (*PAGED, "sparse_decode")},
+        **{op: (lambda op=op: plain(op, owners)) for op in PAGED},
         "fused_indexer_q_rope_quant mxfp4 hadamard": lambda: plain(
             "fused_indexer_q_rope_quant", profile="official"
         ),
@@ -61,7 +65,7 @@ def calls(tokens: int = 60, few: int = 3, context: int = 200) -> dict[str, Calla
         "compress ratio 128": lambda: closing(tokens, 128, "fp8_ds_mla"),
         "compress index_fp8": lambda: closing(tokens, 4, "index_fp8"),
         "compress index_mxfp4_hadamard": lambda: closing(tokens, 4, "index_mxfp4_hadamard"),
-        "indexer_logits mxfp4": lambda: plain("indexer_logits", profile="official"),
+        "indexer_logits mxfp4": lambda: plain("indexer_logits", owners, profile="official"),
         "sparse_indexer in chunks": lambda: changed(
             plain("sparse_indexer", few), k=64, workspace_bytes=1664
         ),

@@ -117,7 +117,7 @@ def sparse_attention_kernel(
     total = tl.zeros([HEADS], tl.float32)
     rounded = tl.zeros([HEADS], tl.float32)
     factor = scale * LOG2E
-    SAME: tl.constexpr = LAYOUT == EXTRA_LAYOUT and ALIGN == EXTRA_ALIGN and rows == extra_rows
+    SAME: tl.constexpr = (LAYOUT == EXTRA_LAYOUT and ALIGN == EXTRA_ALIGN) and rows == extra_rows
     BOTH: tl.constexpr = EXTRA and SAME
     a, b, c, r, peak, total, rounded = _attend_lists(
         qa, qb, qc, qr, a, b, c, r, peak, total, rounded, factor, t,

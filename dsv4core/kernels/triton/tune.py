@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dsv4core.bench.gate import outputs
-from dsv4core.kernels.triton import _tuning
+from dsv4core.kernels.triton import _launch, _tuning
 from dsv4core.kernels.triton._devices import Device, devices
 from dsv4core.kernels.triton._tuning import Place, row_at
 from dsv4core.kernels.triton.calls import Call
@@ -24,7 +24,8 @@ from dsv4core.ops import OPS
 COLD = 256 << 20  # bytes of arguments that calls go through, several times a last-level cache
 FASTER = 0.97  # of the time before; what gains less is noise
 FAR = 8  # times what a row had is as far as its sizes grow
-LIMITS = {"num_warps": 16, "num_stages": 5}
+SWITCHES = ("APART", "few", "hopper", "launch_pdl", "matrix_instr_nonkdim")  # no sizes of one kernel
+LIMITS = {"num_warps": 16, "num_stages": 5, **dict.fromkeys(SWITCHES, 0)}
 Row = dict[str, int]
 Compare = Callable[[Mapping[str, Callable[[], Any]]], dict[str, float]]
 
@@ -56,6 +57,21 @@ def tune(
             if place not in done and (not kernels or place.kernel in kernels):
                 done.add(place)
                 yield trial.improve(place)
+
+
+def reached(make: Callable[[], Call], device: str) -> set[str]:
+    """The kernels whose rows a call takes in a family of devices; nothing is started."""
+    op, arguments = make()
+    found: set[str] = set()
+
+    def note(place: Place) -> Row:
+        found.add(place.kernel)
+        return {k: v for k, v in row_at(place).items() if k != "least"}
+
+    function = getattr(import_module(f"{__package__}.{op}"), op)
+    with _launch.recorded(lambda *_: None, device), _tuning.trial(note):
+        function(**arguments)
+    return found
 
 
 class _Trial:
