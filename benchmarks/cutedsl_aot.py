@@ -3,8 +3,9 @@
     python benchmarks/cutedsl_aot.py                     # sm_90a, sm_100a, sm_120a against cutedsl_aot.json
     python benchmarks/cutedsl_aot.py --arch sm_90a --write
 
-It fails when a kernel does not compile, takes stack (it would spill), takes more registers than its budget
-in the baseline by more than 16, or more shared memory than a block may have.
+It fails when a kernel does not compile, takes more stack than the baseline has (none, but for the decode
+kernel whose groups of warps share registers out: a few words of its decoders), takes more registers than its
+budget there by more than 16, or more shared memory than a block may have.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def used(program: Program, arch: str) -> Found:
 def judge(arch: str, found: Found, before: Found | None) -> list[str]:
     """What is wrong with a compiled kernel; `before` is its entry in the baseline."""
     wrong: list[str] = []
-    if found["stack"]:
+    if found["stack"] > (before or {}).get("stack", 0):
         wrong.append(f"{found['stack']} bytes of stack")
     if found["shared"] > SHARED[arch]:
         wrong.append(f"{found['shared']} bytes of shared memory, {arch} has {SHARED[arch]}")

@@ -26,9 +26,12 @@ CLUSTER_HEADS = 16
 """The decode kernel of our own computes multiples of this many heads."""
 CLUSTER_KEYS = 128
 """Keys that one block of it takes at once."""
-CLUSTER_TOKENS: dict[int, tuple[tuple[int, int], ...]] = {}
-"""Padded heads -> keys and tokens up to which it is taken unasked: where it measured faster than FlashMLA's
-best build and the conformance suite judged it on a device. The second is open, so there is no row yet."""
+CLUSTER_TOKENS: dict[int, tuple[tuple[int, int], ...]] = {
+    64: ((640, 16), (1152, 16)),
+    128: ((640, 8), (1152, 8)),
+}
+"""Heads -> keys and tokens up to which it is taken unasked: where it measured faster than FlashMLA's
+best build (`benchmarks/results/h100-decode-few.csv`) and the conformance suite has judged it."""
 
 DECODE_LAYOUT = "fp8_ds_mla"
 DECODE_WIDTH = 64
@@ -118,7 +121,7 @@ def against_cluster(
 
 def cluster_tokens(heads: int, keys: int) -> int:
     """Tokens up to which the decode kernel of our own is taken, for so many keys in both lists together."""
-    rows = CLUSTER_TOKENS.get(padded(heads), ())
+    rows = CLUSTER_TOKENS.get(heads, ())
     return next((tokens for most, tokens in rows if keys <= most), 0)
 
 

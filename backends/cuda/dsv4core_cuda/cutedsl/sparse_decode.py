@@ -35,9 +35,9 @@ class Kind:
 
 
 KINDS = {
-    16: Kind("sparse_decode", 128, 256, 4.3, 5.5),
+    16: Kind("sparse_decode", 128, 256, 4.5, 5.5),
     32: Kind("sparse_decode", 128, 256, 5.6, 7.0),
-    64: Kind("sparse_decode_wide", 64, 512, 10.5, 2.2),
+    64: Kind("sparse_decode_wide", 64, 512, 9.0, 2.9),
 }
 """By heads of a block."""
 
