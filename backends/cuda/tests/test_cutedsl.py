@@ -145,6 +145,7 @@ CALLS: dict[str, Callable[[dict[str, Any]], None]] = {
     "compress_norm_rope_store": lambda c: c.update(state_cache=c["state_cache"][:, :, 1:]),
     "fused_indexer_q_rope_quant": lambda c: c.update(cos_sin=c["cos_sin"][:, 1:]),
     "fused_qnorm_rope_kv_insert": lambda c: c.update(layout="bf16_row"),
+    "sparse_indexer": lambda c: c.update(workspace_bytes=4096),
 }
 """What makes a call one for the other kernel."""
 

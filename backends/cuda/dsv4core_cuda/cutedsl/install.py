@@ -20,6 +20,7 @@ OPS = (
     "compress_norm_rope_store",
     "fused_indexer_q_rope_quant",
     "fused_qnorm_rope_kv_insert",
+    "sparse_indexer",
 )
 """Ops with a launcher here, in a module of the same name."""
 

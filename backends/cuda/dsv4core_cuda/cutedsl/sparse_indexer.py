@@ -21,8 +21,8 @@ SHARED = 1024 + 16384 + RING + 8 * 8192 + 8 * 1024 + 4 * (2048 + 64) + 4 * 64 + 
 WORKSPACE = 1024 + 4
 """i32 that the blocks of a token share."""
 MOST_TOKENS, MOST_K, MOST_HEADS = 64, 2048, 64
-ROUNDS = 8
-"""Blocks of all tokens for each multiprocessor, where there are enough tokens."""
+WAVE = 0.03
+"""What a wave of blocks more counts, as a share of the work."""
 
 
 @cache
@@ -40,8 +40,18 @@ def programs(arch: str) -> dict[str, Program]:
 
 
 def splits(tokens: int, device: int) -> int:
-    """Blocks of a token."""
-    return max(1, processors(device) * (1 if tokens == 1 else ROUNDS) // tokens)
+    """Blocks of a token: as many as leave few multiprocessors without a block in the last wave of all.
+
+    A wave more costs what starting and ending a block does, some hundredths of its time at a million entries.
+    """
+    available = processors(device)
+    each = [max(1, waves * available // tokens) for waves in range(1, 5)]
+
+    def idle(parts: int) -> float:
+        waves = -(-parts * tokens // available)
+        return waves * available / (parts * tokens) + WAVE * waves
+
+    return min(each, key=idle)
 
 
 def bind(fallback: Callable[..., Tensor], forms: Forms, arch: str) -> Callable[..., Tensor]:
