@@ -28,8 +28,8 @@ WAVE = 0.03
 @cache
 def program(mxfp4: bool, byte: bool) -> Program:
     """The kernel for keys in mxfp4, or in fp8 with a scale that is a byte or f32."""
-    stages = RING // (64 * ((64 if mxfp4 else 128) + 4))
-    return Program("sparse_indexer", "q" * 10 + "i" * 4 + "q" * 7, (mxfp4, byte, stages), 640, SHARED, alone=True)
+    constants = (mxfp4, byte, RING // (64 * ((64 if mxfp4 else 128) + 4)))
+    return Program("sparse_indexer", "q" * 10 + "i" * 4 + "q" * 7, constants, 640, SHARED, alone=True)
 
 
 def programs(arch: str) -> dict[str, Program]:

@@ -56,6 +56,13 @@ def count_shared(address, more, *, loc=None, ip=None):
 
 
 @dsl_user_op
+def tell_shared(address, more, *, loc=None, ip=None):
+    """Add to an i32 in shared memory."""
+    text = "red.shared.add.u32 [$0], $1;"
+    _asm(None, [Int32(address), Int32(more)], text, "r,r,~{memory}", loc, ip, effects=True)
+
+
+@dsl_user_op
 def count_global(address, more, *, loc=None, ip=None):
     """Add to an i32 in global memory, after everything that this thread has seen; what was there."""
     text = "atom.acq_rel.gpu.global.add.u32 $0, [$1], $2;"
@@ -91,12 +98,6 @@ def look_i64(address, *, loc=None, ip=None):
 
 
 @dsl_user_op
-def fence_global(*, loc=None, ip=None):
-    """What this thread wrote is there for every block before what it writes next."""
-    _asm(None, [], "fence.acq_rel.gpu;", "~{memory}", loc, ip, effects=True)
-
-
-@dsl_user_op
 def pause(nanoseconds, *, loc=None, ip=None):
     """Let others run for about so long."""
     _asm(None, [], f"nanosleep.u32 {nanoseconds};", "", loc, ip, effects=True)
@@ -106,8 +107,8 @@ def pause(nanoseconds, *, loc=None, ip=None):
 def products(rows, queries, kind, *, loc=None, ip=None):
     """A warpgroup's 64 rows of 128 channels times 64 rows in shared memory, waited for: 32 f32 a thread.
 
-    `rows`: 8 steps of 4 words, pairs of `kind` ("f16" or "bf16"). `queries`: the descriptor of two blocks of 64
-    channels, 8 KB each, rows of 128 bytes exchanged as `wgmma` wants them.
+    `rows`: 8 steps of 4 words, pairs of `kind` ("f16" or "bf16"). `queries`: the descriptor of two blocks of
+    64 channels, 8 KB each, rows of 128 bytes exchanged as `wgmma` wants them.
     """
     out = ", ".join(f"${i}" for i in range(32))
     steps = []

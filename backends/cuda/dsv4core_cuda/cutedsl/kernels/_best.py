@@ -7,7 +7,7 @@ two are equal and the lower index wins among equal keys.
 import cutlass
 from cutlass import Int32, Int64, cute
 
-from dsv4core_cuda.cutedsl.kernels._async import count_shared, leading_zeros, shifted_down
+from dsv4core_cuda.cutedsl.kernels._async import count_shared, leading_zeros, shifted_down, tell_shared
 from dsv4core_cuda.cutedsl.kernels._numerics import across, choose
 from dsv4core_cuda.cutedsl.kernels._ptx import (
     read_shared,
@@ -106,7 +106,7 @@ def least_kept(entries, n, k, bins, thread):
         for i in cutlass.range(thread, n, TEAM, unroll=1):
             at = shifted_down(read_shared_i64(entries + i * 8) - start, shift)
             if (at >= 0) & (at < BINS):
-                count_shared(bins + Int32(at) * 4, 1)
+                tell_shared(bins + Int32(at) * 4, 1)
         together()
         before, counts = above(bins, thread)
         for i in cutlass.range_constexpr(4):
@@ -146,20 +146,26 @@ def bucket(index, shift):
 
 
 @cute.jit
-def write_ascending(entries, n, length, to, bins, room, thread):
-    """The indices (below `length`) of n entries to global memory, ascending. `room`: 4 n bytes of scratch."""
+def write_ascending(entries, n, least, kept, length, to, bins, room, thread):
+    """The indices (below `length`) of the `kept` entries not below `least` to global memory, ascending.
+
+    `room`: scratch for 4 bytes of each of them.
+    """
     shift = cutlass.max(Int32(32 - 11) - leading_zeros(length), 0)
     clear(bins, thread)
     for i in cutlass.range(thread, n, TEAM, unroll=1):
-        count_shared(bins + bucket(index_of(read_shared_i64(entries + i * 8)), shift) * 4, 1)
+        x = read_shared_i64(entries + i * 8)
+        if x >= least:
+            tell_shared(bins + bucket(index_of(x), shift) * 4, 1)
     together()
     above(bins, thread)
     together()
     for i in cutlass.range(thread, n, TEAM, unroll=1):
-        index = index_of(read_shared_i64(entries + i * 8))
-        write_shared(room + count_shared(bins + bucket(index, shift) * 4, 1) * 4, [index])
+        x = read_shared_i64(entries + i * 8)
+        if x >= least:
+            write_shared(room + count_shared(bins + bucket(index_of(x), shift) * 4, 1) * 4, [index_of(x)])
     together()
-    for i in cutlass.range(thread, n, TEAM, unroll=1):
+    for i in cutlass.range(thread, kept, TEAM, unroll=1):
         index = read_shared(room + i * 4, 1)[0]
         # those of its bin stand beside it in any order: it comes behind the smaller ones among them
         place, j, same = i, i - 1, Int32(1)
@@ -169,7 +175,7 @@ def write_ascending(entries, n, length, to, bins, room, thread):
             place = place - Int32((same == 1) & (other > index))
             j = j - 1
         j, same = i + 1, Int32(1)
-        while (same == 1) & (j < n):
+        while (same == 1) & (j < kept):
             other = read_shared(room + j * 4, 1)[0]
             same = Int32((other >> shift) == (index >> shift))
             place = place + Int32((same == 1) & (other < index))

@@ -10,8 +10,8 @@ from dsv4core_cuda.cutedsl.kernels._async import pair_mul_f16
 from dsv4core_cuda.cutedsl.kernels._numerics import choose
 from dsv4core_cuda.cutedsl.kernels._ptx import from_bits, mul, pair_bf16, pair_mul, write_shared
 
-SIGNS = -0x7FFF8000
-"""0x80008000 as i32."""
+SIGNS, KEPT = -0x7FFF8000, -0x7E3F7E40
+"""0x80008000 and 0x81c081c0 as i32: bits of pairs of f16 or bf16 that codes have."""
 
 
 def halves(word):
@@ -25,12 +25,15 @@ def halves(word):
 
 
 def quarters(word):
-    """Eight e2m1 codes as four pairs of bf16, times 2^-126: nibbles i and i + 4."""
-    return [
-        ((word << (6 - 4 * i) if i < 2 else word >> (4 * i - 6)) & 0x01C001C0)
-        | ((word << (12 - 4 * i) if i < 3 else word) & Int32(SIGNS))
-        for i in range(4)
-    ]
+    """Eight e2m1 codes as four pairs of bf16, times 2^-126: nibbles i and i + 4.
+
+    A product with two powers of two brings a code's sign and its other bits to their places at once.
+    """
+    found = []
+    for part in (word, word >> 8):
+        for mask, places in ((0x000F000F, 0x1040), (0x00F000F0, 0x104)):
+            found.append(((part & mask) * places) & Int32(KEPT))
+    return found
 
 
 def place(queries, head, column):

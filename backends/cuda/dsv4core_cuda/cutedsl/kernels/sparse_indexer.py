@@ -1,9 +1,9 @@
 """Scores of index entries and the k best of them: pages stream through shared memory, scores never leave it.
 
-Blocks share a token's pages. In each, four groups of 128 threads score a page each at a time, one warp fetches
-pages, and one keeps the least score that can still be among the k best: the blocks of a token count what they
-have seen by magnitude (1,024 bins) in global memory, so each knows of the others. What is not below it goes
-to a list; the last block of a token to end chooses among what the lists of all hold at the end.
+Blocks share a token's pages. In each, four groups of 128 threads score a page each at a time, one warp
+fetches pages, and one keeps the least score that can still be among the k best: the blocks of a token count
+what they have seen by magnitude (1,024 bins) in global memory, so each knows of the others. What is not below
+it goes to a list; the last block of a token to end chooses among what the lists of all hold at the end.
 """
 
 import cutlass
@@ -17,7 +17,6 @@ from dsv4core_cuda.cutedsl.kernels._async import (
     bulk_copy,
     count_global,
     count_shared,
-    fence_global,
     look_global,
     look_i64,
     pause,
@@ -25,6 +24,7 @@ from dsv4core_cuda.cutedsl.kernels._async import (
     raise_shared,
     store_i64,
     tell_global,
+    tell_shared,
 )
 from dsv4core_cuda.cutedsl.kernels._best import (
     LEAST,
@@ -58,6 +58,8 @@ from dsv4core_cuda.cutedsl.kernels._ptx import (
 GROUPS = 4
 ROUND = 8
 """Pages that a group scores before the team looks whether the list is full."""
+SHORT = 64
+"""Pages of a block below which it waits for what the others have told of last."""
 CAPACITY = 8192
 """Entries of a block's list."""
 SIZES = 1024
@@ -122,7 +124,8 @@ def fetch_pages(
                 live = (there >= 0) & (there < limit)
                 write_shared(flags + stage * 4, [choose(Int32, live, 1, 0)])
                 if live:
-                    bulk_copy(ring + stage * STAGE, cache + Int64(there) * page_stride, STAGE, full + stage * 8)
+                    source = cache + Int64(there) * page_stride
+                    bulk_copy(ring + stage * STAGE, source, STAGE, full + stage * 8)
                 else:
                     barrier_arrive(full + stage * 8)
             cute.arch.sync_warp()
@@ -143,29 +146,35 @@ def watch(sizes, shared_sizes, least, done, k):
     while running == 1:
         running = 1 - read_shared(done, 1)[0]
         cute.arch.sync_warp()
-        for i in cutlass.range_constexpr(8):
-            at = lane * 128 + i * 16
-            words, told = read_shared(sizes + at, 4), read_shared(sizes + 4 * SIZES + at, 4)
-            for j in cutlass.range_constexpr(4):
-                if words[j] > told[j]:
-                    tell_global(shared_sizes + Int64(at + j * 4), words[j] - told[j])
-            write_shared(sizes + 4 * SIZES + at, words)
-        counts = []
-        for i in cutlass.range_constexpr(8):
-            counts += look_global(shared_sizes + Int64(lane * 128 + i * 16))
-        own = counts[0]
-        for i in cutlass.range_constexpr(1, 32):
-            own = own + counts[i]
+        for i in cutlass.range_constexpr(SIZES // 32):
+            at = i * 128 + lane * 4
+            count, told = read_shared(sizes + at, 1)[0], read_shared(sizes + 4 * SIZES + at, 1)[0]
+            if count > told:
+                tell_global(shared_sizes + Int64(at), count - told)
+                write_shared(sizes + 4 * SIZES + at, [count])
+        parts = [look_global(shared_sizes + Int64(i * 512 + lane * 16)) for i in range(SIZES // 128)]
+        # the highest part with the k-th entry in it, or above it
+        place, higher, counts = Int32(-1), Int32(0), parts[0]
+        seen = Int32(0)
+        for i in cutlass.range_constexpr(SIZES // 128 - 1, -1, -1):
+            four = parts[i]
+            size = across(four[0] + four[1] + four[2] + four[3], 32, "add")
+            here = (place < 0) & (seen + size >= k)
+            place = choose(Int32, here, i, place)
+            higher = choose(Int32, here, seen, higher)
+            counts = [choose(Int32, here, four[j], counts[j]) for j in range(4)]
+            seen = seen + size
+        own = counts[0] + counts[1] + counts[2] + counts[3]
         behind = own
         for step in cutlass.range_constexpr(5):
             other = cute.arch.shuffle_sync_down(behind, 1 << step)
             behind = behind + choose(Int32, lane + (1 << step) < 32, other, 0)
-        total = behind - own
-        if (total < k) & (k <= behind):
+        total = higher + behind - own
+        if (place >= 0) & (total < k) & (k <= total + own):
             found = Int32(-1)
-            for i in cutlass.range_constexpr(32):
-                total = total + counts[31 - i]
-                found = choose(Int32, (found < 0) & (total >= k), lane * 32 + 31 - i, found)
+            for i in cutlass.range_constexpr(4):
+                total = total + counts[3 - i]
+                found = choose(Int32, (found < 0) & (total >= k), place * 128 + lane * 4 + 3 - i, found)
             if found > 0:
                 raise_shared(least, (found + FIRST) << 19)
         pause(100)
@@ -173,10 +182,10 @@ def watch(sizes, shared_sizes, least, done, k):
 
 @cute.jit
 def score_page(
-    stage, parity, index, visible, ring, full, empty, flags, queries, weights, entries, counter, sizes, least, thread,
-    STAGE: cutlass.Constexpr, MXFP4: cutlass.Constexpr, BYTE: cutlass.Constexpr,
+    stage, parity, index, visible, ring, full, empty, flags, queries, weights, entries, counter, sizes, least,
+    thread, STAGE: cutlass.Constexpr, MXFP4: cutlass.Constexpr, BYTE: cutlass.Constexpr,
 ):  # fmt: skip
-    """A group scores the page of a stage, whose first entry is `index`, and lists what may be among the best."""
+    """A group scores the page of a stage, which begins with entry `index`, and lists what may be chosen."""
     lane, warp = thread % 32, thread // 32 % 4
     row, part = warp * 16 + lane // 4, lane % 4
     RECORD = cutlass.const_expr(64 if MXFP4 else 128)
@@ -236,7 +245,7 @@ def score_page(
             behind = cute.arch.popc(lanes & ((Int32(1) << lane) - 1))
             write_shared_i64(entries + (start + behind) * 8, entry(key, place))
             bin_ = cutlass.min(cutlass.max((key >> 19) - FIRST, 0), SIZES - 1)
-            count_shared(sizes + bin_ * 4, 1)
+            tell_shared(sizes + bin_ * 4, 1)
 
 
 @cute.jit
@@ -267,7 +276,6 @@ def hand_over(
         x = read_shared_i64(entries + i * 8)
         if x >= bound:
             store_i64(room + Int64(count_shared(scalars + 4, 1)) * 8, x)
-    fence_global()
     together()
     if thread == 0:
         write_shared(scalars + 8, [count_global(common + ENDED, 1)])
@@ -278,10 +286,13 @@ def hand_over(
 @cute.jit
 def finish(entries, bins, counter, ring, common, room, k, visible, to, thread):
     """The k best of a token's list, ascending."""
-    fence_global()
     n = look_global(common + CANDIDATES)[0]
     have, taken = Int32(0), Int32(0)
+    bound = Int64(LEAST) << 32
     while taken < n:
+        if have > k:
+            keep(entries, have, bound, counter, thread, CAPACITY)
+            have = Int32(k)
         more = cutlass.min(n - taken, CAPACITY - have)
         for i in cutlass.range(thread, more, TEAM, unroll=1):
             write_shared_i64(entries + (have + i) * 8, look_i64(room + Int64(taken + i) * 8))
@@ -289,9 +300,8 @@ def finish(entries, bins, counter, ring, common, room, k, visible, to, thread):
         have = have + more
         taken = taken + more
         if have > k:
-            keep(entries, have, least_kept(entries, have, k, bins, thread), counter, thread, CAPACITY)
-            have = Int32(k)
-    write_ascending(entries, have, visible, to, bins, ring, thread)
+            bound = least_kept(entries, have, k, bins, thread)
+    write_ascending(entries, have, bound, cutlass.min(have, k), visible, to, bins, ring, thread)
 
 
 @cute.kernel
@@ -323,6 +333,7 @@ def kernel(
     scalars = counter + 16
 
     visible = load_i32(lens + Int64(t) * len_stride)
+    request = Int64(load_i32(requests + Int64(t) * request_stride)) * table_stride
     visible = cutlass.min(cutlass.max(visible, 0), width * 64)
     to = out + Int64(t) * out_stride
     if visible <= k:
@@ -346,7 +357,6 @@ def kernel(
                 barriers_visible()
                 cute.arch.sync_warp()
                 ready(False)
-                request = Int64(load_i32(requests + Int64(t) * request_stride)) * table_stride
                 fetch_pages(
                     pages, first, ring, full, empty, flags, request, table, width, limit, column_stride,
                     cache, page_stride, STAGE, STAGES,
@@ -354,7 +364,8 @@ def kernel(
             if warp == 4 * GROUPS + 1:
                 ready(True)
                 watch(sizes, common, least, done, k)
-                watched(False)
+                if pages < SHORT:
+                    watched(False)
         else:
             cute.arch.setmaxregister_increase(104)
             for i in cutlass.range_constexpr(2 * SIZES // TEAM):
@@ -393,7 +404,8 @@ def kernel(
                         raise_shared(least, key_of(bound))
             if thread == 0:
                 write_shared(done, [Int32(1)])
-            watched(True)
+            if pages < SHORT:  # others have told of little yet
+                watched(True)
             last = hand_over(entries, bins, counter, least, scalars, common, room, splits, k, thread)
             if last == 1:
                 finish(entries, bins, counter, ring, common, room, k, visible, to, thread)
