@@ -1,4 +1,4 @@
-"""The k best of a list in shared memory, exactly, by a team of 512 threads.
+"""The k best of a list in shared memory, exactly, by a team of 384 threads.
 
 An entry is one i64: its key (f32 as i32 in the same order) above what its index lacks to 2^31 - 1, so that no
 two are equal and the lower index wins among equal keys.
@@ -17,8 +17,9 @@ from dsv4core_cuda.cutedsl.kernels._ptx import (
     write_shared_i64,
 )
 
-TEAM = 512
-BINS = 2048
+TEAM = 384
+BINS = 1024
+BIN_BITS = 10
 LAST = 0x7FFFFFFF
 SCRATCH = 4 * (BINS + 64)
 """Bytes of scratch: bins, sums of warps, what is found."""
@@ -50,7 +51,9 @@ def above(bins, thread):
     """How many lie in bins above each of a thread's four, and the four counts; bins become the former."""
     sums = bins + 4 * BINS
     lane = thread % 32
-    counts = read_shared(bins + thread * 16, 4)
+    counts = [Int32(0)] * 4
+    if thread < BINS // 4:
+        counts = read_shared(bins + thread * 16, 4)
     own = counts[0] + counts[1] + counts[2] + counts[3]
     behind = own
     for step in cutlass.range_constexpr(5):
@@ -60,7 +63,7 @@ def above(bins, thread):
         write_shared(sums + thread // 32 * 4, [behind])
     together()
     total = behind - own
-    for part in cutlass.range_constexpr(4):
+    for part in cutlass.range_constexpr(TEAM // 128):
         words = read_shared(sums + part * 16, 4)
         for i in cutlass.range_constexpr(4):
             total = total + choose(Int32, part * 4 + i > thread // 32, words[i], 0)
@@ -68,14 +71,16 @@ def above(bins, thread):
     for i in cutlass.range_constexpr(4):
         found[3 - i] = total
         total = total + counts[3 - i]
-    write_shared(bins + thread * 16, found)
+    if thread < BINS // 4:
+        write_shared(bins + thread * 16, found)
     return found, counts
 
 
 @cute.jit
 def clear(bins, thread):
     """Empty the bins."""
-    write_shared(bins + thread * 16, [Int32(0)] * 4)
+    if thread < BINS // 4:
+        write_shared(bins + thread * 16, [Int32(0)] * 4)
     together()
 
 
@@ -99,7 +104,7 @@ def least_kept(entries, n, k, bins, thread):
         low = cutlass.min(low, pair[1])
     together()
     start = Int64(low) << 32
-    shift = Int32(64 - 11) - leading_zeros(high - low)
+    shift = Int32(64 - BIN_BITS) - leading_zeros(high - low)
     need, searching = Int32(k), Int32(1)
     while searching == 1:
         clear(bins, thread)
@@ -121,7 +126,7 @@ def least_kept(entries, n, k, bins, thread):
         need = need - passed
         if (need == size) | (shift == 0):
             searching = Int32(0)
-        shift = cutlass.max(shift - 11, 0)
+        shift = cutlass.max(shift - BIN_BITS, 0)
     return start
 
 
@@ -151,7 +156,7 @@ def write_ascending(entries, n, least, kept, length, to, bins, room, thread):
 
     `room`: scratch for 4 bytes of each of them.
     """
-    shift = cutlass.max(Int32(32 - 11) - leading_zeros(length), 0)
+    shift = cutlass.max(Int32(32 - BIN_BITS) - leading_zeros(length), 0)
     clear(bins, thread)
     for i in cutlass.range(thread, n, TEAM, unroll=1):
         x = read_shared_i64(entries + i * 8)
