@@ -1,6 +1,6 @@
 """Compile every CuTeDSL kernel for devices that are not here: registers, stack and shared memory.
 
-    python benchmarks/cutedsl_aot.py                     # every architecture of SHARED against cutedsl_aot.json
+    python benchmarks/cutedsl_aot.py                     # all of SHARED against cutedsl_aot.json
     python benchmarks/cutedsl_aot.py --arch sm_90a --write
 
 It fails when a kernel does not compile, takes stack (it would spill), takes more registers than its budget
