@@ -13,7 +13,7 @@ import pytest
 from dsv4core.errors import BackendUnavailableError, ConfigError
 from dsv4core.kernels.triton import portable
 from dsv4core.samples import Size, sample
-from dsv4core_cuda.cutedsl import _build, _driver, _measured, _probe, install
+from dsv4core_cuda.cutedsl import _build, _driver, _measured, _probe, install, sparse_indexer
 from dsv4core_cuda.cutedsl._build import Program, cubin, key
 from dsv4core_cuda.cutedsl._measured import Row, faster
 
@@ -101,6 +101,13 @@ def test_a_form_is_chosen_from_the_size_on_at_which_it_is_faster() -> None:
     asked = [("large", 6), ("large", 7), ("small", 99)]
     assert [_measured.chosen(forms["b"], *of) for of in asked] == [False, True, False]
     assert _measured.rows("sm_70") == ()
+
+
+def test_blocks_of_every_number_of_tokens_fill_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse_indexer, "processors", lambda device: 132)
+    for tokens in range(1, sparse_indexer.MOST_TOKENS + 1):
+        blocks = sparse_indexer.splits(tokens, 0) * tokens
+        assert blocks / (-(-blocks // 132) * 132) > 0.89, tokens
 
 
 def test_every_measured_form_has_a_kernel_and_every_kernel_was_measured() -> None:
