@@ -101,7 +101,7 @@ def test_a_first_call_inside_a_capture(op: str, form: str) -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         result = ours(op)(**call)
-    written = outcome(None, call)
+    written = outcome(None, call) if op != "sparse_indexer" else []  # which only reads pages
     assert not written or not torch.equal(written[0], expected[-len(written)])
     graph.replay()
     torch.cuda.synchronize()

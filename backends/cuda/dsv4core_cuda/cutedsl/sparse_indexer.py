@@ -17,7 +17,7 @@ from dsv4core_cuda.cutedsl._measured import Forms, chosen
 FORMS = ("index_fp8", "index_fp8_ue8m0x4", "index_fp8_hadamard_f32", "index_mxfp4", "index_mxfp4_hadamard")
 RING = 12 * 8448
 """Bytes of pages that a block has under way."""
-SHARED = 1024 + 16384 + RING + 8 * 7680 + 8 * 1024 + 4 * (1024 + 64) + 4 * 64 + 1024
+SHARED = 1024 + 16384 + RING + 8 * 8192 + 8 * 1024 + 4 * (2048 + 64) + 4 * 64 + 1024
 WORKSPACE = 1024 + 4
 """i32 that the blocks of a token share."""
 MOST_TOKENS, MOST_K, MOST_HEADS = 64, 2048, 64
@@ -29,7 +29,7 @@ WAVE = 0.03
 def program(mxfp4: bool, byte: bool) -> Program:
     """The kernel for keys in mxfp4, or in fp8 with a scale that is a byte or f32."""
     constants = (mxfp4, byte, RING // (64 * ((64 if mxfp4 else 128) + 4)))
-    return Program("sparse_indexer", "q" * 10 + "i" * 4 + "q" * 7, constants, 512, SHARED, alone=True)
+    return Program("sparse_indexer", "q" * 10 + "i" * 4 + "q" * 7, constants, 640, SHARED, alone=True)
 
 
 def programs(arch: str) -> dict[str, Program]:

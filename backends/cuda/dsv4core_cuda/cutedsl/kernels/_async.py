@@ -104,12 +104,11 @@ def pause(nanoseconds, *, loc=None, ip=None):
 
 
 @dsl_user_op
-def begin_products(rows, queries, kind, *, loc=None, ip=None):
-    """Begin a warpgroup's 64 rows of 128 channels times 64 rows in shared memory: 32 f32 a thread.
+def products(rows, queries, kind, *, loc=None, ip=None):
+    """A warpgroup's 64 rows of 128 channels times 64 rows in shared memory, waited for: 32 f32 a thread.
 
     `rows`: 8 steps of 4 words, pairs of `kind` ("f16" or "bf16"). `queries`: the descriptor of two blocks of
-    64 channels, 8 KB each, rows of 128 bytes exchanged as `wgmma` wants them. Nothing may be done with the
-    result before `end_products`.
+    64 channels, 8 KB each, rows of 128 bytes exchanged as `wgmma` wants them.
     """
     out = ", ".join(f"${i}" for i in range(32))
     steps = []
@@ -123,21 +122,13 @@ def begin_products(rows, queries, kind, *, loc=None, ip=None):
         )
     text = (
         "{.reg .pred none, more; .reg .b64 d; setp.ne.b32 none, 0, 0; setp.eq.b32 more, 0, 0;"
-        " wgmma.fence.sync.aligned; " + " ".join(steps) + " wgmma.commit_group.sync.aligned;}"
+        " wgmma.fence.sync.aligned; " + " ".join(steps) + " wgmma.commit_group.sync.aligned;"
+        " wgmma.wait_group.sync.aligned 0;}"
     )
     result = llvm.StructType.get_literal([T.f32()] * 32)
     constraints = ",".join(["=&f"] * 32 + ["r"] * 32 + ["l"]) + ",~{memory}"
     values = [*rows, Int64(queries)]
     return _several(Float32, 32, loc, ip, _asm(result, values, text, constraints, loc, ip, True))
-
-
-@dsl_user_op
-def end_products(found, rows, *, loc=None, ip=None):
-    """Wait for products; the words of their rows are named so that they are kept until here."""
-    result = llvm.StructType.get_literal([T.f32()] * 32)
-    constraints = ",".join(["=f"] * 32 + [str(i) for i in range(32)] + ["r"] * 32) + ",~{memory}"
-    text = "wgmma.wait_group.sync.aligned 0;"
-    return _several(Float32, 32, loc, ip, _asm(result, [*found, *rows], text, constraints, loc, ip, True))
 
 
 @dsl_user_op

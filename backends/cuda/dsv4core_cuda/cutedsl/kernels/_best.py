@@ -1,4 +1,4 @@
-"""The k best of a list in shared memory, exactly, by a team of 384 threads.
+"""The k best of a list in shared memory, exactly, by a team of 512 threads.
 
 An entry is one i64: its key (f32 as i32 in the same order) above what its index lacks to 2^31 - 1, so that no
 two are equal and the lower index wins among equal keys.
@@ -17,9 +17,8 @@ from dsv4core_cuda.cutedsl.kernels._ptx import (
     write_shared_i64,
 )
 
-TEAM = 384
-BINS = 1024
-BIN_BITS = 10
+TEAM = 512
+BINS = 2048
 LAST = 0x7FFFFFFF
 SCRATCH = 4 * (BINS + 64)
 """Bytes of scratch: bins, sums of warps, what is found."""
@@ -51,9 +50,7 @@ def above(bins, thread):
     """How many lie in bins above each of a thread's four, and the four counts; bins become the former."""
     sums = bins + 4 * BINS
     lane = thread % 32
-    counts = [Int32(0)] * 4
-    if thread < BINS // 4:
-        counts = read_shared(bins + thread * 16, 4)
+    counts = read_shared(bins + thread * 16, 4)
     own = counts[0] + counts[1] + counts[2] + counts[3]
     behind = own
     for step in cutlass.range_constexpr(5):
@@ -63,7 +60,7 @@ def above(bins, thread):
         write_shared(sums + thread // 32 * 4, [behind])
     together()
     total = behind - own
-    for part in cutlass.range_constexpr(TEAM // 128):
+    for part in cutlass.range_constexpr(4):
         words = read_shared(sums + part * 16, 4)
         for i in cutlass.range_constexpr(4):
             total = total + choose(Int32, part * 4 + i > thread // 32, words[i], 0)
@@ -71,16 +68,14 @@ def above(bins, thread):
     for i in cutlass.range_constexpr(4):
         found[3 - i] = total
         total = total + counts[3 - i]
-    if thread < BINS // 4:
-        write_shared(bins + thread * 16, found)
+    write_shared(bins + thread * 16, found)
     return found, counts
 
 
 @cute.jit
 def clear(bins, thread):
     """Empty the bins."""
-    if thread < BINS // 4:
-        write_shared(bins + thread * 16, [Int32(0)] * 4)
+    write_shared(bins + thread * 16, [Int32(0)] * 4)
     together()
 
 
@@ -104,7 +99,7 @@ def least_kept(entries, n, k, bins, thread):
         low = cutlass.min(low, pair[1])
     together()
     start = Int64(low) << 32
-    shift = Int32(64 - BIN_BITS) - leading_zeros(high - low)
+    shift = Int32(64 - 11) - leading_zeros(high - low)
     need, searching = Int32(k), Int32(1)
     while searching == 1:
         clear(bins, thread)
@@ -126,7 +121,7 @@ def least_kept(entries, n, k, bins, thread):
         need = need - passed
         if (need == size) | (shift == 0):
             searching = Int32(0)
-        shift = cutlass.max(shift - BIN_BITS, 0)
+        shift = cutlass.max(shift - 11, 0)
     return start
 
 
@@ -156,7 +151,7 @@ def write_ascending(entries, n, least, kept, length, to, bins, room, thread):
 
     `room`: scratch for 4 bytes of each of them.
     """
-    shift = cutlass.max(Int32(32 - BIN_BITS) - leading_zeros(length), 0)
+    shift = cutlass.max(Int32(32 - 11) - leading_zeros(length), 0)
     clear(bins, thread)
     for i in cutlass.range(thread, n, TEAM, unroll=1):
         x = read_shared_i64(entries + i * 8)

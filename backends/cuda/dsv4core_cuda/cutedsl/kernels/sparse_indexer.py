@@ -1,6 +1,6 @@
 """Scores of index entries and the k best of them: pages stream through shared memory, scores never leave it.
 
-Blocks share a token's pages. In each, three groups of 128 threads score a page each at a time, one warp
+Blocks share a token's pages. In each, four groups of 128 threads score a page each at a time, one warp
 fetches pages, and one keeps the least score that can still be among the k best: the blocks of a token count
 what they have seen by magnitude (1,024 bins) in global memory, so each knows of the others. What is not below
 it goes to a list; the last block of a token to end chooses among what the lists of all hold at the end.
@@ -14,14 +14,13 @@ from dsv4core_cuda.cutedsl.kernels._async import (
     barrier_start,
     barrier_wait,
     barriers_visible,
-    begin_products,
     bulk_copy,
     count_global,
     count_shared,
-    end_products,
     look_global,
     look_i64,
     pause,
+    products,
     raise_shared,
     store_i64,
     tell_global,
@@ -56,12 +55,12 @@ from dsv4core_cuda.cutedsl.kernels._ptx import (
     write_shared_i64,
 )
 
-GROUPS = 3
-ROUND = 16
+GROUPS = 4
+ROUND = 8
 """Pages that a group scores before the team looks whether the list is full."""
 SHORT = 64
 """Pages of a block below which it waits for what the others have told of last."""
-CAPACITY = 20 * TEAM
+CAPACITY = 8192
 """Entries of a block's list."""
 SIZES = 1024
 FIRST = (127 - 32) << 4
@@ -90,7 +89,8 @@ def watched(wait):
 def stage_queries(queries, q, q_scales, t, heads, thread, MXFP4: cutlass.Constexpr):
     """A token's heads as the other operand of the products; zeros behind the last."""
     WORDS = cutlass.const_expr(16 if MXFP4 else 32)
-    for at in cutlass.range(thread, HEADS * WORDS, TEAM, unroll=1):
+    for i in cutlass.range_constexpr(HEADS * WORDS // TEAM):
+        at = thread + i * TEAM
         head, piece = at // WORDS, at % WORDS
         word = Int32(0)
         if head < heads:
@@ -181,11 +181,11 @@ def watch(sizes, shared_sizes, least, done, k):
 
 
 @cute.jit
-def take_page(
-    steps, scaled, stage, parity, ring, full, empty, flags, thread,
-    STAGE: cutlass.Constexpr, MXFP4: cutlass.Constexpr, BYTE: cutlass.Constexpr,
+def score_page(
+    stage, parity, index, visible, ring, full, empty, flags, queries, weights, entries, counter, sizes, least,
+    thread, STAGE: cutlass.Constexpr, MXFP4: cutlass.Constexpr, BYTE: cutlass.Constexpr,
 ):  # fmt: skip
-    """The page of a stage as operands, and a thread's scale of it: the bits, and whether there is a page."""
+    """A group scores the page of a stage, which begins with entry `index`, and lists what may be chosen."""
     lane, warp = thread % 32, thread // 32 % 4
     row, part = warp * 16 + lane // 4, lane % 4
     RECORD = cutlass.const_expr(64 if MXFP4 else 128)
@@ -193,40 +193,31 @@ def take_page(
     barrier_wait(full + stage * 8, parity)
     upper = read_shared(at + row * RECORD + part * 16, 4)
     lower = read_shared(at + (row + 8) * RECORD + part * 16, 4)
-    scaled[1] = read_shared(flags + stage * 4, 1)[0]
+    if cutlass.const_expr(not MXFP4):
+        upper = upper + read_shared(at + row * RECORD + 64 + part * 16, 4)
+        lower = lower + read_shared(at + (row + 8) * RECORD + 64 + part * 16, 4)
+    mine = row + 8 * (part % 2)
+    live = read_shared(flags + stage * 4, 1)[0]
     if cutlass.const_expr(MXFP4):
         a, b = [read_shared(at + 64 * RECORD + (row + 8 * i) * 4, 1)[0] for i in range(2)]
         a, b = [cutlass.min(cutlass.max((x >> (8 * part)) & 255, 1), 254) for x in (a, b)]
         top_a, top_b = across(a, 4, "max"), across(b, 4, "max")
         by_a = cutlass.max(a - top_a + 253, 0) << 7
         by_b = cutlass.max(b - top_b + 253, 0) << 7
-        words = operands_mxfp4(upper, lower, by_a | (by_a << 16), by_b | (by_b << 16))
-        scaled[0] = choose(Int32, part % 2 == 0, top_a, top_b) << 23
+        steps = operands_mxfp4(upper, lower, by_a | (by_a << 16), by_b | (by_b << 16))
+        scale = from_bits(choose(Int32, part % 2 == 0, top_a, top_b) << 23)
     else:
-        upper = upper + read_shared(at + row * RECORD + 64 + part * 16, 4)
-        lower = lower + read_shared(at + (row + 8) * RECORD + 64 + part * 16, 4)
-        word = read_shared(at + 64 * RECORD + (row + 8 * (part % 2)) * 4, 1)[0]
+        word = read_shared(at + 64 * RECORD + mine * 4, 1)[0]
         if cutlass.const_expr(BYTE):
             byte = word & 255
             word = choose(Int32, byte > 0, byte << 23, Int32(0x400000))
-        scaled[0] = word
-        words = operands_fp8(upper, lower)
-    for i in cutlass.range_constexpr(32):
-        steps[i] = words[i]
+        scale = from_bits(word)
+        steps = operands_fp8(upper, lower)
     cute.arch.sync_warp()
     if lane == 0:
         barrier_arrive(empty + stage * 8)
-
-
-@cute.jit
-def list_page(
-    dots, scale, live, index, visible, weights, entries, counter, sizes, least, thread,
-    MXFP4: cutlass.Constexpr,
-):  # fmt: skip
-    """Scores of a page, which begins with entry `index`, from its products; lists what may be chosen."""
-    lane, warp = thread % 32, thread // 32 % 4
-    row, part = warp * 16 + lane // 4, lane % 4
-    mine = row + 8 * (part % 2)
+    address = Int64(queries & 0x3FFFF) >> 4
+    dots = products(steps, address | Int64((1 << 16) | (64 << 32) | (1 << 62)), "bf16" if MXFP4 else "f16")
     sums = [Float32(0.0), Float32(0.0)]
     for j in cutlass.range_constexpr(8):
         pair = [from_bits(x) for x in read_shared(weights + (8 * j + 2 * part) * 4, 2)]
@@ -344,9 +335,9 @@ def kernel(
     visible = load_i32(lens + Int64(t) * len_stride)
     request = Int64(load_i32(requests + Int64(t) * request_stride)) * table_stride
     visible = cutlass.min(cutlass.max(visible, 0), width * 64)
+    to = out + Int64(t) * out_stride
     if visible <= k:
         if split == 0:
-            to = out + Int64(t) * out_stride
             for i in cutlass.range(thread, k, THREADS, unroll=1):
                 store_words(to + Int64(i) * 4, [choose(Int32, i < visible, i, -1)])
     else:
@@ -354,8 +345,10 @@ def kernel(
         each, rest = pages // splits, pages % splits
         first = split * each + cutlass.min(split, rest)
         pages = each + choose(Int32, split < rest, 1, 0)
+        common = shared_counts + Int64(t) * (4 * WORKSPACE)
+        room = candidates + Int64(t) * Int64(splits * k) * 8
         if warp >= 4 * GROUPS:
-            cute.arch.setmaxregister_decrease(80)
+            cute.arch.setmaxregister_decrease(64)
             if warp == 4 * GROUPS:  # the first pages come while queries are laid out
                 if thread % 32 == 0:
                     for s in cutlass.range_constexpr(STAGES):
@@ -370,14 +363,13 @@ def kernel(
                 )  # fmt: skip
             if warp == 4 * GROUPS + 1:
                 ready(True)
-                common = shared_counts + Int64(t) * (4 * WORKSPACE)
                 watch(sizes, common, least, done, k)
                 if pages < SHORT:
                     watched(False)
         else:
-            cute.arch.setmaxregister_increase(144)
-            for i in cutlass.range(thread, 2 * SIZES, TEAM, unroll=1):
-                write_shared(sizes + i * 4, [Int32(0)])
+            cute.arch.setmaxregister_increase(104)
+            for i in cutlass.range_constexpr(2 * SIZES // TEAM):
+                write_shared(sizes + (thread + i * TEAM) * 4, [Int32(0)])
             if thread == 0:
                 for at, value in ((counter, 0), (least, LEAST), (done, 0), (scalars, 0)):
                     write_shared(at, [Int32(value)])
@@ -391,33 +383,17 @@ def kernel(
             ready(True)
             group = warp // 4
             stage, parity = group, Int32(0)
-            steps, scaled = cute.make_rmem_tensor(32, Int32), cute.make_rmem_tensor(2, Int32)
-            address = Int64(queries & 0x3FFFF) >> 4
-            descriptor = address | Int64((1 << 16) | (64 << 32) | (1 << 62))
-            KIND = cutlass.const_expr("bf16" if MXFP4 else "f16")
             for begin in cutlass.range(0, pages, ROUND * GROUPS, unroll=1):
                 end = cutlass.min(begin + ROUND * GROUPS, pages)
-                if begin + group < end:
-                    take_page(
-                        steps, scaled, stage, parity, ring, full, empty, flags, thread, STAGE, MXFP4, BYTE
-                    )  # fmt: skip
                 for n in cutlass.range(begin + group, end, GROUPS, unroll=1):
-                    words = [steps[i] for i in range(32)]
-                    scale, live = from_bits(scaled[0]), scaled[1]
-                    dots = begin_products(words, descriptor, KIND)
+                    score_page(
+                        stage, parity, (first + n) * 64, visible, ring, full, empty, flags, queries, folded,
+                        entries, counter, sizes, least, thread, STAGE, MXFP4, BYTE,
+                    )  # fmt: skip
                     stage = stage + GROUPS
                     if stage >= STAGES:
                         stage = stage - STAGES
                         parity = parity ^ 1
-                    if n + GROUPS < end:  # the next page becomes operands beside the products of this one
-                        take_page(
-                            steps, scaled, stage, parity, ring, full, empty, flags, thread, STAGE, MXFP4, BYTE
-                        )  # fmt: skip
-                    dots = end_products(dots, words)
-                    list_page(
-                        dots, scale, live, (first + n) * 64, visible, folded, entries, counter, sizes, least,
-                        thread, MXFP4,
-                    )  # fmt: skip
                 together()
                 listed = read_shared(counter, 1)[0]
                 together()
@@ -430,9 +406,6 @@ def kernel(
                 write_shared(done, [Int32(1)])
             if pages < SHORT:  # others have told of little yet
                 watched(True)
-            common = shared_counts + Int64(t) * (4 * WORKSPACE)
-            room = candidates + Int64(t) * Int64(splits * k) * 8
             last = hand_over(entries, bins, counter, least, scalars, common, room, splits, k, thread)
             if last == 1:
-                to = out + Int64(t) * out_stride
                 finish(entries, bins, counter, ring, common, room, k, visible, to, thread)
