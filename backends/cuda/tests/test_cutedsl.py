@@ -131,6 +131,9 @@ def test_the_choice_is_in_the_provenance(
     }
     assert set(install.replaced(ops, "cutedsl", H100)) == set(install.OPS)
     assert install.replaced(ops, "triton", H100) == {}
+    waiting = Row(install.ON_REQUEST[0], "index_fp8", 1, 1.0, 2.0)
+    monkeypatch.setattr(install, "rows", lambda arch: (row, waiting))
+    assert set(install.replaced(ops, "auto", H100)) == {install.OPS[0]}
     monkeypatch.setattr(install, "wrong", lambda: "it computes nonsense")
     found = install.replaced(ops, "auto", H100)
     assert found[install.OPS[0]].provider == "triton (it computes nonsense)"
