@@ -13,7 +13,7 @@ import pytest
 from dsv4core.errors import BackendUnavailableError, ConfigError
 from dsv4core.kernels.triton import portable
 from dsv4core.samples import Size, sample
-from dsv4core_cuda.cutedsl import _build, _driver, _measured, _probe, install
+from dsv4core_cuda.cutedsl import _build, _driver, _measured, _probe, install, sparse_indexer
 from dsv4core_cuda.cutedsl._build import Program, cubin, key
 from dsv4core_cuda.cutedsl._measured import Row, faster
 
@@ -103,6 +103,13 @@ def test_a_form_is_chosen_from_the_size_on_at_which_it_is_faster() -> None:
     assert _measured.rows("sm_70") == ()
 
 
+def test_blocks_of_every_number_of_tokens_fill_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse_indexer, "processors", lambda device: 132)
+    for tokens in range(1, sparse_indexer.MOST_TOKENS + 1):
+        blocks = sparse_indexer.splits(tokens, 0) * tokens
+        assert blocks / (-(-blocks // 132) * 132) > 0.89, tokens
+
+
 def test_every_measured_form_has_a_kernel_and_every_kernel_was_measured() -> None:
     rows = _measured.rows("sm_90a")
     for op, module in install.launchers().items():
@@ -124,6 +131,9 @@ def test_the_choice_is_in_the_provenance(
     }
     assert set(install.replaced(ops, "cutedsl", H100)) == set(install.OPS)
     assert install.replaced(ops, "triton", H100) == {}
+    waiting = Row(install.ON_REQUEST[0], "index_fp8", 1, 1.0, 2.0)
+    monkeypatch.setattr(install, "rows", lambda arch: (row, waiting))
+    assert set(install.replaced(ops, "auto", H100)) == {install.OPS[0]}
     monkeypatch.setattr(install, "wrong", lambda: "it computes nonsense")
     found = install.replaced(ops, "auto", H100)
     assert found[install.OPS[0]].provider == "triton (it computes nonsense)"
@@ -145,6 +155,7 @@ CALLS: dict[str, Callable[[dict[str, Any]], None]] = {
     "compress_norm_rope_store": lambda c: c.update(state_cache=c["state_cache"][:, :, 1:]),
     "fused_indexer_q_rope_quant": lambda c: c.update(cos_sin=c["cos_sin"][:, 1:]),
     "fused_qnorm_rope_kv_insert": lambda c: c.update(layout="bf16_row"),
+    "sparse_indexer": lambda c: c.update(workspace_bytes=4096),
 }
 """What makes a call one for the other kernel."""
 

@@ -40,7 +40,7 @@ def overlapping(
 
 
 @cache
-def windows(state_rows: int, rows: int, bf16: bool, stages: int = 3) -> Program:
+def windows(state_rows: int, rows: int, bf16: bool, stages: int = STAGES) -> Program:
     """The kernel of ratio 128: a block of 8 warps makes an entry, a warp a segment of each of its windows."""
     shared = 8 * (stages * STAGE + 32 * (16 * 4 + 16) + 2 * (256 + 512) + 4 + 8)
     return Program("compress_windows", ARGUMENTS, (state_rows, rows, bf16, stages), 256, shared, alone=True)

@@ -20,8 +20,12 @@ OPS = (
     "compress_norm_rope_store",
     "fused_indexer_q_rope_quant",
     "fused_qnorm_rope_kv_insert",
+    "sparse_indexer",
 )
 """Ops with a launcher here, in a module of the same name."""
+
+ON_REQUEST = ("sparse_indexer",)
+"""Ops whose kernel the conformance suite has not judged on a device: `auto` leaves them to Triton."""
 
 CHOICES = ("auto", "cutedsl", "triton")
 CHECK = Program("check", "qff", (), 32)
@@ -44,7 +48,7 @@ def replaced(ops: Mapping[str, OpImpl], wanted: str, architecture: tuple[int, in
     modules = launchers()
     arch = ARCHITECTURES.get(architecture, "")
     if wanted == "auto":
-        chosen = faster(rows(arch))
+        chosen = {op: forms for op, forms in faster(rows(arch)).items() if op not in ON_REQUEST}
     else:
         chosen = {op: dict.fromkeys(module.programs(arch), 0) for op, module in modules.items()}
     if not chosen:
