@@ -281,15 +281,43 @@ def run(
 ) -> None:
     """Both kernels: the arguments of `sparse_attention_kernel`, and a workspace for every tile's weights."""
     q = arguments[0]
-    width, extra_width = numbers[2], numbers[4]
-    keys, heads = meta["KEYS"], meta["HEADS"]
-    tiles = pieces(width, keys) + (pieces(extra_width, keys) if meta["EXTRA"] else 0)
-    programs = q.shape[0] * parts
-    weights = torch.empty(programs * tiles, heads, keys, dtype=torch.bfloat16, device=q.device)
-    sums = torch.float64 if interpreted else torch.float32  # `SUM`
-    stats = torch.empty(programs * tiles, STATS.value, heads, dtype=sums, device=q.device)
-    rest = (*arguments, weights, stats, scale, parts, tiles, *numbers)
+    programs, tiles = q.shape[0] * parts, count(numbers, meta["KEYS"], meta["EXTRA"])
+    rest = (*arguments, *workspace(q, programs * tiles, meta), scale, parts, tiles, *numbers)
     use = tuned("use_weights", q, programs=programs)
     early = bool(use.get("launch_pdl", 0))
     launch(weigh_keys_kernel, programs * tiles, q, *rest, **meta, EARLY=early, **tuned("weigh_keys", q))
     launch(use_weights_kernel, programs * (512 // use["CHANNELS"]), q, *rest, **meta, EARLY=early, **use)
+
+
+def run_hopper(
+    arguments: tuple[Tensor, ...], scale: float, parts: int, numbers: tuple[int, ...], meta: dict[str, Any]
+) -> None:
+    """The same in Gluon: the first kernel also keeps rows in bf16, which the second has to copy only."""
+    from dsv4core.kernels.triton._hopper_few import use_kept_kernel, weigh_hopper_kernel
+
+    q, *lists, sink, out, lse = arguments
+    heads, _, width, _, extra_width, *_ = numbers
+    programs, tiles = q.shape[0] * parts, count(numbers, 64, meta["EXTRA"])
+    weights, stats = workspace(q, programs * tiles, meta)
+    kept = torch.empty(q.shape[0] * tiles, 64, 512, dtype=torch.bfloat16, device=q.device)
+    launch(
+        weigh_hopper_kernel, programs * tiles, q, q, *lists, weights, stats, kept, scale, parts, tiles,
+        *numbers[:7], *numbers[9:], rows=meta["rows"], num_warps=4,
+    )  # fmt: skip
+    launch(
+        use_kept_kernel, programs * 8, q, weights, stats, kept, lists[2], lists[5], sink, out, lse, parts,
+        tiles, heads, width, extra_width, *numbers[7:9], numbers[12], numbers[16], EXTRA=meta["EXTRA"],
+        num_warps=4, launch_pdl=1,
+    )  # fmt: skip
+
+
+def count(numbers: tuple[int, ...], keys: int, extra: bool) -> int:
+    """Tiles of one token's lists."""
+    return pieces(numbers[2], keys) + (pieces(numbers[4], keys) if extra else 0)
+
+
+def workspace(q: Tensor, tiles: int, meta: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Weights of tiles, and their numbers."""
+    heads, sums = meta["HEADS"], torch.float64 if interpreted else torch.float32  # `SUM`
+    weights = torch.empty(tiles, heads, meta["KEYS"], dtype=torch.bfloat16, device=q.device)
+    return weights, torch.empty(tiles, STATS.value, heads, dtype=sums, device=q.device)

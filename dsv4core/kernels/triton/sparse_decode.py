@@ -155,7 +155,7 @@ def attend(
     tokens, heads, _ = q.shape
     lse = sink.new_empty(tokens, heads)
     cut = tuned("sparse_attention", q, heads=heads)
-    few, size, keys = cut.pop("few"), cut["HEADS"], cut["KEYS"]
+    few, resident, size, keys = cut.pop("few"), cut.pop("hopper", 0), cut["HEADS"], cut["KEYS"]
     other = extra or main
     arguments = (
         q, main["cache"], main["slots"], main["lens"], other["cache"], other["slots"], other["lens"], sink,
@@ -173,12 +173,27 @@ def attend(
     parts = pieces(heads, size)
     tiles = pieces(main["width"], keys) + (pieces(extra["width"], keys) if extra else 0)
     split = tokens * parts <= few and tiles > 2 if side_by_side is None else side_by_side
+    gluon = resident and _in_words(q, main) and _in_words(q, other) and main["rows"] == other["rows"]
     if split and tiles:
-        _attention_split.run(arguments, scale, parts, numbers, {**meta, "HEADS": size, "KEYS": keys})
+        run = _attention_split.run_hopper if gluon else _attention_split.run
+        run(arguments, scale, parts, numbers, {**meta, "HEADS": size, "KEYS": keys})
+    elif gluon:
+        from dsv4core.kernels.triton._hopper_decode import decode_hopper_kernel
+
+        work = tokens * parts
+        launch(
+            decode_hopper_kernel, min(work, resident), q, *arguments, scale, work, parts, *numbers,
+            rows=main["rows"], EXTRA=extra is not None, num_warps=4,
+        )  # fmt: skip
     else:
         programs = tokens * parts
         launch(sparse_attention_kernel, programs, q, *arguments, scale, parts, *numbers, **meta, **cut)
     return lse
+
+
+def _in_words(q: Tensor, of: dict[str, Any]) -> bool:
+    """Whether `_hopper_decode` takes such rows: of one layout, and read several bytes at a time."""
+    return of["layout"] == "fp8_ds_mla" and whole_words(q) and whole_words(of["cache"])
 
 
 def whole_words(x: Tensor) -> bool:

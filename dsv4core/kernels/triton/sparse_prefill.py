@@ -92,14 +92,21 @@ def sparse_prefill(
     lse = attn_sink.new_empty(tokens, heads)
     cut = tuned("sparse_prefill", q, heads=heads)
     parts = pieces(heads, cut["HEADS"])
-    kernel = sparse_prefill_kernel
-    if cut.pop("hopper", 0) and whole_words(q) and whole_words(kv):
-        from dsv4core.kernels.triton._attention_hopper import prefill_hopper_kernel
+    work = tokens * parts
+    kernel, programs, count = sparse_prefill_kernel, work, (parts,)
+    resident = cut.pop("hopper", 0)
+    if resident and whole_words(q) and whole_words(kv):
+        from dsv4core.kernels.triton._hopper_prefill import prefill_hopper_kernel
 
-        kernel, cut = prefill_hopper_kernel, {"num_warps": 8}
+        kernel, programs, count, cut = (
+            prefill_hopper_kernel,
+            min(work, resident),
+            (work, parts),
+            {"num_warps": 4},
+        )
     launch(
-        kernel, tokens * parts, q, q, kv, indices, lens, attn_sink, out, lse, scale,
-        parts, heads, kv.shape[0], indices.shape[1], q.stride(0), q.stride(1), kv.stride(0),
+        kernel, programs, q, q, kv, indices, lens, attn_sink, out, lse, scale,
+        *count, heads, kv.shape[0], indices.shape[1], q.stride(0), q.stride(1), kv.stride(0),
         indices.stride(0), indices.stride(1), lens.stride(0), out.stride(0), out.stride(1), **cut,
     )  # fmt: skip
     return lse
