@@ -1,10 +1,11 @@
 """A whole V4-Flash layer of each kind, one decode step in a CUDA graph: time, shares, gaps, roofline, memory.
 
-Type `python benchmarks/cuda_layer.py [window] [ratio4] [ratio128] [--contexts=8K,128K,1M] [memory]` on an
-NVIDIA device. Requests own their pages in shuffled order; the weights of a layer alone are several times the
-last-level cache, so every replay starts cold. Each shape is timed with side streams and without, and once per
-provider of attention, in turns; kernels and the time between them are from torch's profiler. `memory` is the
-peak of a prefill of 128K tokens in steps of 8K, beside what the layer says that it needs.
+Type `python benchmarks/cuda_layer.py [window] [ratio4] [ratio128] [--contexts=8K,1M] [--batches=1,32]` on
+an NVIDIA device, or with `memory` for the peak of a prefill of 128K tokens in steps of 8K, beside what the
+layer says that it needs. Requests own their pages in shuffled order; the weights of a layer alone are several
+times the last-level cache, so every replay starts cold. Each shape is timed with side streams and without,
+and once per provider of attention, in turns; kernels and the time between them are from torch's profiler,
+which makes a replay on several streams longer: "under the profiler" says by how much.
 """
 
 from __future__ import annotations
@@ -185,6 +186,7 @@ def measured(attention: Any, name: str, batch: int, label: str) -> Iterator[str]
             yield f"{start},{what} host,{1e6 * timer('launch', DEVICE)(ways[what], 3):.1f}"
             spent, busy, whole = profiled(ways[what])
             yield f"{start},{what} gaps,{100 * (1 - busy / whole):.1f}"
+            yield f"{start},{what} under the profiler,{whole / LAYERS:.1f}"
         if what == "one stream":
             yield f"{start},sum of kernels,{sum(spent.values()):.1f}"
             yield from (f"{start},of it {kind},{us:.1f}" for kind, us in spent.items())
@@ -192,7 +194,11 @@ def measured(attention: Any, name: str, batch: int, label: str) -> Iterator[str]
 
 
 def memory(attention: Any, name: str) -> Iterator[str]:
-    """Bytes of caches beside the model's, and the peak of every step of a long prefill."""
+    """Bytes of caches beside the model's, and the peak of every step of a long prefill.
+
+    Activations grow with the tokens of a step alone. Most of them are held while the output is projected:
+    attention's result, the same rotated back, the group's outputs and the layer's.
+    """
     config, layer = attention.config, KINDS[name]
     limits = Limits(max_tokens=CHUNK, max_seq_len=PROMPT, max_requests=1)
     attention.profile(limits)
@@ -205,6 +211,9 @@ def memory(attention: Any, name: str) -> Iterator[str]:
     yield f"{start},cache bytes allocated,{taken}"
     yield f"{start},cache bytes of the pages,{held}"
     yield f"{start},workspace_bytes,{attention.workspace_bytes(limits)}"
+    wide = 2 * attention.padded_heads * config.head_dim + config.o_groups * config.o_lora_rank
+    activations = CHUNK * (wide + config.hidden_size) * attention.dtype.itemsize
+    yield f"{start},activations,{activations}"
     peaks: list[int] = []
     hidden = torch.randn(CHUNK, config.hidden_size, device=DEVICE).bfloat16()
     for _ in range(PROMPT // CHUNK):
@@ -219,11 +228,14 @@ def memory(attention: Any, name: str) -> Iterator[str]:
     yield f"{start},peak of the first 8K,{peaks[0]}"
     yield f"{start},peak of the last 8K,{peaks[-1]}"
     yield f"{start},highest peak,{max(peaks)}"
+    yield f"{start},highest peak behind the first without activations,{max(peaks[1:]) - activations}"
 
 
 def main(arguments: list[str]) -> int:
     """The whole table: microseconds; gaps are percent of the time, memory is in bytes."""
-    contexts = next((a.partition("=")[2].split(",") for a in arguments if "=" in a), [*CONTEXTS])
+    given = dict(a.lstrip("-").split("=") for a in arguments if "=" in a)
+    contexts = given["contexts"].split(",") if "contexts" in given else [*CONTEXTS]
+    batches = [int(n) for n in given["batches"].split(",")] if "batches" in given else BATCHES
     kinds = [a for a in arguments if "=" not in a and a != "memory"]
     print(f"# {torch.cuda.get_device_name()}, torch {torch.__version__}, {' '.join(sys.argv)}")
     print("# attention by", get_backend("cuda").ops.provenance["sparse_decode"])
@@ -234,7 +246,7 @@ def main(arguments: list[str]) -> int:
             continue
         weights = AttentionWeights.random(config, layer, 0).to(DEVICE)
         attention = get_backend("cuda").attention(config, layer, weights)
-        shapes = [(batch, label) for label in (contexts if layer else contexts[:1]) for batch in BATCHES]
+        shapes = [(batch, label) for label in (contexts if layer else contexts[:1]) for batch in batches]
         todo = [partial(measured, attention, name, *shape) for shape in shapes]
         for lines in [partial(memory, attention, name)] if "memory" in arguments else todo:
             try:

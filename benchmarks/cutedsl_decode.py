@@ -1,4 +1,4 @@
-"""Our own decode kernel beside FlashMLA's builds and the Triton kernel, at the batches that it is for.
+"""Our own decode kernels beside FlashMLA's builds, at the batches that they are for.
 
 Type `python benchmarks/cutedsl_decode.py sgl=DIR tokenspeed=DIR` on a Hopper device, DIR being where a wheel
 was unpacked. Measured as `cuda_attention.py` does: every output is held against float64 first, times are
@@ -22,6 +22,7 @@ from torch import Tensor
 from dsv4core_cuda import ops
 from dsv4core_cuda.cluster import ClusterDecode
 from dsv4core_cuda.cutedsl import sparse_decode
+from dsv4core_cuda.cutedsl.sparse_decode import Form
 from dsv4core_cuda.flashmla import Pages
 from dsv4core_cuda.flashmla_library import Library
 
@@ -29,14 +30,25 @@ BATCHES = (1, 2, 4, 8, 16, 32)
 Way = Callable[[Arguments], Callable[[], Tensor]]
 
 
-def cut(call: Arguments, size: int) -> Tensor:
-    """The kernel with so many heads a block."""
+def cut(call: Arguments, form: Form) -> Tensor:
+    """The kernel, cut in a way of one's own."""
     swa, extra = (
         Pages(call[f"{n}_cache"], call[f"{n}_slots"], call[f"{n}_lens"], 64, "fp8_ds_mla")
         for n in ("swa", "extra")
     )
-    sparse_decode.decode(call["q"], swa, extra, call["attn_sink"], call["out"], call["scale"], size)
+    sparse_decode.decode(call["q"], swa, extra, call["attn_sink"], call["out"], call["scale"], form=form)
     return call["out"]
+
+
+def forms(heads: int, keys: int, batch: int, available: int) -> list[Form]:
+    """Every way to cut that a device runs at once."""
+    found: dict[Form, None] = {}
+    for size in sparse_decode.KINDS:
+        for blocks in range(2, sparse_decode.MOST_BLOCKS + 1):
+            form = sparse_decode.cut(size, keys, blocks)
+            if batch * heads // size <= sparse_decode.room(form.blocks, available):
+                found[form] = None
+    return list(found)
 
 
 def alone(function: Callable[..., Tensor], call: Arguments) -> bool:
@@ -54,13 +66,16 @@ def decode(libraries: list[Library], heads: int, extra: int, batch: int, cuts: b
         kept = library.schedule()
         ways[library.name] = lambda c, b=library, k=kept: partial(raw, b, c, k)
     own = ClusterDecode(torch.cuda.get_device_capability(), any_batch=True)
-    triton = kernel("sparse_decode")
-    bound = {"cutedsl": ops.sparse_decode(None, triton, own), "triton": triton}
-    for name, function in bound.items():
-        ways[name] = lambda c, f=function: partial(op, f, c)
-    for size in sparse_decode.SIZES if cuts else ():
-        ways[f"cutedsl with {size} heads a block"] = lambda c, n=size: partial(cut, c, n)
-    gaps = {name: error(calls[0], way(calls[0])()) for name, way in ways.items()}
+    bound = ops.sparse_decode(None, kernel("sparse_decode"), own)
+    ways["cutedsl"] = lambda c: partial(op, bound, c)
+    available = torch.cuda.get_device_properties().multi_processor_count
+    for form in forms(heads, 128 + extra, batch, available) if cuts else ():
+        name = f"{form.heads} heads in {form.blocks} blocks of {form.tiles} tiles"
+        ways[name] = lambda c, f=form: partial(cut, c, f)
+    gaps: dict[str, float] = {}
+    for name, way in ways.items():
+        calls[0]["out"].fill_(torch.nan)  # what is not written shows
+        gaps[name] = error(calls[0], way(calls[0])())
     right = {name: [way(c) for c in calls] for name, way in ways.items() if gaps[name] <= BOUND}
     times = measured(right, 9)
     builds = [b.name for b in libraries if b.name in times]
@@ -72,7 +87,7 @@ def decode(libraries: list[Library], heads: int, extra: int, batch: int, cuts: b
             series, started = times[name]
             us, host = 1e6 * series.spread.median, 1e6 * started
             faster = times[best][0].over(series).median if best else faster
-        same = str(alone(bound[name], calls[0])).lower() if name in bound else ""
+        same = str(alone(bound, calls[0])).lower() if name == "cutedsl" else ""
         shape = f"{heads},{128 + extra},{batch}"
         lines.append(f"{shape},{name},{us:.1f},{host:.1f},{faster:.2f},{gap:.1e},{same}")
     return lines

@@ -83,6 +83,7 @@ class DeepseekV4Attention(ABC):
         pages, cos_sin = cache.layer(self.layer.index), self.rope(plan)
         q, selected = self.prepare(x, pages, plan, cos_sin)
         out = self.attend(q, selected, pages, plan)
+        del q, selected  # as large as the output: what follows takes their place
         y = self.output(out[:, : self.heads], plan, cos_sin)
         return y if plan.inverse is None else y[plan.inverse]
 

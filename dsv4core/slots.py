@@ -28,7 +28,8 @@ def slot_rows(view: Tensor, slots: Tensor, column: Tensor | int = 0, width: int 
     """
     pages, rows, width = view.shape[0], view.shape[1], width or view.shape[2]
     index = slots.long()
-    start = index // rows * view.stride(0) + index % rows * view.stride(1) + column
+    between = view.stride(0) - rows * view.stride(1)  # pages
+    start = index // rows * between + index * view.stride(1) + column
     behind = (pages - 1) * view.stride(0) + (rows - 1) * view.stride(1) + view.shape[2]
     # One copy a row, out of a view that has a row at every element.
     flat = view.as_strided((max(behind - width + 1, 0) if pages else 0, width), (1, 1))

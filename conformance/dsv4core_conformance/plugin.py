@@ -83,13 +83,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give every case its time limit: more on a device, where the first case of a kernel compiles it."""
+    """Give every case its time limit: a minute more where kernels are compiled first or interpreted."""
     subject = config.stash.get(_SUBJECT, None)
-    compiling = 0.0 if subject is None or subject.device.type == "cpu" else 60.0
+    kernels = subject is not None and (subject.device.type != "cpu" or subject.tier == "interpreter")
+    more = 60.0 if kernels else 0.0
     for item in items:
         case = _case(item)
         if case is not None:
-            item.add_marker(pytest.mark.timeout(case.limit + compiling))
+            item.add_marker(pytest.mark.timeout(case.limit + more))
 
 
 @pytest.fixture

@@ -72,6 +72,13 @@ class CacheLayout(PageGeometry, ABC):
         """
         return paging.read(self.parts(pages, rows), slots, rows)
 
+    def load(self, out: Tensor, pages: Tensor, slots: Tensor, rows: int) -> None:
+        """Put the values at slots, which must be >= 0, into `out`; bf16 or f32 hold them exactly.
+
+        Shapes: out [n, values] (written), pages u8 [N, B], slots i64 or i32 [n].
+        """
+        out.copy_(self.decode(self.read(pages, slots, rows)))
+
     def write(self, pages: Tensor, slots: Tensor, record: Tensor, rows: int) -> None:
         """Put records at slots in place; touches exactly `record_bytes` bytes per slot.
 

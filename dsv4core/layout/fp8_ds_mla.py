@@ -9,6 +9,7 @@ from dsv4core.layout.base import CacheLayout
 from dsv4core.layout.geometry import CacheField
 from dsv4core.layout.rounding import as_bytes, blocks, finite_bf16, from_bytes, in_blocks, scaled
 from dsv4core.numerics import e4m3, ue8m0
+from dsv4core.slots import slot_rows
 
 NOPE = 448
 BLOCK = 64
@@ -26,12 +27,20 @@ class Fp8DsMla(CacheLayout):
         scales = torch.nn.functional.pad(ue8m0.to_byte(exponent), (0, 1))
         return torch.cat((codes, as_bytes(row[..., NOPE:]), scales), dim=-1)
 
+    def load(self, out: Tensor, pages: Tensor, slots: Tensor, rows: int) -> None:
+        """As everywhere, but without records and values of its own between pages and `out`."""
+        self._fill(out, *(slot_rows(part, slots) for part in self.parts(pages, rows)))
+
     def _decode(self, record: Tensor) -> Tensor:
-        codes = in_blocks(record[..., :NOPE], BLOCK)
-        start = self.row_bytes
-        scale = ue8m0.exp2(ue8m0.byte_exponent(record[..., start : start + SCALES]))
-        nope = self._values(codes).mul_(scale.to(torch.bfloat16).unsqueeze(-1)).flatten(-2)
-        return torch.cat((nope, from_bytes(record[..., NOPE:start], torch.bfloat16)), dim=-1)
+        out = record.new_empty((*record.shape[:-1], self.values), dtype=torch.bfloat16)
+        self._fill(out, record[..., : self.row_bytes], record[..., self.row_bytes :])
+        return out
+
+    def _fill(self, out: Tensor, row: Tensor, tail: Tensor) -> None:
+        scale = ue8m0.exp2(ue8m0.byte_exponent(tail))[..., :SCALES].to(out.dtype)
+        values = in_blocks(self._values(row[..., :NOPE]).to(out.dtype), BLOCK)
+        torch.mul(values, scale.unsqueeze(-1), out=in_blocks(out[..., :NOPE], BLOCK))
+        out[..., NOPE:] = from_bytes(row[..., NOPE:], torch.bfloat16)
 
     def _exponent(self, amax: Tensor) -> Tensor:
         return ue8m0.exponent_e4m3(amax)

@@ -50,7 +50,8 @@ def blocks(values: Tensor, block: int) -> tuple[Tensor, Tensor]:
     Shapes: bf16 [..., n * block] -> bf16 [..., n, block], f32 [..., n].
     """
     grouped = in_blocks(values, block)
-    return grouped, grouped.float().abs().amax(dim=-1)
+    magnitude = grouped.view(torch.int16) & 0x7FFF  # ordered like the numbers, and compared faster
+    return grouped, magnitude.amax(dim=-1).view(torch.bfloat16).float()
 
 
 def scaled(grouped: Tensor, exponent: Tensor) -> Tensor:

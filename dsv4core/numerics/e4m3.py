@@ -58,10 +58,10 @@ def _pairs(table: Callable[[torch.device], Tensor], device: torch.device, dtype:
 
 
 def _decode(table: Callable[[torch.device], Tensor], code: Tensor, dtype: torch.dtype) -> Tensor:
-    flat = code.flatten()
-    if flat.numel() % 2 or flat.storage_offset() % 2 or not flat.is_contiguous():
+    places = (code.storage_offset(), *code.shape[-1:], *code.stride()[:-1])
+    if code.ndim == 0 or code.stride(-1) != 1 or any(place % 2 for place in places):
         return look_up(table(code.device), code).to(dtype)
-    return look_up(_pairs(table, code.device, dtype), flat.view(torch.uint16)).view(dtype).view(code.shape)
+    return look_up(_pairs(table, code.device, dtype), code.view(torch.uint16)).view(dtype)
 
 
 def decode(code: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

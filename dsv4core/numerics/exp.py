@@ -12,6 +12,7 @@ LN2_LOW = -2.12194440e-4
 LEADING = 1.9875691500e-4
 COEFFICIENTS = (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
 BELOW = -87.00000762939453  # the largest f32 below -87
+INTEGER = 12582912.0  # 1.5 * 2^23: the low bits of a sum with it are the other summand
 ZERO_AT = -88.0  # here k is -127, whose power of two has the bits of 0
 
 
@@ -22,10 +23,11 @@ def exp_nonpositive(x: Tensor) -> Tensor:
     """
     z = F.threshold(x, BELOW, ZERO_AT)
     k = (z * LOG2E).add_(0.5).floor_()
-    t = z.sub_(k * LN2_HIGH).sub_(k * LN2_LOW)
+    p = k * LN2_LOW
+    t = z.sub_(k, alpha=LN2_HIGH).sub_(p)  # k times LN2_HIGH is exact
     first, *others = COEFFICIENTS
-    p = (t * LEADING).add_(first)  # two eager torch calls, hence two roundings: nothing can contract them
+    torch.mul(t, LEADING, out=p).add_(first)  # two torch calls, hence two roundings: nothing contracts them
     for c in others:
         p.mul_(t).add_(c)
     y = p.mul_(t * t).add_(t).add_(1.0)
-    return y.mul_(k.to(torch.int32).add_(127).bitwise_left_shift_(23).view(torch.float32))
+    return y.mul_(k.add_(INTEGER + 127).view(torch.int32).bitwise_left_shift_(23).view(torch.float32))

@@ -22,14 +22,13 @@ def attend(q: Tensor, keys: Tensor, sink: Tensor, scale: float, out: Tensor, lse
     """Write softmax(q K^T scale | sink) K into `out` and the natural log of the sum without sink into `lse`.
 
     P is rounded to bf16 relative to the row's final maximum unless q is f32 (profile `math`). No key: 0 and
-    +inf. Shapes: q [H, 512], keys [n, 512], sink f32 [H], out [H, 512], lse f32 [H].
+    +inf. Shapes: q [H, 512], keys f32 [n, 512], sink f32 [H], out [H, 512], lse f32 [H].
     """
     if keys.shape[0] == 0:
         out.zero_()
         lse.fill_(torch.inf)
         return
-    k = keys.float()
-    s = (q.float() @ k.T).mul_(scale)
+    s = (q.float() @ keys.T).mul_(scale)
     peak = s.amax(dim=1, keepdim=True)
     p = s.sub_(peak).exp_()
     total = p.sum(dim=1)
@@ -37,4 +36,4 @@ def attend(q: Tensor, keys: Tensor, sink: Tensor, scale: float, out: Tensor, lse
     if q.dtype == torch.bfloat16:
         p = p.to(torch.bfloat16).float()
     share = torch.sigmoid(lse.double() - sink.double()) / total.double()  # 1 / (total + exp(sink - peak))
-    out.copy_((p @ k) * share.float().unsqueeze(1))
+    out.copy_((p @ keys) * share.float().unsqueeze(1))

@@ -18,6 +18,14 @@ def live_rows(slots: Tensor) -> tuple[Tensor, Tensor]:
     return rows, slots[rows].long()
 
 
+def listed(rows: Tensor, lens: Tensor, end: int) -> tuple[Tensor, ...]:
+    """Rows in [0, end) before the length of every token. Shapes: i32 [T, K], i32 [T] -> i64 [n] each."""
+    column = torch.arange(rows.shape[1], device=rows.device)
+    wide = rows.long()
+    legal = (wide >= 0) & (wide < end) & (column < lens.unsqueeze(1))
+    return torch.split(wide.masked_select(legal), ints(legal.sum(1)))
+
+
 def by_block(x: Tensor, size: int) -> Tensor:
     """The last dimension cut into blocks. Shapes: [..., n * size] -> [..., n, size]."""
     return x.reshape(*x.shape[:-1], x.shape[-1] // size, size)

@@ -68,4 +68,4 @@ def dequantize_and_gather_k_cache(
             )
         parts.append(slots)
     for b, slots in enumerate(parts):
-        out[b, offset : offset + slots.shape[0]] = source.decode(source.read(k_cache, slots, rows))
+        source.load(out[b, offset : offset + slots.shape[0]], k_cache, slots, rows)

@@ -71,8 +71,9 @@ def fused_indexer_q_rope_quant(
         positions, q, cos_sin, weights,
         softmax_scale=softmax_scale, head_scale=head_scale, format=format, rotate=rotate,
     )  # fmt: skip
-    for part in blocks(q.shape[0], block_rows(q.shape[1] * q.shape[2] * 4, q.device)):
-        x = rotate_tail(q[part].float(), cos_sin[positions[part]].unsqueeze(1))
+    for part in blocks(q.shape[0], block_rows(q.shape[1] * q.shape[2] * q.element_size(), q.device)):
+        x = q[part].float() if format == "f32" else q[part]
+        x = rotate_tail(x, cos_sin[positions[part]].unsqueeze(1))
         w = weights[part].float()
         if format != "f32":
             x = x.to(torch.bfloat16)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from dsv4core.numerics.rope import ROPE_DIM, rotate
+from dsv4core.numerics.rope import rotate_tail
 from dsv4core.ops._contract import ACTIVATION, F32, I64, check_range, spec
 from dsv4core.ops._op import op
 
@@ -38,7 +37,4 @@ def inverse_rope(o: Tensor, positions: Tensor, cos_sin: Tensor) -> Tensor:
     Shapes: o bf16 [T, H, 512], positions i64 [T], cos_sin f32 [P, 64] -> bf16 [T, H, 512]. Source: CA1 rule
     5.
     """
-    out = o.clone(memory_format=torch.contiguous_format)
-    tail = o[..., -ROPE_DIM:].float()
-    out[..., -ROPE_DIM:] = rotate(tail, cos_sin[positions].unsqueeze(1), inverse=True)
-    return out
+    return rotate_tail(o, cos_sin[positions].unsqueeze(1), inverse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dsv4core.ops._contract import F32, I64, check_range, spec
@@ -65,7 +66,9 @@ def save_partial_states(
     rows, width = state_cache.shape[1], kv.shape[1]
     page, row = slots // rows, slots % rows
     phase = positions[live] % ratio
-    for part in blocks(live.shape[0], block_rows(width * 4, kv.device)):
-        t, place = live[part], (page[part], row[part])
-        state_cache[..., :width][place] = kv.index_select(0, t)
-        state_cache[..., width:][place] = score.index_select(0, t).add_(ape.index_select(0, phase[part]))
+    for part in blocks(live.shape[0], block_rows(width * 8, kv.device)):
+        t = live[part]
+        states = kv.new_empty(t.shape[0], 2 * width)
+        torch.index_select(kv, 0, t, out=states[:, :width])
+        torch.add(score.index_select(0, t), ape.index_select(0, phase[part]), out=states[:, width:])
+        state_cache[page[part], row[part]] = states

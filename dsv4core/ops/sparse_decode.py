@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
+from dsv4core.layout import CacheLayout
 from dsv4core.ops._attend import ATTENTION, attend
 from dsv4core.ops._contract import ACTIVATION, F32, I32, check_listed, page, spec
 from dsv4core.ops._op import op
-from dsv4core.ops._rows import ints, page_layout
+from dsv4core.ops._rows import blocks, listed, page_layout
 
 NAME = "sparse_decode"
+LOADED_ROWS = 2560  # at a time: one call for several tokens costs little more than for one
 
 
 def _fake(
@@ -67,7 +69,8 @@ def sparse_decode(
     last page raises in checked mode and is skipped otherwise; order has no meaning, duplicates count twice.
     """
     main = page_layout(NAME, layout, rows=swa_rows, pages=swa_cache, families=("main",))
-    sources = [(swa_cache, main, swa_slots, ints(swa_lens), swa_rows)]
+    sources = [(main, swa_cache, swa_rows)]
+    lists = [listed(swa_slots, swa_lens, swa_cache.shape[0] * swa_rows)]
     if extra_cache is not None:
         if extra_slots is None or extra_lens is None:
             lacking = "extra_slots" if extra_slots is None else "extra_lens"
@@ -80,13 +83,21 @@ def sparse_decode(
             families=("main",),
             argument="extra_layout",
         )
-        sources.append((extra_cache, extra, extra_slots, ints(extra_lens), extra_rows))
+        sources.append((extra, extra_cache, extra_rows))
+        lists.append(listed(extra_slots, extra_lens, extra_cache.shape[0] * extra_rows))
     lse = attn_sink.new_empty(q.shape[0], q.shape[1])
-    for t in range(q.shape[0]):
-        keys: list[Tensor] = []
-        for cache, source, slots, lens, rows in sources:
-            listed = slots[t, : lens[t]].long()
-            listed = listed[(listed >= 0) & (listed < cache.shape[0] * rows)]
-            keys.append(source.decode(source.read(cache, listed, rows)))
-        attend(q[t], torch.cat(keys) if len(keys) > 1 else keys[0], attn_sink, scale, out[t], lse[t])
+    listed_rows = swa_slots.shape[1] + (0 if extra_slots is None else extra_slots.shape[1])
+    for part in blocks(q.shape[0], LOADED_ROWS // max(listed_rows, 1)):
+        loaded = [_load(source, slots[part]) for source, slots in zip(sources, lists, strict=True)]
+        for t, keys in zip(range(part.start, part.stop), zip(*loaded, strict=True), strict=True):
+            attend(q[t], torch.cat(keys).float(), attn_sink, scale, out[t], lse[t])
     return lse
+
+
+def _load(source: tuple[CacheLayout, Tensor, int], lists: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The rows that some tokens list, as values. Shapes: i64 [n] each -> [n, 512] each."""
+    layout, cache, rows = source
+    slots = torch.cat(list(lists))
+    values = cache.new_empty(slots.shape[0], layout.values, dtype=layout.dtype)
+    layout.load(values, cache, slots, rows)
+    return torch.split(values, [len(some) for some in lists])

@@ -42,7 +42,7 @@ def data(n: int, w: int, d: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def call(kv: np.ndarray, score: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    return pool(torch.from_numpy(kv), torch.from_numpy(score), torch.from_numpy(valid)).numpy()
+    return pool(torch.tensor(kv), torch.tensor(score), torch.from_numpy(valid)).numpy()
 
 
 @pytest.mark.parametrize("w", [8, 16, 128])

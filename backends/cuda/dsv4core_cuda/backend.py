@@ -112,7 +112,7 @@ class CudaBackend:
             return None, "DSV4CORE_CUDA_BATCH_INVARIANT=1"
         if wanted == "auto" and not CLUSTER_TOKENS:
             return None, "no number of tokens is in its table yet"
-        found, reason = (None, INTERPRETED) if interpreted() else _compiled(wanted == "cutedsl")
+        found, reason = (None, INTERPRETED) if interpreted() else _compiled(wanted == "cutedsl", self.batch_invariant)
         if found is None and wanted == "cutedsl":
             raise BackendUnavailableError(f"backend cuda: DSV4CORE_CUDA_ATTENTION=cutedsl, but {reason}")
         if found is None:
@@ -120,12 +120,12 @@ class CudaBackend:
         return found, reason
 
 
-def _compiled(any_batch: bool) -> tuple[ClusterDecode | None, str]:
+def _compiled(any_batch: bool, invariant: bool) -> tuple[ClusterDecode | None, str]:
     """Our own decode kernel on the current device, after it has run."""
     if not torch.cuda.is_available():
         return None, "no device"
     architecture = torch.cuda.get_device_capability()
-    found = ClusterDecode(architecture, any_batch)
+    found = ClusterDecode(architecture, any_batch, invariant)
     reason = found.unusable()
     return (None, reason) if reason else (found, "")
 

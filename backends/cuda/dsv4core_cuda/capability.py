@@ -19,7 +19,7 @@ OPS: tuple[Op, ...] = ("sparse_decode", "sparse_prefill")
 HEADS = (64, 128)
 FEWEST_HEADS = 33
 """Fewer heads than this are padded to twice their number and more; Triton's kernels take them as they are."""
-FEWEST_ALONE = {64: 16, 128: 1}
+FEWEST_ALONE = {64: 512, 128: 16}
 """Tokens, by padded heads, from which a call is faster that makes a schedule for itself (H100)."""
 
 CLUSTER_HEADS = 16

@@ -10,6 +10,7 @@ from dsv4core_cuda.capability import (
     ALIGNMENT,
     ARCHITECTURES,
     CLUSTER_TOKENS,
+    FEWEST_HEADS,
     Architecture,
     against_cluster,
 )
@@ -24,11 +25,13 @@ STORES = 8
 class ClusterDecode:
     """`cutedsl.sparse_decode` where it measured faster; `any_batch`: wherever it can.
 
-    Its result for a token does not depend on the others, so `any_batch` is decode that never does.
+    `invariant`: cut so that the bits of a token's result do not depend on the others.
     """
 
-    def __init__(self, architecture: tuple[int, int], any_batch: bool = False) -> None:
-        self.architecture, self.any_batch = architecture, any_batch
+    def __init__(
+        self, architecture: tuple[int, int], any_batch: bool = False, invariant: bool = False
+    ) -> None:
+        self.architecture, self.any_batch, self.invariant = architecture, any_batch, invariant
 
     def unusable(self) -> str:
         """Run it on the current device, where it is compiled for that: "" or why it cannot be used."""
@@ -84,14 +87,15 @@ class ClusterDecode:
             target = torch.empty(out.shape, dtype=out.dtype, device=out.device)
         if extra is not None and not (extra.slots.shape[1] and extra.cache.shape[0]):
             extra = None
-        lse = kernel.decode(q, swa, extra, sink, target, scale)
+        alike = self.invariant or q.shape[1] < FEWEST_HEADS
+        lse = kernel.decode(q, swa, extra, sink, target, scale, alike)
         if target is not out:
             out.copy_(target)
         return lse
 
 
 def check(device: torch.device) -> str:
-    """Run it once, on one key of weight 1: the output is that key, bit for bit. "" or what is wrong."""
+    """Run both kernels on one key of weight 1: the output is that key, bit for bit. "" or what is wrong."""
     page = torch.zeros(2, 65 * 576, dtype=torch.uint8, device=device)
     code = torch.arange(448, device=device).remainder(0x7E).to(torch.uint8)
     page[1, 576 : 576 + 448] = code
@@ -102,8 +106,10 @@ def check(device: torch.device) -> str:
     slots = torch.full((1, 640), 65, dtype=torch.int32, device=device)
     one = torch.ones(1, dtype=torch.int32, device=device)
     sink = torch.full((64,), -torch.inf, device=device)
-    out = torch.empty_like(q)
-    lse = kernel.decode(q, Pages(page, slots, one, 64, "fp8_ds_mla"), None, sink, out, 1.0)
-    if torch.equal(out[0], key.expand(64, 512)) and not bool(lse.any()):
-        return ""
-    return "CuTeDSL's decode of a single key is not that key on this device"
+    pages = Pages(page, slots, one, 64, "fp8_ds_mla")
+    for size in (16, 64):
+        out = torch.full_like(q, torch.nan)
+        lse = kernel.decode(q, pages, None, sink, out, 1.0, form=kernel.cut(size, 640, kernel.SEGMENTS))
+        if not torch.equal(out[0], key.expand(64, 512)) or bool(lse.any()):
+            return f"CuTeDSL's decode of a single key is not that key on this device ({size} heads a block)"
+    return ""

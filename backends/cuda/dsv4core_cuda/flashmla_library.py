@@ -90,7 +90,7 @@ class FlashMLAOps:
     The first 12 arguments of decode and 7 of prefill are every build's; what follows is known by name.
     """
 
-    BEHIND: dict[str, Any] = {"out": None, "kv_format": None, "enable_batch_invariant": False}  # noqa: RUF012
+    BEHIND: dict[str, Any] = {"out_": None, "kv_format": None, "enable_batch_invariant": False}  # noqa: RUF012
 
     def __init__(self, namespace: str, name: str) -> None:
         ops = getattr(torch.ops, namespace)

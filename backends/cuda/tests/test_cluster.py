@@ -86,25 +86,72 @@ def test_what_its_loads_cannot_reach_is_refused() -> None:
     assert ClusterDecode(H100, any_batch=True).against(q.repeat(20, 1, 1), pages(tokens=40), None) == ()
 
 
-def test_a_row_is_cut_by_its_width_alone() -> None:
+@pytest.mark.parametrize("heads", kernel.KINDS)
+def test_a_cut_has_every_key_once(heads: int) -> None:
+    keys = kernel.KINDS[heads].keys
     for width in range(1, 9000, 37):
-        count, tiles = kernel.segments(width)
-        assert 1 <= count <= kernel.SEGMENTS
-        assert (count - 1) * tiles * kernel.KEYS < width <= count * tiles * kernel.KEYS
+        for blocks in range(1, kernel.MOST_BLOCKS + 1):
+            form = kernel.cut(heads, width, blocks)
+            assert 1 <= form.blocks <= blocks and form.heads == heads
+            assert (form.blocks - 1) * form.tiles * keys < width <= form.blocks * form.tiles * keys
 
 
+def test_rows_alike_are_cut_by_their_width_alone() -> None:
+    for width in (1, 640, 1152, 4096):
+        found = {
+            (form.blocks, form.tiles, kernel.KINDS[form.heads].keys)
+            for tokens in (1, 9, 300)
+            for heads in (16, 48, 64, 128)
+            for form in [kernel.fixed(tokens, heads, width, 132)]
+        }
+        assert len(found) == 1
+
+
+def test_the_fastest_form_takes_fewer_waves() -> None:
+    for tokens in (1, 8, 32, 500):
+        for heads in (16, 48, 64, 128):
+            form = kernel.fastest(tokens, heads, 640, 132)
+            assert heads % form.heads == 0
+            again = kernel.fastest(tokens + 1, heads, 640, 132)
+            assert duration(again, tokens, heads) >= duration(form, tokens, heads)
+
+
+def duration(form: kernel.Form, tokens: int, heads: int) -> float:
+    waves = -(-tokens * heads // form.heads // kernel.room(form.blocks, 132))
+    return waves * (kernel.KINDS[form.heads].once + kernel.KINDS[form.heads].tile * form.tiles)
+
+
+def test_a_cluster_lies_in_one_group() -> None:
+    assert [kernel.room(blocks, 132) for blocks in (1, 2, 3, 4, 5, 9)] == [132, 66, 44, 29, 22, 14]
+    assert kernel.room(9, 4) == 1
+
+
+def test_a_product_and_a_shift_divide_slots() -> None:
+    for rows in (1, 2, 3, 53, 64, 69, 256, 576, 2**30):
+        part, shift = kernel.reciprocal(rows)
+        assert part * (2**31 - 1) < 2**63 and shift < 64
+        near = [n * rows + d for n in (0, 1, 2, 1000, 2**31 // rows - 1) for d in (-1, 0, 1)]
+        for slot in (*(n for n in near if 0 <= n < 2**31), 2**31 - 1):
+            assert slot * part >> shift == slot // rows
+
+
+@pytest.mark.parametrize("alike", [True, False])
 @pytest.mark.parametrize("heads", [16, 48, 64, 128])
 @pytest.mark.parametrize("tokens", [1, 8, 32, 200])
-def test_a_launch_covers_tokens_heads_and_keys(tokens: int, heads: int, launched: list[Any]) -> None:
+def test_a_launch_covers_tokens_heads_and_keys(
+    tokens: int, heads: int, alike: bool, launched: list[Any]
+) -> None:
     given = call(tokens, heads)
-    op = ops.sparse_decode(None, refused, ClusterDecode(H100, any_batch=True))
+    op = ops.sparse_decode(None, refused, ClusterDecode(H100, any_batch=True, invariant=alike))
     lse = op(**given)
     ((program, grid, values),) = launched
-    blocks, tiles = kernel.segments(640)
+    alone = alike or heads < 33
+    form = (kernel.fixed if alone else kernel.fastest)(tokens, heads, 640, 132)
+    assert program is kernel.program(form.heads, form.blocks)
     assert lse.shape == (tokens, heads)
-    assert grid == (blocks, heads // program.constants[2], tokens) and program.cluster == blocks
-    assert heads % program.constants[2] == 0 and program.constants[:2] == (64, 2)
-    assert values[-4:] == (128, 512, heads, tiles)
+    assert grid == (form.blocks, heads // form.heads, tokens) and program.cluster == form.blocks
+    given_at = values[-9:-3]
+    assert given_at == (128, 512, 64, 2, heads, form.tiles)
     kinds = {"q": int, "i": int, "f": float}
     assert [type(v) for v in values] == [kinds[letter] for letter in program.arguments]
 
@@ -118,7 +165,7 @@ def test_an_empty_second_cache_is_none(launched: list[Any]) -> None:
     given["extra_cache"] = given["extra_cache"][:0]
     given["swa_slots"] = torch.zeros(2, 129, dtype=torch.int32)
     ops.sparse_decode(None, refused, ClusterDecode(H100))(**given)
-    assert launched[0][2][-4:-2] == (129, 0)
+    assert launched[0][2][-9:-7] == (129, 0)
 
 
 def test_what_it_does_not_take_goes_on(launched: list[Any]) -> None:
@@ -143,7 +190,7 @@ def test_the_backend_names_it_and_says_why_not(monkeypatch: pytest.MonkeyPatch) 
     assert CudaBackend({}).cluster is None
     monkeypatch.setattr(backend_module, "interpreted", lambda: False)
     monkeypatch.setattr(backend_module, "_on_device", lambda *a: (None, "no FlashMLA"))
-    monkeypatch.setattr(backend_module, "_compiled", lambda any_batch: (ClusterDecode(H100), ""))
+    monkeypatch.setattr(backend_module, "_compiled", lambda any_batch, invariant: (ClusterDecode(H100), ""))
     made = CudaBackend({})
     provider = made.ops["sparse_decode"].provider
     assert provider.startswith("cutedsl (up to 64 heads, 640 keys: 32 tokens; 64 heads, 1152 keys: 8 tokens")

@@ -175,13 +175,16 @@ def test_decode_that_may_not_depend_on_its_batch_stays_with_triton() -> None:
     assert flash.prefills(g["q"], g["q"][0], g["swa_slots"]).provider == "flashmla"
 
 
-@pytest.mark.parametrize(("tokens", "heads", "provider"), [(5, 64, "triton"), (5, 128, "flashmla")])
+@pytest.mark.parametrize(
+    ("tokens", "heads", "provider"), [(15, 128, "triton"), (16, 128, "flashmla"), (16, 64, "triton")]
+)
 def test_few_tokens_share_a_schedule_or_do_without(tokens: int, heads: int, provider: str) -> None:
     flash = FlashMLA(FlashMLAModule(FakeFlashMLA().module()), (9, 0))
     g = world(heads)
     swa = Pages(g["swa_cache"], g["swa_slots"], g["swa_lens"], 64, "fp8_ds_mla")
-    assert flash.decodes(g["q"][:tokens], swa, None, alone=True).provider == provider
-    assert flash.decodes(g["q"][:tokens], swa, None).provider == "flashmla"
+    q = g["q"][:1].repeat(tokens, 1, 1)
+    assert flash.decodes(q, swa, None, alone=True).provider == provider
+    assert flash.decodes(q, swa, None).provider == "flashmla"
 
 
 def test_blackwell_wants_pages_of_whole_576_bytes() -> None:

@@ -102,8 +102,8 @@ def register(namespace: str, decode_tail: str, prefill_tail: str, calls: list[tu
     ("namespace", "decode_tail", "prefill_tail", "tail"),
     [
         ("fake_sgl", ", str? kv_format=None", ", bool log2=False, bool return_stats=True", ()),
-        ("fake_vllm", ", Tensor? out", ", Tensor? out", (None,)),
-        ("fake_vllm_new", ", Tensor? out, bool enable_batch_invariant", ", Tensor? out", (None, False)),
+        ("fake_vllm", ", Tensor? out_", ", Tensor? out_", (None,)),
+        ("fake_vllm_new", ", Tensor? out_, bool enable_batch_invariant", ", Tensor? out_", (None, False)),
     ],
 )  # fmt: skip
 def test_ops_are_called_by_their_schema(

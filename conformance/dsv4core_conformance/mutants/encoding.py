@@ -29,8 +29,8 @@ MUTANTS = (
         (
             Edit(
                 "dsv4core.ops.sparse_decode:sparse_decode",
-                "sources.append((extra_cache, extra,",
-                "sources.append((extra_cache, main if extra.record_bytes == main.record_bytes else extra,",
+                "sources.append((extra,",
+                "sources.append((main if extra.record_bytes == main.record_bytes else extra,",
             ),
         ),
     ),

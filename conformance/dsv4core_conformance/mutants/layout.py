@@ -70,10 +70,10 @@ MUTANTS = (
         "decode computes base + slot * row, although pages lie further apart",
         (
             Edit(
-                "dsv4core.ops.sparse_decode:sparse_decode",
-                "            keys.append(",
-                "            cache = cache.as_strided(cache.shape, (cache.shape[1], 1))\n"
-                "            keys.append(",
+                "dsv4core.ops.sparse_decode:_load",
+                "    layout.load(",
+                "    cache = cache.as_strided(cache.shape, (cache.shape[1], 1))\n"
+                "    layout.load(",
             ),
         ),
     ),

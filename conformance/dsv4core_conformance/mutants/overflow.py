@@ -47,11 +47,11 @@ MUTANTS = (
         "page * stride is an uint32: pages behind 2^32 bytes are those at the start",
         (
             Edit(
-                "dsv4core.ops.sparse_decode:sparse_decode",
-                "            keys.append(",
-                "            place = listed // rows * cache.stride(0) & 0xFFFFFFFF\n"
-                "            listed = place // max(cache.stride(0), 1) * rows + listed % rows\n"
-                "            keys.append(",
+                "dsv4core.ops.sparse_decode:_load",
+                "    layout.load(",
+                "    place = slots // rows * cache.stride(0) & 0xFFFFFFFF\n"
+                "    slots = place // max(cache.stride(0), 1) * rows + slots % rows\n"
+                "    layout.load(",
             ),
         ),
     ),
@@ -80,8 +80,8 @@ MUTANTS = (
         (
             Edit(
                 "dsv4core.ops.sparse_prefill:sparse_prefill",
-                "listed[(listed >= 0) & (listed < kv.shape[0])]",
-                "listed[(listed >= 0) & (listed < kv.shape[0]) & (listed * kv.stride(0) < 2**31)]",
+                "        attend(q[t], keys[: len(rows)],",
+                "        attend(q[t], keys[: len(rows)][rows * kv.stride(0) < 2**31],",
             ),
         ),
     ),

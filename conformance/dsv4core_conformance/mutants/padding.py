@@ -15,7 +15,7 @@ MUTANTS = (
         "poison",
         "op/sparse_prefill/poison/lanes/1",
         "prefill attends to whatever stands behind the length of a list",
-        (Edit(_PREFILL, "listed = indices[t, :length].long()", "listed = indices[t].long()"),),
+        (Edit(_PREFILL, "listed(indices, lens,", "listed(indices, lens * 0 + indices.shape[1],"),),
     ),
     Mutant(
         "decode_lanes_behind_the_length",
@@ -23,7 +23,10 @@ MUTANTS = (
         "poison",
         "op/sparse_decode/poison/lanes/1",
         "decode attends to whatever stands behind the length of a list",
-        (Edit(_DECODE, "listed = slots[t, : lens[t]].long()", "listed = slots[t].long()"),),
+        (
+            Edit(_DECODE, "_slots, swa_lens,", "_slots, swa_lens * 0 + swa_slots.shape[1],"),
+            Edit(_DECODE, "_slots, extra_lens,", "_slots, extra_lens * 0 + extra_slots.shape[1],"),
+        ),
     ),
     Mutant(
         "slot_0_for_no_slot",
@@ -32,12 +35,8 @@ MUTANTS = (
         "op/sparse_decode/poison/fp8_row/inf32",
         "a slot of -1 gathers slot 0 and counts",
         (
-            Edit(
-                _DECODE,
-                "            listed = listed[(listed >= 0) & (listed < cache.shape[0] * rows)]\n",
-                "            listed = listed.clamp(min=0)\n"
-                "            listed = listed[listed < cache.shape[0] * rows]\n",
-            ),
+            Edit(_DECODE, "listed(swa_slots,", "listed(swa_slots.clamp(min=0),"),
+            Edit(_DECODE, "listed(extra_slots,", "listed(extra_slots.clamp(min=0),"),
         ),
     ),
     Mutant(
@@ -49,10 +48,10 @@ MUTANTS = (
         (
             Edit(
                 _PREFILL,
-                "        attend(q[t], kv.index_select(0, listed),",
-                "        unused = kv[indices[t, length:].clamp(0, kv.shape[0] - 1).long()] if "
+                "        attend(q[t], keys[: len(rows)],",
+                "        unused = kv[indices[t, lens[t] :].clamp(0, kv.shape[0] - 1).long()] if "
                 "len(kv) else kv\n"
-                "        attend(q[t], kv.index_select(0, listed) + (unused * 0).sum(0, keepdim=True),",
+                "        attend(q[t], keys[: len(rows)] + (unused * 0).sum(0, keepdim=True),",
             ),
         ),
     ),
@@ -65,10 +64,10 @@ MUTANTS = (
         (
             Edit(
                 _DECODE,
-                "            keys.append(",
-                "            if not len(listed) and len(cache):\n"
-                "                listed = listed.new_zeros(1)\n"
-                "            keys.append(",
+                "    lse = attn_sink",
+                "    lists = [[s if len(s) or not len(c) else s.new_zeros(1) for s in some] "
+                "for some, (_, c, _) in zip(lists, sources)]\n"
+                "    lse = attn_sink",
             ),
         ),
     ),
@@ -82,7 +81,7 @@ MUTANTS = (
             Edit(
                 _DECODE,
                 "attn_sink, scale, out[t], lse[t])\n",
-                "attn_sink, scale, out[t], lse[t])\n        out[t][lse[t] == torch.inf] = torch.nan\n",
+                "attn_sink, scale, out[t], lse[t])\n            out[t][lse[t] == torch.inf] = torch.nan\n",
             ),
         ),
     ),

@@ -90,9 +90,9 @@ MUTANTS = (
         (
             Edit(
                 "dsv4core.ops.fused_indexer_q_rope_quant:fused_indexer_q_rope_quant",
-                "        x = rotate_tail(q[part].float(), cos_sin[positions[part]].unsqueeze(1))\n",
-                "        pairs = q[part].float().unflatten(-1, (2, 2, 32)).transpose(-1, -2).flatten(-3)\n"
-                "        x = rotate_tail(pairs, cos_sin[positions[part]].unsqueeze(1))\n"
+                "        x = rotate_tail(x, cos_sin[positions[part]].unsqueeze(1))\n",
+                "        x = x.unflatten(-1, (2, 2, 32)).transpose(-1, -2).flatten(-3)\n"
+                "        x = rotate_tail(x, cos_sin[positions[part]].unsqueeze(1))\n"
                 "        x = x.unflatten(-1, (2, 32, 2)).transpose(-1, -2).flatten(-3)\n",
             ),
         ),
@@ -151,8 +151,8 @@ MUTANTS = (
         (
             Edit(
                 "dsv4core.ops.inverse_rope:inverse_rope",
-                "rotate(tail, cos_sin[positions].unsqueeze(1), inverse=True)",
-                "tail.to(o.dtype)",
+                "rotate_tail(o, cos_sin[positions].unsqueeze(1), inverse=True)",
+                "o.clone()",
             ),
         ),
     ),

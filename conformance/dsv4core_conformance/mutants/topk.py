@@ -178,8 +178,8 @@ MUTANTS = (
         (
             Edit(
                 "dsv4core.ops.sparse_decode:sparse_decode",
-                "            keys.append(",
-                "            listed = listed[torch.randperm(listed.shape[0])]\n            keys.append(",
+                "torch.cat(keys).float()",
+                "torch.cat(keys)[torch.randperm(sum(map(len, keys)))].float()",
             ),
         ),
     ),

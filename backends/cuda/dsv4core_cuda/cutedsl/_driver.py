@@ -16,6 +16,9 @@ from dsv4core_cuda.cutedsl._probe import ARCHITECTURES
 STATIC_SHARED = 48 * 1024
 """Shared memory that a block may have without asking for more."""
 CLUSTER_DIMENSION = 4  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+PORTABLE_CLUSTER = 8
+"""Blocks of a cluster that every device takes without being asked."""
+NON_PORTABLE_CLUSTER = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
 MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
 
@@ -91,6 +94,9 @@ def load(
         if shared > STATIC_SHARED:
             done = cuda.cuKernelSetAttribute(MAX_DYNAMIC_SHARED, shared, kernel, device)
             check(done, f"{shared} bytes of shared memory")
+        if cluster > PORTABLE_CLUSTER:
+            done = cuda.cuKernelSetAttribute(NON_PORTABLE_CLUSTER, 1, kernel, device)
+            check(done, f"clusters of {cluster} blocks")
         function = ctypes.c_void_p()
         # Brings the code to the device now: a first launch inside a capture must not.
         check(cuda.cuKernelGetFunction(ctypes.byref(function), kernel), "cuKernelGetFunction")

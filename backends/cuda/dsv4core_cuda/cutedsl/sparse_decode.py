@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, lru_cache
 
 from torch import Tensor
 
@@ -10,64 +11,128 @@ from dsv4core_cuda.cutedsl._build import Program
 from dsv4core_cuda.cutedsl._driver import processors
 from dsv4core_cuda.flashmla import Pages
 
-KEYS = 128
-"""Keys of a tile."""
 SEGMENTS = 8
-"""Segments of a row at most: a cluster has up to eight blocks everywhere."""
-THREADS = 256
-SIZES = (16, 32)
-"""Heads that a block may have."""
-ARGUMENTS = "q" * 10 + "f" + "q" * 8 + "i" * 6
+"""Segments of a row at most where they depend on its width alone; every device has clusters of so many."""
+MOST_BLOCKS = 9
+"""Blocks of a cluster at most where the device is asked: 1152 keys are nine tiles."""
+GROUP = 18
+"""Multiprocessors of which a cluster takes some, on Hopper; what is beyond whole groups is one more group."""
+ARGUMENTS = "q" * 10 + "f" + "q" * 8 + "i" * 8 + "qqi"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kernel: keys of a tile, threads; microseconds of a cluster on an H100, and of every tile of a block.
+
+    Measured by `benchmarks/cutedsl_decode.py --cuts`; only their order decides.
+    """
+
+    kernel: str
+    keys: int
+    threads: int
+    once: float
+    tile: float
+
+
+KINDS = {
+    16: Kind("sparse_decode", 128, 256, 4.3, 5.5),
+    32: Kind("sparse_decode", 128, 256, 5.6, 7.0),
+    64: Kind("sparse_decode_wide", 64, 512, 10.5, 2.2),
+}
+"""By heads of a block."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a row is cut: heads of a block, blocks of a cluster, which split the keys, and tiles of a block."""
+
+    heads: int
+    blocks: int
+    tiles: int
 
 
 @cache
-def program(rows: int, extra_rows: int, heads: int, blocks: int) -> Program:
-    """The kernel for pages of so many rows, heads of a block and blocks of a cluster."""
-    shared = KEYS * 1024 + heads * (1024 + 2 * KEYS + 64 + 12 * blocks + 4)
-    constants = (rows, extra_rows, heads, blocks)
-    return Program("sparse_decode", ARGUMENTS, constants, THREADS, shared, blocks)
+def program(heads: int, blocks: int) -> Program:
+    """The kernel for so many heads of a block and blocks of a cluster."""
+    kind = KINDS[heads]
+    fold = heads * (12 * blocks + 4 * (blocks + 1))
+    if kind.keys == 64:
+        shared = 2 * 64 * 1024 + heads * 1024 + 2 * (heads * 128 + heads * 4 + 256)
+    else:
+        shared = kind.keys * 1024 + heads * (1024 + 2 * kind.keys + 96)
+    constants = (blocks,) if kind.keys == 64 else (heads, blocks)
+    return Program(kind.kernel, ARGUMENTS, constants, kind.threads, shared + fold, blocks, kind.keys == 64)
 
 
-def segments(width: int) -> tuple[int, int]:
-    """How a row's keys are cut, whatever the batch: segments, and tiles of each."""
-    tiles = max(1, -(-width // KEYS))
-    each = -(-tiles // SEGMENTS)
-    return -(-tiles // each), each
+def cut(heads: int, width: int, blocks: int) -> Form:
+    """The form with so many heads a block and at most so many blocks."""
+    tiles = max(1, -(-width // KINDS[heads].keys))
+    each = -(-tiles // blocks)
+    return Form(heads, -(-tiles // each), each)
 
 
-def cut(tokens: int, heads: int, blocks: int, available: int) -> int:
-    """Heads of a block: how the work meets so many processors, of which clusters leave a tenth idle.
+def fixed(tokens: int, heads: int, width: int, available: int) -> Form:
+    """The form whose bits for a row depend on nothing but the row: segments by its width alone.
 
-    Blocks of 16 are done sooner, blocks of 32 decode each row half as often. No bit depends on it.
+    Blocks of 16 heads are done sooner, blocks of 32 decode each row half as often; no bit depends on it.
     """
-    few = tokens * (heads // 16) * blocks <= available * 9 // 10
-    return 16 if few or heads % 32 else 32
+    few = cut(16, width, SEGMENTS)
+    if heads % 32 or tokens * heads // 16 <= room(few.blocks, available):
+        return few
+    return cut(32, width, SEGMENTS)
+
+
+@lru_cache(maxsize=1024)
+def fastest(tokens: int, heads: int, width: int, available: int) -> Form:
+    """The form that should be done first: how often it fills the device, times what a cluster takes."""
+
+    def time(form: Form) -> float:
+        clusters, kind = tokens * heads // form.heads, KINDS[form.heads]
+        return -(-clusters // room(form.blocks, available)) * (kind.once + kind.tile * form.tiles)
+
+    sizes = [n for n in KINDS if heads % n == 0]
+    return min({cut(n, width, blocks) for n in sizes for blocks in range(1, MOST_BLOCKS + 1)}, key=time)
+
+
+def room(blocks: int, available: int) -> int:
+    """Clusters that so many multiprocessors run at once: a block fills one, a cluster lies in one group."""
+    return max(1, available // GROUP * (GROUP // blocks) + available % GROUP // blocks)
 
 
 def programs(arch: str) -> dict[str, Program]:
     """A program of every number of heads, for ahead-of-time compilation; its matrix products are SM90's."""
-    blocks, _ = segments(640)
-    return {f"{n} heads a block": program(64, 64, n, blocks) for n in SIZES} if arch == "sm_90a" else {}
+    return {f"{n} heads a block": program(n, 5) for n in KINDS} if arch == "sm_90a" else {}
+
+
+def reciprocal(rows: int) -> tuple[int, int]:
+    """m and s so that x // rows is (x * m) >> s for every x from 0 to 2^31 - 1."""
+    shift = 31 + (rows - 1).bit_length()
+    return -(-(1 << shift) // rows), shift
 
 
 def decode(
-    q: Tensor, swa: Pages, extra: Pages | None, sink: Tensor, out: Tensor, scale: float,
-    size: int = 0,
+    q: Tensor, swa: Pages, extra: Pages | None, sink: Tensor, out: Tensor, scale: float, alike: bool = False,
+    form: Form | None = None,
 ) -> Tensor:  # fmt: skip
-    """`sparse_decode` over pages that are 16-byte aligned; `size` is a `cut` of one's own, to measure."""
+    """`sparse_decode` over pages that are 16-byte aligned; `alike`: bits of a row depend on it alone.
+
+    `form` is one of one's own, to measure.
+    """
     tokens, heads, _ = q.shape
     more = extra or swa
     width, extra_width = swa.slots.shape[1], extra.slots.shape[1] if extra else 0
-    blocks, tiles = segments(width + extra_width)
     device = q.device.index
-    size = size or cut(tokens, heads, blocks, processors(device))
+    if form is None:
+        form = (fixed if alike else fastest)(tokens, heads, width + extra_width, processors(device))
+    (part, shift), (extra_part, extra_shift) = reciprocal(swa.rows), reciprocal(more.rows)
     lse = sink.new_empty(tokens, heads)
-    program(swa.rows, more.rows, size, blocks).on(device)(
-        (blocks, heads // size, tokens),
+    program(form.heads, form.blocks).on(device)(
+        (form.blocks, heads // form.heads, tokens),
         q.data_ptr(), swa.cache.data_ptr(), swa.slots.data_ptr(), swa.lens.data_ptr(), more.cache.data_ptr(),
         more.slots.data_ptr(), more.lens.data_ptr(), sink.data_ptr(), out.data_ptr(), lse.data_ptr(), scale,
         q.stride(0), q.stride(1), out.stride(0), out.stride(1), swa.cache.stride(0), more.cache.stride(0),
         swa.slots.stride(0), more.slots.stride(0), swa.cache.shape[0] * swa.rows,
-        more.cache.shape[0] * more.rows, width, extra_width, heads, tiles,
+        more.cache.shape[0] * more.rows, width, extra_width, swa.rows, more.rows, heads, form.tiles, part,
+        extra_part, shift | extra_shift << 6,
     )  # fmt: skip
     return lse

@@ -15,13 +15,17 @@ def peer(address, rank, *, loc=None, ip=None):
 
 
 @dsl_user_op
-def read_peer(address, *, loc=None, ip=None):
-    """Four f32 at an address of `peer`."""
-    value = _asm(
-        llvm.StructType.get_literal([T.f32()] * 4), [Int32(address)],
-        "ld.shared::cluster.v4.f32 {$0, $1, $2, $3}, [$4];", "=f,=f,=f,=f,r", loc, ip, effects=True,
-    )  # fmt: skip
-    return _several(Float32, 4, loc, ip, value)
+def read_peer(address, n, there, *, loc=None, ip=None):
+    """n (1, 2 or 4) i32 at an address of `peer`; zeros where `there` is 0."""
+    outs = [f"${i}" for i in range(n)]
+    zeros = " ".join(f"mov.b32 {out}, 0;" for out in outs)
+    load = f"ld.shared::cluster.v{n}.b32 {{{', '.join(outs)}}}" if n > 1 else "ld.shared::cluster.b32 $0"
+    text = f"{{.reg .pred p; setp.ne.s32 p, ${n + 1}, 0; {zeros} @p {load}, [${n}];}}"
+    arguments, constraints = [Int32(address), Int32(there)], ",".join(["=&r"] * n) + ",r,r"
+    if n == 1:
+        return [Int32(_asm(T.i32(), arguments, text, constraints, loc, ip, effects=True))]
+    result = llvm.StructType.get_literal([T.i32()] * n)
+    return _several(Int32, n, loc, ip, _asm(result, arguments, text, constraints, loc, ip, effects=True))
 
 
 @dsl_user_op

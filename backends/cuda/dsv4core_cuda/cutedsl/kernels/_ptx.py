@@ -87,6 +87,12 @@ def load_words(address, n, *, loc=None, ip=None):
 
 
 @dsl_user_op
+def fetch_line(address, *, loc=None, ip=None):
+    """Begin to bring the 128 bytes around an address of global memory to the last-level cache."""
+    _asm(None, [Int64(address)], "prefetch.global.L2 [$0];", "l", loc, ip, effects=True)
+
+
+@dsl_user_op
 def store_words(address, words, *, loc=None, ip=None):
     """1, 2 or 4 i32 to global memory, at an address that their size divides."""
     n = len(words)
@@ -205,6 +211,13 @@ def load_i64(address, *, loc=None, ip=None):
 
 
 @dsl_user_op
+def load_u8_pair(address, *, loc=None, ip=None):
+    """Two bytes of global memory in one i32, at an even address."""
+    text = "{.reg .b16 t; ld.global.b16 t, [$1]; cvt.u32.u16 $0, t;}"
+    return Int32(_asm(T.i32(), [Int64(address)], text, "=r,l", loc, ip, effects=True))
+
+
+@dsl_user_op
 def load_bf16(address, *, loc=None, ip=None):
     """A bf16 from global memory, widened."""
     text = "{.reg .b16 z, t; mov.b16 z, 0; ld.global.nc.b16 t, [$1]; mov.b32 $0, {z, t};}"
@@ -249,3 +262,9 @@ def permuted(a, b, order, *, loc=None, ip=None):
     return Int32(
         _asm(T.i32(), [Int32(a), Int32(b)], f"prmt.b32 $0, $1, $2, {order};", "=r,r,r", loc, ip)
     )
+
+
+@dsl_user_op
+def chosen_bytes(a, order, *, loc=None, ip=None):
+    """Four bytes of a word: nibbles of `order`, the lowest first, choose."""
+    return Int32(_asm(T.i32(), [Int32(a), Int32(order)], "prmt.b32 $0, $1, 0, $2;", "=r,r,r", loc, ip))

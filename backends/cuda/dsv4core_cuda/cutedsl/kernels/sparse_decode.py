@@ -11,8 +11,9 @@ import cutlass.utils.hopper_helpers as hopper
 from cutlass import BFloat16, Float32, Int32, Int64, cute
 from cutlass.cute.nvgpu import warpgroup
 
-from dsv4core_cuda.cutedsl.kernels._cluster import ceil, exp2, peer, read_peer, write_peer
-from dsv4core_cuda.cutedsl.kernels._listed_rows import listed, load_rows, load_word
+from dsv4core_cuda.cutedsl.kernels._cluster import ceil, exp2, peer, write_peer
+from dsv4core_cuda.cutedsl.kernels._fold import LOG2E, SUMS, Whole, add_blocks, read_f32, shares
+from dsv4core_cuda.cutedsl.kernels._listed_rows import listed
 from dsv4core_cuda.cutedsl.kernels._ptx import (
     bits,
     copies_commit,
@@ -20,23 +21,14 @@ from dsv4core_cuda.cutedsl.kernels._ptx import (
     copy_ahead,
     from_bits,
     pair_bf16,
-    read_shared,
     store_words,
     write_shared,
 )
+from dsv4core_cuda.cutedsl.kernels._rows import fetch, spread
 
 KEYS = 128
 THREADS = 256
-HEAD = 516
-"""f32 from a head's outputs to the next one's in shared memory: a warp's stores meet no bank twice."""
 NEVER = -1.0e30
-LOG2E = 1.4426950408889634
-LN2 = 0.6931471805599453
-
-
-def read_f32(address, n):
-    """n (1, 2 or 4) f32 from shared memory."""
-    return [from_bits(x) for x in read_shared(address, n)]
 
 
 @cute.jit
@@ -80,64 +72,19 @@ def softmax(
             y = exp2(s[at + 2] - new)
             sp[j * 8 + column + a, key] = x.to(BFloat16)
             sp[j * 8 + column + a, key + 8] = y.to(BFloat16)
+            word = pair_bf16(x, y)
             z = x + y
+            kept = from_bits(word << 16) + from_bits(word & Int32(-0x10000))
             for step in cutlass.range_constexpr(3):
                 z = z + cute.arch.shuffle_sync_bfly(z, 4 << step)
+                kept = kept + cute.arch.shuffle_sync_bfly(kept, 4 << step)
             if lane < 4:
-                write_shared(sums + (warp * HEADS + j * 8 + column + a) * 4, [bits(z)])
+                at_sum = sums + (warp * HEADS + j * 8 + column + a) * 4
+                write_shared(at_sum, [bits(kept)])
+                write_shared(at_sum + 8 * HEADS * 4, [bits(z)])
             for i in cutlass.range_constexpr(4):
                 o[i * 2 * COLUMNS + at] = o[i * 2 * COLUMNS + at] * past[c]
                 o[i * 2 * COLUMNS + at + 2] = o[i * 2 * COLUMNS + at + 2] * past[c]
-
-
-@cute.jit
-def shares(ml, weights, sink, h, HEADS: cutlass.Constexpr, BLOCKS: cutlass.Constexpr):
-    """What maxima and sums of head h in the cluster's blocks make of their outputs: factors to `weights`.
-
-    A power of two for every block, then the share of the whole sum. -> natural log of the sum without sink.
-    """
-    HALF: cutlass.Constexpr = (BLOCKS + 1) // 2
-    peaks = [read_f32(ml + (c * 2 * HEADS + h) * 4, 1)[0] for c in range(BLOCKS)]
-    top = peaks[0]
-    for c in cutlass.range_constexpr(1, BLOCKS):
-        top = cute.arch.fmax(top, peaks[c])
-    halves = [Float32(0.0), Float32(0.0)]
-    for c in cutlass.range_constexpr(BLOCKS):
-        part = exp2(peaks[c] - top)
-        write_shared(weights + (c * HEADS + h) * 4, [bits(part)])
-        found = read_f32(ml + ((c * 2 + 1) * HEADS + h) * 4, 1)[0]
-        halves[c // HALF] = halves[c // HALF] + part * found
-    whole = halves[0] + halves[1]
-    share, natural = Float32(0.0), Float32.inf
-    if whole > 0.0:
-        share = 1.0 / (whole + exp2(from_bits(load_word(sink)) * LOG2E - top))
-        natural = (top + cute.math.log2(whole)) * LN2
-    write_shared(weights + (BLOCKS * HEADS + h) * 4, [bits(share)])
-    return natural
-
-
-@cute.jit
-def add_blocks(
-    outputs, weights, to, head_stride, thread, rank, HEADS: cutlass.Constexpr, BLOCKS: cutlass.Constexpr
-):  # fmt: skip
-    """Add what the cluster's blocks have for this one's part of the channels: halves in order, then both."""
-    HALF: cutlass.Constexpr = (BLOCKS + 1) // 2
-    UNITS: cutlass.Constexpr = HEADS * 128
-    bases = [peer(outputs, c) for c in range(BLOCKS)]
-    for i in cutlass.range_constexpr((UNITS + THREADS * BLOCKS - 1) // (THREADS * BLOCKS)):
-        unit = thread + THREADS * (rank + BLOCKS * i)
-        if unit < UNITS:
-            head, channel = unit // 128, unit % 128 * 4
-            values = [read_peer(bases[c] + (head * HEAD + channel) * 4) for c in range(BLOCKS)]
-            halves = [[Float32(0.0)] * 4, [Float32(0.0)] * 4]
-            for c in cutlass.range_constexpr(BLOCKS):
-                weight = read_f32(weights + (c * HEADS + head) * 4, 1)[0]
-                half = halves[c // HALF]
-                halves[c // HALF] = [a + b * weight for a, b in zip(half, values[c], strict=True)]
-            share = read_f32(weights + (BLOCKS * HEADS + head) * 4, 1)[0]
-            x = [(a + b) * share for a, b in zip(*halves, strict=True)]
-            words = [pair_bf16(x[0], x[1]), pair_bf16(x[2], x[3])]
-            store_words(to + (Int64(head) * head_stride + channel) * 2, words)
 
 
 @cute.kernel
@@ -146,8 +93,8 @@ def kernel(
     sink: Int64, out: Int64, lse: Int64, scale: Float32,
     q_stride: Int64, q_head_stride: Int64, out_stride: Int64, out_head_stride: Int64,
     stride: Int64, extra_stride: Int64, slot_stride: Int64, extra_slot_stride: Int64,
-    limit: Int32, extra_limit: Int32, width: Int32, extra_width: Int32, heads: Int32, tiles: Int32,
-    ROWS: cutlass.Constexpr, EXTRA_ROWS: cutlass.Constexpr, HEADS: cutlass.Constexpr,
+    limit: Int32, extra_limit: Int32, width: Int32, extra_width: Int32, rows: Int32, extra_rows: Int32,
+    heads: Int32, tiles: Int32, part: Int64, extra_part: Int64, shifts: Int32, HEADS: cutlass.Constexpr,
     BLOCKS: cutlass.Constexpr,
 ):  # fmt: skip
     """A block: HEADS heads of token blockIdx.z, `tiles` tiles of keys.
@@ -163,8 +110,8 @@ def kernel(
     sk_ptr = smem.allocate_array(BFloat16, KEYS * 512, byte_alignment=1024)
     sq_ptr = smem.allocate_array(BFloat16, HEADS * 512, byte_alignment=1024)
     sp_ptr = smem.allocate_array(BFloat16, HEADS * KEYS, byte_alignment=1024)
-    red_ptr = smem.allocate_array(Float32, 16 * HEADS, byte_alignment=16)
-    ml_ptr = smem.allocate_array(Float32, BLOCKS * 2 * HEADS, byte_alignment=16)
+    red_ptr = smem.allocate_array(Float32, 24 * HEADS, byte_alignment=16)
+    ml_ptr = smem.allocate_array(Float32, BLOCKS * SUMS * HEADS, byte_alignment=16)
     weight_ptr = smem.allocate_array(Float32, (BLOCKS + 1) * HEADS, byte_alignment=16)
     atom = warpgroup.make_smem_layout_atom(warpgroup.SmemLayoutAtomKind.K_SW128, BFloat16)
     k_layout = cute.tile_to_shape(atom, (KEYS, 512), (0, 1))
@@ -177,6 +124,11 @@ def kernel(
     keys, queries = Int32(sk_ptr.toint()), Int32(sq_ptr.toint())
     red, ml, weights = Int32(red_ptr.toint()), Int32(ml_ptr.toint()), Int32(weight_ptr.toint())
 
+    main = (cache, stride, rows, part, limit, slots, slot_stride, lens, width)
+    entries = (
+        extra, extra_stride, extra_rows, extra_part, extra_limit, extra_slots, extra_slot_stride, extra_lens,
+        extra_width,
+    )  # fmt: skip
     sums = red + 8 * HEADS * 4
     cute.arch.cluster_arrive_relaxed()
 
@@ -205,19 +157,20 @@ def kernel(
 
     COLUMNS: cutlass.Constexpr = HEADS // 4
     peak = cute.make_rmem_tensor(COLUMNS, Float32)
-    total = cute.make_rmem_tensor(COLUMNS, Float32)
+    rounded = cute.make_rmem_tensor(COLUMNS, Float32)
+    exact = cute.make_rmem_tensor(COLUMNS, Float32)
     past = cute.make_rmem_tensor(COLUMNS, Float32)
     column = lane % 4 * 2
     o.fill(0.0)
     peak.fill(NEVER)
-    total.fill(0.0)
+    rounded.fill(0.0)
+    exact.fill(0.0)
     for tile in cutlass.range(tiles, unroll=1):
         n = (rank * tiles + tile) * KEYS + warp * 16 + lane % 16
-        row, scales, live = listed(
-            n, t, cache, slots, lens, slot_stride, extra, extra_slots, extra_lens, extra_slot_stride, width,
-            extra_width, stride, limit, extra_stride, extra_limit, ROWS, EXTRA_ROWS,
-        )  # fmt: skip
-        load_rows(keys, row, scales, live, warp, lane)
+        row, scales, live = listed(n, t, main, entries, shifts)
+        eight, others = fetch(row, scales, 0, lane), fetch(row, scales, 8, lane)
+        spread(keys + warp * 2048, *eight, live, 0, lane, KEYS)
+        spread(keys + warp * 2048 + 1024, *others, live, 8, lane, KEYS)
         copies_wait(0)
         cute.arch.fence_view_async_shared()
         cute.arch.sync_threads()
@@ -240,12 +193,14 @@ def kernel(
             cute.gemm(value_mma, o, a_v[None, None, i], b_p[None, None, i], o)
         warpgroup.commit_group()
         for j in cutlass.range_constexpr(COLUMNS // 2):
-            even, odd = Float32(0.0), Float32(0.0)
+            found = [Float32(0.0)] * 4
             for i in cutlass.range_constexpr(8):
-                found = read_f32(sums + (i * HEADS + j * 8 + column) * 4, 2)
-                even, odd = even + found[0], odd + found[1]
-            total[2 * j] = total[2 * j] * past[2 * j] + even
-            total[2 * j + 1] = total[2 * j + 1] * past[2 * j + 1] + odd
+                at_sum = sums + (i * HEADS + j * 8 + column) * 4
+                more = read_f32(at_sum, 2) + read_f32(at_sum + 8 * HEADS * 4, 2)
+                found = [a + b for a, b in zip(found, more, strict=True)]
+            for a in cutlass.range_constexpr(2):
+                rounded[2 * j + a] = rounded[2 * j + a] * past[2 * j + a] + found[a]
+                exact[2 * j + a] = exact[2 * j + a] * past[2 * j + a] + found[2 + a]
         warpgroup.wait_group(0)
         cute.arch.sync_threads()
 
@@ -256,14 +211,16 @@ def kernel(
         for j in cutlass.range_constexpr(COLUMNS):
             h = j // 2 * 8 + column + j % 2
             for c in cutlass.range_constexpr(BLOCKS):
-                write_peer(peer(ml + (rank * 2 * HEADS + h) * 4, c), peak[j])
-                write_peer(peer(ml + ((rank * 2 + 1) * HEADS + h) * 4, c), total[j])
+                to = peer(ml + (rank * SUMS * HEADS + h) * 4, c)
+                write_peer(to, peak[j])
+                write_peer(to + HEADS * 4, rounded[j])
+                write_peer(to + HEADS * 8, exact[j])
     # outputs, head by head, over keys and queries that nobody needs any more
     channel = warp // 4 * 64 + warp % 4 * 16 + lane // 4
     for i in cutlass.range_constexpr(4):
         for j in cutlass.range_constexpr(COLUMNS):
             at = i * 2 * COLUMNS + j // 2 * 4 + j % 2
-            to = keys + ((j // 2 * 8 + column + j % 2) * HEAD + i * 128 + channel) * 4
+            to = keys + ((j // 2 * 8 + column + j % 2) * Whole.HEAD + i * 128 + channel) * 4
             write_shared(to, [bits(o[at])])
             write_shared(to + 32, [bits(o[at + 2])])
     cute.arch.cluster_arrive()
@@ -275,6 +232,6 @@ def kernel(
             store_words(lse + (Int64(t) * heads + group * HEADS + thread) * 4, [bits(natural)])
     cute.arch.sync_threads()
     to_out = out + (Int64(t) * out_stride + Int64(group * HEADS) * out_head_stride) * 2
-    add_blocks(keys, weights, to_out, out_head_stride, thread, rank, HEADS, BLOCKS)
-    cute.arch.cluster_arrive()
+    add_blocks(Whole(keys, BLOCKS), weights, to_out, out_head_stride, thread, rank, HEADS, BLOCKS, THREADS)
+    cute.arch.cluster_arrive_relaxed()  # what was read of the others has arrived: they may end
     cute.arch.cluster_wait()
