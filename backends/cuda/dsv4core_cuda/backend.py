@@ -112,7 +112,8 @@ class CudaBackend:
             return None, "DSV4CORE_CUDA_BATCH_INVARIANT=1"
         if wanted == "auto" and not CLUSTER_TOKENS:
             return None, "no number of tokens is in its table yet"
-        found, reason = (None, INTERPRETED) if interpreted() else _compiled(wanted == "cutedsl", self.batch_invariant)
+        asked = wanted == "cutedsl"
+        found, reason = (None, INTERPRETED) if interpreted() else _compiled(asked, self.batch_invariant)
         if found is None and wanted == "cutedsl":
             raise BackendUnavailableError(f"backend cuda: DSV4CORE_CUDA_ATTENTION=cutedsl, but {reason}")
         if found is None:
