@@ -87,7 +87,7 @@ class TritonLinear(LinearKernel):
         return True
 
     def prepare(self, weight: Weight, problem: Problem) -> Any:
-        """The weight, contiguous; scales that are too large for bytes in f32. Raises WeightsError for NaN."""
+        """The weight, contiguous; scales beyond the kernel's bytes in f32. Raises WeightsError for NaN codes."""
         assert isinstance(weight, QuantisedWeight)
         codes, scales = weight.weight.contiguous(), weight.scales.contiguous()
         if problem.format == "fp8_block":
