@@ -15,7 +15,7 @@ from dsv4core.errors import WeightsError
 from dsv4core.linear import activation
 from dsv4core.linear.kernel import LinearKernel, Problem
 from dsv4core.linear.weight import QuantisedWeight, Weight
-from dsv4core.numerics import block_fp8, ue8m0
+from dsv4core.numerics import ue8m0
 
 ROWS = 64  # outputs of a program, which must not reach over two groups
 DENSE_ABOVE = 128  # tokens; beyond, a bf16 copy made for the call and torch's product are faster
@@ -87,15 +87,11 @@ class TritonLinear(LinearKernel):
         return True
 
     def prepare(self, weight: Weight, problem: Problem) -> Any:
-        """The weight, contiguous; scales beyond the kernel's bytes in f32. Raises WeightsError for NaN codes."""
+        """The weight, contiguous. Raises WeightsError for NaN among codes."""
         assert isinstance(weight, QuantisedWeight)
         codes, scales = weight.weight.contiguous(), weight.scales.contiguous()
-        if problem.format == "fp8_block":
-            if bool(((codes.view(torch.uint8) & NAN) == NAN).any()):
-                raise WeightsError(f"a weight {list(weight.shape)} holds codes that are NaN")
-            most = import_module("dsv4core.kernels.triton.quantised_linear").MOST_BYTE
-            if scales.dtype != torch.float32 and int(scales.view(torch.uint8).max()) > most:
-                scales = block_fp8.scale_values(scales)
+        if problem.format == "fp8_block" and bool(((codes.view(torch.uint8) & NAN) == NAN).any()):
+            raise WeightsError(f"a weight {list(weight.shape)} holds codes that are NaN")
         return QuantisedWeight(codes, scales, weight.global_scale)
 
     def apply(self, problem: Problem, prepared: Any, x: Tensor, x_scales: Tensor | None) -> Tensor:

@@ -30,7 +30,6 @@ ROWS = 64  # outputs of a tile
 WIDTHS = (16, 32, 64)  # tokens of a tile: the first that holds all, else the last
 PROGRAMS = 256  # about two for every multiprocessor; beyond, a sum is not split
 LEAST_INPUTS = 1024  # of a part of a sum
-MOST_BYTE = 134  # of UE8M0 block scales: 2^120 times it is the largest power of two that bf16 has
 SCALED = 128  # inputs that share a block scale, and a scale of quantised activations
 
 
@@ -47,15 +46,14 @@ class Tile:
 
 
 @triton.jit
-def _codes(code, byte, HARDWARE: tl.constexpr):
-    """A tile of e4m3 weights times a UE8M0 scale, exact; on hardware NaN reads as 480. Shapes: u8 [R, K], u8.
+def _codes(code, HARDWARE: tl.constexpr):
+    """A tile of e4m3 weights as an exact operand; on hardware NaN reads as 480. Shapes: u8 [R, K].
 
     The device's own conversion to bf16 goes through f16 and takes several slow instructions a value. Here the
-    fields of four codes move into those of bf16, and one product with 2^120 times the scale sets the
-    exponent, also of subnormals.
+    fields of four codes move into those of bf16, and one product with 2^120 sets the exponent, also of
+    subnormals.
     """
     if HARDWARE:
-        twice = (byte.to(tl.int32) + 120) * 0x800080  # the power of two in bf16, in both halves
         return tl.inline_asm_elementwise(
             """{
             .reg .b32 a, b, c, d;
@@ -67,13 +65,14 @@ def _codes(code, byte, HARDWARE: tl.constexpr):
             and.b32 d, d, 0x07f007f0;
             lop3.b32 a, a, 0x80008000, c, 0xEA;
             lop3.b32 b, b, 0x80008000, d, 0xEA;
-            mul.bf16x2 $0, a, $3;
-            mul.bf16x2 $1, b, $3;
+            mov.b32 c, 0x7b807b80;
+            mul.bf16x2 $0, a, c;
+            mul.bf16x2 $1, b, c;
             }""",
-            "=r,=r,r,r,r,r,r", [code, twice], dtype=tl.bfloat16, is_pure=True, pack=4,
+            "=r,=r,r", [code], dtype=tl.bfloat16, is_pure=True, pack=4,
         )  # fmt: skip
     else:
-        return matrix(decode_e4m3(code) * byte_scale(byte))
+        return matrix(decode_e4m3(code))
 
 
 @triton.jit
@@ -125,10 +124,11 @@ def quantised_linear_kernel(
             w_live = row_live if WHOLE else row_live & inside
             code = tl.load(w_place + (start + k)[None, :], w_live, other=0)
             scale = tl.load(block_scales + start // 128, start < inputs, other=0)
+            scale = byte_scale(scale) if BYTES else scale
             if X_FP8:
                 live = (t < tokens) & (start < inputs)
                 place = x_scales + t * x_scale_stride + group * x_scale_group + start // 128
-                both = (byte_scale(scale) if BYTES else scale) * tl.load(place, live, other=0.0)
+                both = scale * tl.load(place, live, other=0.0)
                 if HARDWARE:
                     w, operand = code.to(tl.float8e4nv, bitcast=True), values.to(tl.float8e4nv, bitcast=True)
                 else:
@@ -136,11 +136,7 @@ def quantised_linear_kernel(
                 total += tl.dot(w, tl.trans(operand)) * both[None, :]
             else:
                 operand = tl.trans(values if HARDWARE else matrix(widen(values)))
-                if BYTES:  # nothing between products: the next tile is decoded while they run
-                    total = add_product(total, _codes(code, scale, HARDWARE), operand)
-                else:
-                    one = tl.full((), 127, tl.uint8)
-                    total += tl.dot(_codes(code, one, HARDWARE), operand) * scale
+                total += tl.dot(_codes(code, HARDWARE), operand) * scale
         else:
             GROUP: tl.constexpr = 16 if FORMAT == 1 else 32
             byte = start // 2 + tl.arange(0, INPUTS // 2)[None, :]
@@ -196,8 +192,7 @@ def quantised_linear(
 ) -> Tensor:
     """x @ weight^T in one pass over the stored codes; with groups every group of rows has inputs of its own.
 
-    UE8M0 block scales are at most 2^7 (`MOST_BYTE`), f32 ones anything. `arrived` holds zeros that no launch
-    uses at the same time; each leaves zeros. Shapes: x bf16
+    `arrived` holds zeros that no launch uses at the same time; each leaves zeros. Shapes: x bf16
     [T, G, in], or float8_e4m3fn with x_scales f32 [T, G, in/128] (fp8_block only); weight, scales and
     global_scale as `linear` has them -> [T, rows].
     """
