@@ -129,5 +129,5 @@ def checked(listed: Tensor, lens: Tensor, rows: int) -> tuple[Tensor, list[int]]
 def softmax(q: Tensor, rows: list[Tensor], sink: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     out, lse = torch.empty_like(q), sink.new_empty(q.shape[:2])
     for t, keys in enumerate(rows):
-        attend(q[t], keys, sink, scale, out[t], lse[t])
+        attend(q[t], keys.float(), sink, scale, out[t], lse[t])
     return out, lse
