@@ -6,11 +6,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import dsv4core_rocm.plugin as plugin
+from dsv4core import backends, registry
 from dsv4core.spec import Code
+from dsv4core_conformance.case import load_cases
 from dsv4core_rocm import gfx
 
 NODE = "cpu_cores_count {cores}\ngfx_target_version {version}\nwave_front_size 64\n"
@@ -91,3 +95,15 @@ def test_probing_imports_neither_triton_nor_aiter() -> None:
         check=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_torch_without_the_name_of_its_build_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Source builds carry no local version, so the installed files promise more than the device holds."""
+    pytest.importorskip("triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(plugin, "installed_version", lambda name: "2.11.0")
+    registry.refresh()
+    assert next(row for row in backends() if row.name == "rocm").available
+    subject: Any = SimpleNamespace(name="rocm")
+    load_cases()["suite/caps/backends"].run(subject)
+    registry.refresh()
