@@ -210,6 +210,18 @@ def test_readme_block(passed: dict[str, Any], tmp_path: Path) -> None:
     )
 
 
+def test_a_readme_names_backends_without_a_report(passed: dict[str, Any], tmp_path: Path) -> None:
+    """A run on another vendor's device is not one of their own; other distributions' backends stay out."""
+    ours = {"name": "cpu", "distribution": "dsv4core"}
+    foreign = changed(passed, backend=ours | {"name": "xpu"}, tier="foreign-device")
+    found = columns(tmp_path, changed(passed, backend=ours), foreign)
+    text = markdown.readme(found, tmp_path)
+    silent = [line.split("`")[1] for line in text.splitlines() if "| no report |" in line]
+    assert silent == ["cuda", "rocm", "xpu"]
+    elsewhere = columns(tmp_path / "acme", changed(passed, backend=ours | {"distribution": "acme"}))
+    assert "no report" not in markdown.readme(elsewhere, tmp_path)
+
+
 def test_the_readme_shows_the_committed_reports() -> None:
     readme = ROOT / "README.md"
     assert markdown.BEGIN in readme.read_text()

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from dsv4core import backends
 from dsv4core_conformance.report.matrix import Column, Table, tables
 
 BEGIN, END = "<!-- matrix -->", "<!-- /matrix -->"
@@ -18,7 +19,10 @@ def matrix(columns: Sequence[Column]) -> str:
 
 
 def readme(columns: Sequence[Column], folder: Path) -> str:
-    """What a README shows: one line per report with a link relative to `folder`, the tables folded away."""
+    """What a README shows: one line per report with a link relative to `folder`, the tables folded away.
+
+    Backends that come with those of the reports and have no report of their own device get a line saying so.
+    """
     if not columns:
         return NOTHING
     found = tables(columns)
@@ -32,10 +36,17 @@ def readme(columns: Sequence[Column], folder: Path) -> str:
                 f"{record['device']['name']} | {table.suite}, list {table.case_list} | {record['level']} | "
                 f"[{_verdict(column)}]({link}) | {totals(column)} |"
             )
+    lines += [f"| `{name}` | device | | | | no report | |" for name in _silent(columns)]
     folded = "\n\n".join(_full(table) for table in found)
     return "\n".join(
         [*lines, "", "<details><summary>By family and op</summary>", "", folded, "", "</details>"]
     )
+
+
+def _silent(columns: Sequence[Column]) -> list[str]:
+    shown = {column.record["backend"]["name"] for column in columns if column.record["tier"] == "device"}
+    origins = {column.record["backend"]["distribution"] for column in columns}
+    return sorted(row.name for row in backends() if row.distribution in origins and row.name not in shown)
 
 
 def replace(text: str, block: str) -> str:
