@@ -188,7 +188,7 @@ def test_the_runner_tells_caught_from_surviving() -> None:
     assert survivor.problems == ["survives its case of family sink"] and survivor.passing == 1
     loud = replace(
         ignored,
-        edits=(Edit("dsv4core.ops.sparse_prefill:sparse_prefill", "0, listed)", "0, listed + 10**9)"),),
+        edits=(Edit("dsv4core.ops.sparse_prefill:sparse_prefill", "rows[same:])", "rows[same:] + 10**9)"),),
     )
     assert "raises in" in examine(loud, known).problems[0]
 
