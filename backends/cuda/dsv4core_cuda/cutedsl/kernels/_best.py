@@ -100,12 +100,12 @@ def least_kept(entries, n, k, bins, thread):
     together()
     start = Int64(low) << 32
     shift = Int32(64 - 11) - leading_zeros(high - low)
-    need, searching = Int32(k), Int32(1)
+    need, searching, width = Int32(k), Int32(1), Int64(BINS)
     while searching == 1:
         clear(bins, thread)
         for i in cutlass.range(thread, n, TEAM, unroll=1):
             at = shifted_down(read_shared_i64(entries + i * 8) - start, shift)
-            if (at >= 0) & (at < BINS):
+            if (at >= 0) & (at < width):
                 tell_shared(bins + Int32(at) * 4, 1)
         together()
         before, counts = above(bins, thread)
@@ -121,6 +121,7 @@ def least_kept(entries, n, k, bins, thread):
         need = need - passed
         if (need == size) | (shift == 0):
             searching = Int32(0)
+        width = Int64(1) << Int64(cutlass.min(shift, 11))  # what the last bin holds, which others lie beyond
         shift = cutlass.max(shift - 11, 0)
     return start
 
