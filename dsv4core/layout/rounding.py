@@ -51,7 +51,8 @@ def blocks(values: Tensor, block: int) -> tuple[Tensor, Tensor]:
     """
     grouped = in_blocks(values, block)
     magnitude = grouped.view(torch.int16) & 0x7FFF  # ordered like the numbers, and compared faster
-    return grouped, magnitude.amax(dim=-1).view(torch.bfloat16).float()
+    largest = magnitude.amax(dim=-1).clamp_(max=0x7FC0)  # one NaN stands for all
+    return grouped, largest.view(torch.bfloat16).float()
 
 
 def scaled(grouped: Tensor, exponent: Tensor) -> Tensor:
