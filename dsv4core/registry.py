@@ -8,7 +8,7 @@ import importlib.metadata
 import logging
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,7 +134,7 @@ class Registry:
         allowed = env.read_names("DSV4CORE_PLUGINS")
         everyone = env.read("DSV4CORE_PLUGINS") == "all"
         seen: dict[str, Plugin] = {}
-        ordered = sorted(((_plugin(point), point) for point in found), key=_own_first)
+        ordered = sorted(_plugins(found), key=_own_first)
         for plugin, point in ordered:
             own = plugin.distribution == OWN_DISTRIBUTION
             first = seen.setdefault(plugin.name, plugin)
@@ -269,9 +269,24 @@ def refresh() -> None:
         probe.installed_version.cache_clear()
 
 
-def _plugin(point: importlib.metadata.EntryPoint) -> Plugin:
-    dist = point.dist
-    return Plugin(point.name, point.value, dist.name if dist else "", dist.version if dist else "")
+def _plugins(
+    found: Iterable[importlib.metadata.EntryPoint],
+) -> Iterator[tuple[Plugin, importlib.metadata.EntryPoint]]:
+    """Yield what is known of each entry point before it is loaded.
+
+    A distribution's metadata is parsed once for all its entry points: every look at a name or a version
+    parses the whole file again, README included.
+    """
+    known: dict[int, tuple[importlib.metadata.Distribution, str, str]] = {}  # keeps them, so ids stay theirs
+    for point in found:
+        dist = point.dist
+        if dist is None:
+            yield Plugin(point.name, point.value, "", ""), point
+            continue
+        if id(dist) not in known:
+            metadata = dist.metadata
+            known[id(dist)] = dist, metadata["Name"], metadata["Version"]
+        yield Plugin(point.name, point.value, *known[id(dist)][1:]), point
 
 
 def _own_first(pair: tuple[Plugin, object]) -> tuple[bool, str, str]:
