@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dsv4core.attention import DeepseekV4Attention
@@ -77,8 +78,9 @@ class OpsAttention(DeepseekV4Attention):
         rows, ratio = slice(chunk.token_start, chunk.token_end), self.layer.ratio
         if selected is not None:
             listed = selected[rows]
-        elif self.group is not None and plan.c128_local is not None:
-            listed = plan.c128_local[rows]
+        elif self.group is not None and plan.c128_slots is not None:  # all of them: one row for everybody
+            every = torch.arange(plan.c128_slots.shape[1], dtype=torch.int32, device=self.device)
+            listed = every.expand(chunk.num_tokens, -1)
         else:
             listed = plan.swa_slots[rows, :0]
         indices, lens = self.ops.combine_topk_swa_indices(

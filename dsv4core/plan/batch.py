@@ -62,9 +62,10 @@ class BatchPlan:
     mapped (one row of -1 when R is 0); slots[group] i64 [T]: the token's own row for `swa` and the states,
     the row of the entry it completes for `c4`, `indexer` and `c128`, -1 for nothing; swa_slots i32 [T,
     window], the last `window` positions oldest first and -1 behind; swa_lens i32 [T]; context_lens[ratio] i32
-    [T]: entries visible, (p + 1) // ratio, 0 where is_valid is False; c128_slots i32 [T, Wc]: slots of
-    entries 0..n-1, -1 behind; c128_local i32 [T, Wc]: 0..n-1, -1 behind; c128_lens i32 [T]. The three are
-    None without ratio-128 layers; Wc is a multiple of 64.
+    [T]: entries visible, (p + 1) // ratio, 0 where is_valid is False; c128_slots i32 [num_decode_tokens, Wc]:
+    slots of entries 0..n-1, -1 behind; c128_lens i32 [T]. Both are None without ratio-128 layers; Wc is a
+    multiple of 64 that holds every entry of the step. Prefill rows have no such list: each would be as long
+    as its request, and they read gathered entries.
     """
 
     num_tokens: int
@@ -90,7 +91,6 @@ class BatchPlan:
     context_lens: Mapping[int, Tensor]
     max_context_lens: Mapping[int, int]
     c128_slots: Tensor | None
-    c128_local: Tensor | None
     c128_lens: Tensor | None
     prefill_chunks: tuple[PrefillChunk, ...]
 

@@ -103,22 +103,22 @@ def build_plan(
     ratios = [r for r in RATIOS if f"c{r}" in tables]
     visible = {r: torch.where(valid, (positions_home + 1) // r, 0).to(torch.int32) for r in ratios}
     longest = max((length for n, length in zip(order.queries, order.lengths, strict=True) if n), default=0)
-    c128: tuple[Tensor, Tensor] | None = None
+    decode_tokens = total if order.decodes == len(queries) else order.starts[order.decodes]
+    c128: Tensor | None = None
     if "c128" in tables:
         width = -(-max(longest // 128, 1) // C128_WIDTH_STEP) * C128_WIDTH_STEP
-        c128 = _all_entries(ordered["c128"], req_home, visible[128], sizes["c128"], width)
+        some = slice(0, decode_tokens)
+        c128 = _all_entries(ordered["c128"], req_home[some], visible[128][some], sizes["c128"], width)
 
     seq32, starts32 = send(seq.to(torch.int32), target), send(starts.to(torch.int32), target)
     prefix = (seq - counts).clamp_(max=config.sliding_window - 1)
     gather = send((counts + prefix).to(torch.int32), target)
     entries = {r: send((seq // r).to(torch.int32), target) for r in ratios}
-    decode_tokens = order.starts[order.decodes]
-    all_decode = order.decodes == len(queries)
     visible = {r: send(lens, target) for r, lens in visible.items()}
     return BatchPlan(
         num_tokens=total,
-        num_decode_tokens=total if all_decode else decode_tokens,
-        num_prefill_tokens=tokens - decode_tokens,
+        num_decode_tokens=decode_tokens,
+        num_prefill_tokens=tokens - order.starts[order.decodes],
         num_padding=total - tokens,
         num_decodes=order.decodes,
         num_requests=len(queries),
@@ -138,8 +138,7 @@ def build_plan(
         swa_lens=send(swa_lens, target),
         context_lens=visible,
         max_context_lens={r: longest // r for r in ratios},
-        c128_slots=None if c128 is None else send(c128[0], target),
-        c128_local=None if c128 is None else send(c128[1], target),
+        c128_slots=None if c128 is None else send(c128, target),
         c128_lens=None if c128 is None else visible[128],
         prefill_chunks=_chunks(config, order, gather, seq32, starts32, entries),
     )
@@ -191,12 +190,10 @@ def _window(
     return slots.to(torch.int32), lens.to(torch.int32)
 
 
-def _all_entries(table: Tensor, req: Tensor, lens: Tensor, rows: int, width: int) -> tuple[Tensor, Tensor]:
-    """Slots and local numbers of entries 0 .. lens-1 of each token's request, -1 behind."""
+def _all_entries(table: Tensor, req: Tensor, lens: Tensor, rows: int, width: int) -> Tensor:
+    """Slots of entries 0 .. lens-1 of each token's request, -1 behind."""
     column = torch.arange(width, device=req.device)[None, :]
-    live = column < lens[:, None]
-    slots = _row_slots(table, req[:, None], column, rows, live)
-    return slots.to(torch.int32), torch.where(live, column, -1).to(torch.int32)
+    return _row_slots(table, req[:, None], column, rows, column < lens[:, None]).to(torch.int32)
 
 
 def _chunks(

@@ -77,8 +77,6 @@ def plain_plan(queries, lengths, tables, *, rows=ROWS, window=128, threshold=1, 
     width = 64
     while width < longest // 128:
         width += 64
-    out["c128_slots"] = [row + [-1] * (width - len(row)) for row in c128]
-    out["c128_local"] = [list(range(len(row))) + [-1] * (width - len(row)) for row in c128]
     decode_tokens = sum(queries[i] for i in order[:decodes])
     out.update(
         slots=slots,
@@ -91,6 +89,8 @@ def plain_plan(queries, lengths, tables, *, rows=ROWS, window=128, threshold=1, 
         max_position=max(longest - 1, 0),
         chunks=[],
     )
+    # A list of all entries for each row that attends over pages; prefill rows attend over gathered ones.
+    out["c128_slots"] = [row + [-1] * (width - len(row)) for row in c128[: out["num_decode_tokens"]]]
     at = decodes
     while at < len(order):
         members = order[at : at + chunk]
@@ -138,10 +138,9 @@ def assert_plan(plan, expected):
     assert dict(plan.max_context_lens) == expected["max_context_lens"]
     if 128 in expected["context_lens"]:
         assert plan.c128_slots.tolist() == expected["c128_slots"]
-        assert plan.c128_local.tolist() == expected["c128_local"]
         assert plan.c128_lens.tolist() == expected["context_lens"][128]
     else:
-        assert plan.c128_slots is None and plan.c128_local is None and plan.c128_lens is None
+        assert plan.c128_slots is None and plan.c128_lens is None
     assert len(plan.prefill_chunks) == len(expected["chunks"])
     for chunk, want in zip(plan.prefill_chunks, expected["chunks"], strict=True):
         start, end = want["requests"]

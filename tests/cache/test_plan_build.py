@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import fields
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv4core.config import AttentionConfig
-from dsv4core.plan import BatchPlan, Limits, prefill_workspace_rows
+from dsv4core.plan import GROUPS, BatchPlan, Limits, prefill_workspace_rows
 
 TINY = AttentionConfig.preset("tiny")
 ALL = list(ROWS)
@@ -96,11 +97,10 @@ def test_types_and_shapes():
         ("swa_slots", i32),
         ("swa_lens", i32),
         ("c128_slots", i32),
-        ("c128_local", i32),
         ("c128_lens", i32),
     ]:
         assert getattr(plan, name).dtype == dtype, name
-    assert plan.swa_slots.shape == (6, 128) and plan.c128_slots.shape == (6, 64)
+    assert plan.swa_slots.shape == (6, 128) and plan.c128_slots.shape == (1, 64)
     assert {t.dtype for t in plan.context_lens.values()} == {i32}
     chunk = plan.prefill_chunks[0]
     assert {chunk.gather_lens.dtype, chunk.seq_lens.dtype, chunk.entry_lens[4].dtype} == {i32}
@@ -153,9 +153,22 @@ def test_other_rows_per_page():
 def test_wide_index_lists_of_ratio_128():
     lengths = [128 * 65 + 5]
     tables = engine_tables(lengths, GROUPS_OF[128])
-    plan = build(TINY, [2], lengths, tables)
-    assert plan.c128_slots.shape == (2, 128)
-    assert_plan(plan, plain_plan([2], lengths, tables))
+    plan = build(TINY, [1], lengths, tables)
+    assert plan.c128_slots.shape == (1, 128)
+    assert_plan(plan, plain_plan([1], lengths, tables))
+
+
+def test_a_prefill_far_into_a_request_plans_no_list_as_long_as_the_request():
+    """2,048 tokens behind a million: with a list of 8,192 entries for each it would be 67 MB a list."""
+    tables = {}
+    for name, group in GROUPS.items():
+        pages = -(-(2**20) // group.tokens_per_page)
+        tables[name] = torch.arange(pages, dtype=torch.int32)[None]
+    plan = BatchPlan.build(TINY, query_lens=[2048], seq_lens=[2**20], tables=tables)
+    found = [getattr(plan, field.name) for field in fields(plan)]
+    found += [tensor for part in found if isinstance(part, dict) for tensor in part.values()]
+    assert sum(t.nbytes for t in found if torch.is_tensor(t)) < 6 * 2**20
+    assert plan.max_context_lens[128] == 8192 and int(plan.c128_lens[-1]) == 8192
 
 
 @pytest.mark.parametrize("pad_to", [None, 0, 4])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -79,13 +79,12 @@ class Bucket:
 
 def widened(plan: BatchPlan, width: int) -> BatchPlan:
     """A plan whose lists of ratio-128 entries are `width` wide, in memory of its own."""
-    values = {field.name: getattr(plan, field.name) for field in fields(plan)}
-    for name in ("c128_slots", "c128_local"):
-        if values[name] is not None:
-            wide = values[name].new_full((plan.num_tokens, width), -1)
-            wide[:, : values[name].shape[1]] = values[name]
-            values[name] = wide
-    return BatchPlan(**values)
+    if plan.c128_slots is None:
+        return plan
+    rows, narrow = plan.c128_slots.shape
+    wide = plan.c128_slots.new_full((rows, width), -1)
+    wide[:, :narrow] = plan.c128_slots
+    return replace(plan, c128_slots=wide)
 
 
 def copy_plan(into: BatchPlan, plan: BatchPlan) -> None:

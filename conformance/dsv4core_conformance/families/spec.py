@@ -273,7 +273,7 @@ def plans_agree(s: Subject, queries: Sequence[int], lengths: Sequence[int], pad_
             same_values(f"plan on {device}: context_lens[{r}]", plan.context_lens[r].cpu(), values)
         assert plan.c128_slots is not None and plan.c128_lens is not None
         same_values(f"plan on {device}: c128_lens", plan.c128_lens.cpu(), lens[128])
-        every = np.full(tuple(plan.c128_slots.shape), -1, dtype=np.int32)
-        for t, (i, p) in enumerate(live):
+        every = np.full((plan.num_decode_tokens, plan.c128_slots.shape[1]), -1, dtype=np.int32)
+        for t, (i, p) in enumerate(live[: len(every)]):
             every[t, : (p + 1) // 128] = [slot("c128", i, j) for j in range((p + 1) // 128)]
         same_values(f"plan on {device}: c128_slots", plan.c128_slots.cpu(), every)
