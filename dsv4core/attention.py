@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dsv4core.cache import LayerCache, PagedCache
+from dsv4core.cache import LayerCache, PagedCache, cache_specs
 from dsv4core.compressor import Compressor
 from dsv4core.config import AttentionConfig
 from dsv4core.errors import OpArgumentError
@@ -66,6 +66,7 @@ class DeepseekV4Attention(ABC):
         if w.indexer is not None:
             self.indexer = Indexer.build(w.indexer, config, self.layer.ratio, linears, self.dtype)
         self._table = self._cos_sin(FIRST_TABLE_ROWS)
+        self._layouts = {spec.group: spec.layout for spec in cache_specs(config, layer)}
 
     @property
     def padded_heads(self) -> int:
@@ -78,9 +79,10 @@ class DeepseekV4Attention(ABC):
 
     def forward(self, hidden: Tensor, cache: PagedCache, plan: BatchPlan) -> Tensor:
         """The whole step of this layer; final. Shapes: hidden bf16 [T, hidden] -> bf16 [T, hidden]."""
-        self._check(hidden, plan)
+        pages = cache.layer(self.layer.index)
+        self._check(hidden, pages, plan)
         x = hidden if plan.permutation is None else hidden[plan.permutation]
-        pages, cos_sin = cache.layer(self.layer.index), self.rope(plan)
+        cos_sin = self.rope(plan)
         q, selected = self.prepare(x, pages, plan, cos_sin)
         out = self.attend(q, selected, pages, plan)
         del q, selected  # as large as the output: what follows takes their place
@@ -204,11 +206,20 @@ class DeepseekV4Attention(ABC):
     def _cos_sin(self, rows: int) -> Tensor:
         return tables.cos_sin(self.layer.theta, self.layer.yarn, rows).to(self.device)
 
-    def _check(self, hidden: Tensor, plan: BatchPlan) -> None:
+    def _check(self, hidden: Tensor, pages: LayerCache, plan: BatchPlan) -> None:
+        name = f"attention of layer {self.layer.index}"
         want = (plan.num_tokens, self.config.hidden_size)
         if tuple(hidden.shape) != want or hidden.dtype != self.dtype or hidden.device != self.device:
             raise OpArgumentError(
-                f"attention of layer {self.layer.index}", "hidden",
-                f"{self.dtype} {list(want)} on {self.device}",
+                name, "hidden", f"{self.dtype} {list(want)} on {self.device}",
                 f"{hidden.dtype} {list(hidden.shape)} on {hidden.device}",
             )  # fmt: skip
+        for group, layout in self._layouts.items():
+            spec, rows = pages.specs.get(group), plan.rows.get(group)
+            if spec is None or spec.layout != layout:
+                expected = f"pages of {layout} in group {group!r}: allocate it with the config of this layer"
+                raise OpArgumentError(name, "cache", expected, spec.layout if spec else "no such pages")
+            if rows != spec.rows:
+                expected = f"for pages of {spec.rows} rows in group {group!r}: take it from this cache"
+                got = f"one for {rows} rows" if rows else f"one without tables of {group!r}"
+                raise OpArgumentError(name, "plan", expected, got)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from layer_world import KINDS, World
+from layer_world import KINDS, World, text
 
 from dsv4core import AttentionConfig, AttentionWeights, Limits, OpArgumentError, PagedCache, get_backend
 from dsv4core.runtime import Workspace
@@ -75,6 +75,30 @@ def test_a_layer_without_cache_is_named() -> None:
     plan = other.cache.plan({"a": 3})
     with pytest.raises(Exception, match="layer 1 has no cache here"):
         world.attention(torch.zeros(3, 64, dtype=torch.bfloat16), other.cache, plan)
+
+
+def test_a_cache_of_other_layouts_is_refused_before_a_byte_is_written() -> None:
+    """mxfp4 keys fit into pages of fp8 keys: only the layout's id tells them apart (catalogue A5, A15)."""
+    for kind, theirs in (("csa", {"profile": "official"}), ("swa", {"main_layout": "bf16_row"})):
+        world, config = World(kind), AttentionConfig.preset("tiny", **theirs)
+        cache = PagedCache.allocate(config, [KINDS[kind]], 512)
+        plan, rows = cache.plan({"a": 140}), text("a")[:140]
+        with pytest.raises(OpArgumentError, match=r"layer \d: argument 'cache'.*(index_fp8|fp8_ds_mla)"):
+            world.attention(rows, cache, plan)
+        assert not any(bool(part.any()) for part in cache.snapshot("a").values())
+
+
+def test_a_plan_for_pages_of_other_rows_is_refused() -> None:
+    config = AttentionConfig.preset("tiny")
+    world, cache = World("swa"), PagedCache.allocate(config, [0], 512, rows={"swa": 128})
+    with pytest.raises(OpArgumentError, match=r"argument 'plan'.*128 rows.*swa.*64 rows"):
+        world.attention(text("a")[:3], cache, world.cache.plan({"a": 3}))
+
+
+def test_a_plan_without_the_tables_of_the_layer_is_refused() -> None:
+    world, plan = World("hca"), World("swa").cache.plan({"a": 3})
+    with pytest.raises(OpArgumentError, match=r"argument 'plan'.*without tables of 'c128'"):
+        world.attention(text("a")[:3], world.cache, plan)
 
 
 @pytest.mark.parametrize("kind", KINDS)
