@@ -17,6 +17,8 @@ from dsv4core.errors import BackendUnavailableError, ConfigError, DSV4CoreError,
 
 OK, FAILED, USAGE, UNAVAILABLE = 0, 1, 2, 4
 
+UNUSABLE = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+
 COMMANDS = {
     "info": "show backends with reasons and hints, the one chosen, versions, layouts and variables",
     "demo": "run the three kinds of attention layer and check what they compute",
@@ -45,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except UNUSABLE as error:  # its message names the file or folder
+        return _stop(error, USAGE)
 
 
 def build_parser(command: str | None = None) -> tuple[argparse.ArgumentParser, ModuleType | None]:

@@ -13,7 +13,7 @@ import torch
 
 from dsv4core.bench.timing import alternate, timer
 from dsv4core.errors import BackendUnavailableError, ConfigError
-from dsv4core.probe import installed_version
+from dsv4core.probe import installed_version, module_exists
 from dsv4core.runtime import device_name, graph_support
 
 ROUNDS = 9
@@ -32,6 +32,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure, print row after row, and write the table where that was asked."""
     if args.tokens < 1 or args.context < 1:
         raise ConfigError("--tokens and --context: whole numbers of at least 1 are needed")
+    if args.out is not None and not args.out.is_dir():  # before anything is measured
+        raise ConfigError(f"--out {args.out}: there is no such folder; make it first")
     device = _device()
     from dsv4core.kernels.triton import _tuning, calls, tune
     from dsv4core.kernels.triton._devices import FOLDER, devices
@@ -67,6 +69,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _device() -> str:
     """Where kernels run in this process: host memory in an interpreted one, else the accelerator."""
+    if not module_exists("triton"):
+        raise BackendUnavailableError(
+            "tune: module 'triton' is not installed, so there are no kernels to measure; the torch of a device"
+            " brings it"
+        )
     from dsv4core.kernels.triton._launch import interpreted
 
     found = torch.accelerator.current_accelerator()

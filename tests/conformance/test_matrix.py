@@ -192,6 +192,8 @@ def test_command_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     (tmp_path / "README.md").write_text("nothing\n")
     assert main(["matrix", "--readme", str(tmp_path / "README.md")]) == 2
     assert "<!-- matrix -->" in capsys.readouterr().err
+    assert main(["matrix", "--readme", str(tmp_path / "none.md")]) == 2
+    assert "none.md" in capsys.readouterr().err
 
 
 def test_readme_block(passed: dict[str, Any], tmp_path: Path) -> None:
