@@ -11,7 +11,7 @@ from torch import Tensor
 from dsv4core.cache import LayerCache, PagedCache, cache_specs
 from dsv4core.compressor import Compressor
 from dsv4core.config import AttentionConfig
-from dsv4core.errors import OpArgumentError
+from dsv4core.errors import OpArgumentError, WeightsError
 from dsv4core.indexer import WORKSPACE_BYTES, Indexer
 from dsv4core.numerics import tables
 from dsv4core.parallel import TensorParallel
@@ -43,8 +43,14 @@ class DeepseekV4Attention(ABC):
         self.workspace = backend.workspace
         self.dtype = torch.float32 if config.activation == "f32" else torch.bfloat16
         weights.validate(config, layer)
+        places = sorted({str(value.device) for value in weights.flat().values()})
+        self.device = weights.attn_sink.device
+        if len(places) > 1 or self.device.type != backend.device_type:
+            raise WeightsError(
+                f"the weights of layer {layer} lie on {', '.join(places)}, backend {backend.name!r} computes"
+                f" on one device of type {backend.device_type}: type weights.to({backend.device_type!r})"
+            )
         w = weights.prepared(self.dtype, widen=config.weight_storage == "widened")
-        self.device = w.attn_sink.device
         self.heads = config.num_attention_heads
         linears, fp8 = backend.linears, config.activation_quant is not None
         self.w_qkv = linears.joined(w.wq_a, w.wkv, x=self.dtype, quantise=fp8)

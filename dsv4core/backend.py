@@ -42,7 +42,7 @@ class Backend:
         self.name = spec.name
         self.device_type: str = provider.device_type
         self.provider = provider
-        self.ops = OpTable(spec.name, implementations, env.read("DSV4CORE_FALLBACK"))
+        self.ops = OpTable(spec.name, implementations, env.read("DSV4CORE_FALLBACK"), self.device_type)
         self.linears = Linears(self.ops, linear_kernels)
         self.workspace = Workspace()
 

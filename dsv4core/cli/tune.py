@@ -71,7 +71,7 @@ def _device() -> str:
     """Where kernels run in this process: host memory in an interpreted one, else the accelerator."""
     if not module_exists("triton"):
         raise BackendUnavailableError(
-            "tune: module 'triton' is not installed, so there are no kernels to measure; the torch of a device"
+            "tune: module 'triton' is not installed, so there is no kernel to measure; the torch of a device"
             " brings it"
         )
     from dsv4core.kernels.triton._launch import interpreted

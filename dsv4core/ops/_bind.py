@@ -34,13 +34,17 @@ class OpImpl:
 class BoundOp:
     """One op of one backend: a plain checked call in eager, the overload when compiling.
 
-    Keyword parameters stay keywords; the result is what `Op.body`'s annotation says.
+    Keyword parameters stay keywords; the result is what `Op.body`'s annotation says. `device_type` is where
+    the implementation can reach tensors; empty: anywhere.
     """
 
-    def __init__(self, op: Op, backend: str, implementation: Callable[..., Any]) -> None:
+    def __init__(
+        self, op: Op, backend: str, implementation: Callable[..., Any], device_type: str = ""
+    ) -> None:
         self.op = op
         self.backend = backend
         self.implementation = implementation
+        self.device_type = device_type
         self.overload = _overload(self)
         self.__doc__ = op.body.__doc__
 
@@ -56,7 +60,7 @@ class BoundOp:
     def checked(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments by name, defaults filled in. Raises OpArgumentError for what breaks the contract."""
         bound = self.op.contract.bind(args, kwargs)
-        self.op.contract.check(bound, check_mode())
+        self.op.contract.check(bound, check_mode(), self.device_type)
         return bound
 
     def call(self, bound: Mapping[str, Any]) -> Any:
@@ -128,10 +132,14 @@ class OpTable:
     """Ops of one backend, bound once; `table.sparse_decode(...)` calls it.
 
     `provenance` says for every op where it comes from; "portable" is a visible fallback. Where fallbacks are
-    forbidden the op is "absent" instead: calling it raises FallbackError, the other ops work.
+    forbidden the op is "absent" instead: calling it raises FallbackError, the other ops work. The backend's
+    own implementations refuse tensors that are not on its `device_type`: a kernel that takes addresses would
+    end the process.
     """
 
-    def __init__(self, backend: str, implementations: Mapping[str, Any], fallback: str) -> None:
+    def __init__(
+        self, backend: str, implementations: Mapping[str, Any], fallback: str, device_type: str = ""
+    ) -> None:
         unknown = sorted(set(implementations) - set(OPS))
         if unknown:
             raise FallbackError(
@@ -155,7 +163,7 @@ class OpTable:
                 self._ops[name], provenance[name] = BoundOp(op, PORTABLE, op.body), PORTABLE
             else:
                 implementation = own if isinstance(own, OpImpl) else OpImpl(own, backend)
-                self._ops[name] = BoundOp(op, backend, implementation.function)
+                self._ops[name] = BoundOp(op, backend, implementation.function, device_type)
                 provenance[name] = implementation.provider
         self.provenance: Mapping[str, str] = provenance
 

@@ -133,8 +133,11 @@ class Contract:
                 bound[name] = self.defaults[name]
         return {name: bound[name] for name in self.names}
 
-    def check(self, bound: Mapping[str, Any], mode: str) -> None:
-        """Shape, dtype, device and stride always; numbers inside tensors when `mode` asks for it."""
+    def check(self, bound: Mapping[str, Any], mode: str, device_type: str = "") -> None:
+        """Shape, dtype, device and stride always; numbers inside tensors when `mode` asks for it.
+
+        All tensors lie on one device, of `device_type` where that is not empty.
+        """
         for name, kind, low, high in self.scalars:
             self._check_scalar(name, kind, bound[name], low, high)
         dims: dict[str, int] = {}
@@ -147,6 +150,8 @@ class Contract:
                 self.refuse(name, f"a tensor [{s.shape}]", type(tensor).__name__)
             if device is None:
                 device = tensor.device
+                if device_type and device.type != device_type:
+                    self.refuse(name, f"on a device of type {device_type}, like this backend", str(device))
             elif tensor.device != device:
                 self.refuse(name, f"device {device}, like the tensors before it", str(tensor.device))
             if tensor.dtype not in s.dtypes:

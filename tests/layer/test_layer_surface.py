@@ -6,7 +6,15 @@ import pytest
 import torch
 from layer_world import KINDS, World, text
 
-from dsv4core import AttentionConfig, AttentionWeights, Limits, OpArgumentError, PagedCache, get_backend
+from dsv4core import (
+    AttentionConfig,
+    AttentionWeights,
+    Limits,
+    OpArgumentError,
+    PagedCache,
+    WeightsError,
+    get_backend,
+)
 from dsv4core.runtime import Workspace
 
 
@@ -68,6 +76,15 @@ def test_wrong_hidden_is_named(wrong: torch.Tensor) -> None:
     with pytest.raises(OpArgumentError, match=r"layer 1.*hidden.*\[3, 64\]"):
         world.attention(wrong, world.cache, plan)
     world.attention(torch.zeros(3, 64, dtype=torch.bfloat16), world.cache, plan)
+
+
+@pytest.mark.parametrize("moved", [("wq_b",), ()], ids=["one", "all"])
+def test_weights_elsewhere_are_refused_when_the_layer_is_built(moved: tuple[str, ...]) -> None:
+    config = AttentionConfig.preset("tiny")
+    tensors = AttentionWeights.random(config, 1).state_dict()
+    tensors |= {name: tensors[name].to("meta") for name in moved or tensors}
+    with pytest.raises(WeightsError, match=r"layer 1 lie on (cpu, )?meta, backend 'cpu'.*weights\.to"):
+        get_backend("cpu").attention(config, 1, AttentionWeights.from_state_dict(tensors))
 
 
 def test_a_layer_without_cache_is_named() -> None:

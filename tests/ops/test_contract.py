@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dsv4core import get_backend
 from dsv4core.config import AttentionConfig
 from dsv4core.errors import FallbackError, OpArgumentError
 from dsv4core.ops import OPS, OpImpl, OpTable
@@ -42,6 +43,13 @@ def test_compiled_fullgraph_equals_eager(name: str) -> None:
     same(torch.compile(call, fullgraph=True, backend="aot_eager")(compiled), call(eager))
     for written in OPS[name].mutates:
         same(compiled[written], eager[written])
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_a_backend_refuses_tensors_of_another_device(name: str) -> None:
+    """Native kernels take addresses: one of another device would end the process."""
+    with pytest.raises(OpArgumentError, match="device of type cpu, like this backend, got meta"):
+        getattr(get_backend("cpu").ops, name)(**sample(name, device="meta"))
 
 
 @pytest.mark.parametrize("name", OPS)
