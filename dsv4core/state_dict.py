@@ -9,11 +9,21 @@ from torch import Tensor
 
 from dsv4core.errors import WeightsError
 from dsv4core.linear import QuantisedWeight, Weight
-from dsv4core.tensor_names import ALL_NAMES, FACTOR, QUANTISABLE, SCALE, STATIC, canonical, split
+from dsv4core.tensor_names import (
+    ALL_NAMES,
+    DEEPSEEK_NAMES,
+    FACTOR,
+    QUANTISABLE,
+    SCALE,
+    STATIC,
+    canonical,
+    split,
+)
 
 FLOATS = (torch.bfloat16, torch.float32)
 PACKED = (torch.uint8, torch.int8)
 QUANTISED = (torch.float8_e4m3fn, *PACKED)
+FIRST = ("wq_a", DEEPSEEK_NAMES["wq_a"])  # every layer has it, under one of these names
 
 
 def named_weights(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Weight]:
@@ -25,17 +35,18 @@ def named_weights(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Weigh
     for full, tensor in tensors.items():
         if not full.startswith(start):
             continue
-        name = canonical(full.removeprefix(start))
-        if name.endswith(STATIC) and name.removesuffix(STATIC) in QUANTISABLE:
+        bare = full.removeprefix(start)
+        if bare.endswith(STATIC) and canonical(bare.removesuffix(STATIC)) in QUANTISABLE:
             continue
+        name = canonical(bare)
         if split(name)[0] not in ALL_NAMES:
             problems.append(f"{full} is not a tensor of an attention layer")
         elif name in found:
             problems.append(f"{full} is there twice, the other time as {spelling[name]}")
         found[name], spelling[name] = tensor, full
     if not found:
-        near = sorted({full.split("wq_a")[0] for full in tensors if "wq_a" in full})
-        there = f"prefixes with a wq_a are {', '.join(map(repr, near[:4]))}" if near else "no name holds wq_a"
+        near = sorted({repr(full.split(stem)[0]) for full in tensors for stem in FIRST if stem in full})
+        there = f"there are {', '.join(near[:4])}" if near else f"no name holds {' or '.join(FIRST)}"
         raise WeightsError(f"no tensor name begins with {start!r}; {there}")
     weights: dict[str, Weight] = {}
     for name, tensor in found.items():

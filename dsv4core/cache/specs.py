@@ -10,6 +10,7 @@ from typing import Literal
 from dsv4core.config import AttentionConfig, LayerConfig
 from dsv4core.errors import CacheError
 from dsv4core.layout import CacheLayout, get_layout
+from dsv4core.plan.check import whole_number
 from dsv4core.plan.groups import GROUPS, SWA, groups_of_ratio
 
 BASE_ALIGNMENT = 16
@@ -66,16 +67,13 @@ def cache_specs(
     """Return the specs of every cache that layer `layer` keeps, the sliding window first.
 
     `rows` replaces the rows per page of groups, for engines whose pages differ from the rules.
-    Errors: `ConfigError` for a layer the model does not have, `CacheError` for rows below 1 or an unknown
-    group.
+    Errors: `ConfigError` for a layer the model does not have, `CacheError` for an unknown group or rows that
+    are no whole number of at least 1.
     """
     for name, count in (rows or {}).items():
         if name not in GROUPS:
             raise CacheError(f"rows for group {name!r}: the groups are {list(GROUPS)}")
-        if count < 1:
-            raise CacheError(
-                f"rows[{name!r}] is {count}: a page has at least one row; leave it out for the rule"
-            )
+        whole_number(count, f"rows[{name!r}]", 1)
     kind = config.layer(layer)
     return [
         _spec(config, kind, name, (rows or {}).get(name, GROUPS[name].rows))

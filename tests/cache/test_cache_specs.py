@@ -105,6 +105,8 @@ def test_wrong_requests():
         cache_specs(config, 1, rows={"c8": 2})
     with pytest.raises(CacheError, match=r"rows\['c4'\] is 0"):
         cache_specs(config, 1, rows={"c4": 0})
+    with pytest.raises(CacheError, match=r"rows\['c4'\] is 1.5"):
+        cache_specs(config, 1, rows={"c4": 1.5})
 
 
 @pytest.mark.parametrize(

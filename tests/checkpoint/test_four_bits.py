@@ -110,10 +110,15 @@ def test_a_layer_with_every_projection_quantised(
         assert float((outputs[0] - outputs[1]).float().norm() / outputs[0].float().norm()) < 2e-2
 
 
-def test_scales_of_activations_are_passed_over_and_bytes_may_be_signed(tmp_path: Path) -> None:
-    path = write_synthetic(tmp_path / "x", SMALL, [0], format="nvfp4") / "model.safetensors"
+@pytest.mark.parametrize(
+    ("names", "prefix"), [("deepseek", "layers.0.attn"), ("hf", "model.layers.0.self_attn")]
+)
+def test_scales_of_activations_are_passed_over_and_bytes_may_be_signed(
+    tmp_path: Path, names: str, prefix: str
+) -> None:
+    path = write_synthetic(tmp_path / "x", SMALL, [0], format="nvfp4", names=names) / "model.safetensors"
     tensors = load_file(path)
-    before = AttentionWeights.from_state_dict(tensors, "layers.0.attn").dequantised().state_dict()
+    before = AttentionWeights.from_state_dict(tensors, prefix).dequantised().state_dict()
     for name in list(tensors):
         if name.endswith(".weight_scale_2"):
             tensors[name.replace("weight_scale_2", "input_scale")] = torch.tensor(0.5)
@@ -121,8 +126,12 @@ def test_scales_of_activations_are_passed_over_and_bytes_may_be_signed(tmp_path:
         if tensors[name].dtype == torch.uint8:
             tensors[name] = tensors[name].view(torch.int8)
     save_file(tensors, path)
-    after = AttentionWeights.from_checkpoint(path, SMALL, 0).dequantised().state_dict()
-    assert all(torch.equal(after[name], before[name]) for name in before)
+    for weights in (
+        AttentionWeights.from_checkpoint(path, SMALL, 0),
+        AttentionWeights.from_state_dict(tensors, prefix),
+    ):
+        after = weights.dequantised().state_dict()
+        assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 def test_what_does_not_belong_together() -> None:

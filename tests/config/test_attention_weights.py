@@ -184,9 +184,14 @@ def edited(layer, remove=(), **changes):
         (
             {"layers.0.attn.wq_a.weight": torch.zeros(1)},
             "layers.7.attn",
-            r"begins with 'layers.7.attn.'; prefixes with a wq_a are 'layers.0.attn.'",
+            r"begins with 'layers.7.attn.'; there are 'layers.0.attn.'",
         ),
-        ({}, "", "no name holds wq_a"),
+        (
+            {"model.layers.0.self_attn.q_a_proj.weight": torch.zeros(1)},
+            "model.layers.7.self_attn.",
+            r"begins with 'model.layers.7.self_attn.'; there are 'model.layers.0.self_attn.'",
+        ),
+        ({}, "", "no name holds wq_a or q_a_proj"),
     ],
 )
 def test_broken_state_dicts_are_refused(tensors, prefix, message):
