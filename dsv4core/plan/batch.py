@@ -119,11 +119,12 @@ class BatchPlan:
 
         `query_lens` and `seq_lens` hold, per request in the caller's order, the new tokens and the tokens
         including them. `tables` needs `swa` and, for every compress ratio the step's layers have, all groups
-        of that ratio (`groups_of_ratio`); an entry of -1 maps nothing and is never followed, so a token whose
-        window page is -1 is treated like padding. `rows` replaces the rows per page of groups whose pages
-        differ from the rules. `pad_to` appends padding rows up to that many tokens. A table that is already
-        in the plan's order and on `device` is kept, not copied. `device` defaults to the device of the
-        tables.
+        of that ratio (`groups_of_ratio`); an entry of -1 maps nothing and is never followed, so a decode
+        token whose window page is -1 is treated like padding. A prefill request needs all of its entries'
+        pages and those of the window rows that it gathers: an op raises for a hole among them. `rows`
+        replaces the rows per page of groups whose pages differ from the rules. `pad_to` appends padding rows
+        up to that many tokens. A table that is already in the plan's order and on `device` is kept, not
+        copied. `device` defaults to the device of the tables.
 
         Shapes: tables[group] i32 [R, W] with W pages covering the longest request.
         Errors: `CacheError` naming the argument; nothing is changed by building a plan.
