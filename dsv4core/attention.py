@@ -210,7 +210,7 @@ class DeepseekV4Attention(ABC):
             self._table = self._cos_sin(limits.max_seq_len)
 
     def _cos_sin(self, rows: int) -> Tensor:
-        return tables.cos_sin(self.layer.theta, self.layer.yarn, rows).to(self.device)
+        return tables.cos_sin(self.layer.theta, self.layer.yarn, rows, self.device)
 
     def _check(self, hidden: Tensor, pages: LayerCache, plan: BatchPlan) -> None:
         name = f"attention of layer {self.layer.index}"

@@ -14,7 +14,7 @@ PAIRS = ROPE_DIM // 2
 MIN_ROWS = 4096
 CHUNK_ROWS = 4096  # bounds the doubles that exist at one time
 
-_tables: dict[tuple[float, YarnConfig | None], Tensor] = {}
+_tables: dict[tuple[float, YarnConfig | None, torch.device], Tensor] = {}
 
 
 def _correction_dim(theta: float, yarn: YarnConfig, rotations: float) -> float:
@@ -49,23 +49,32 @@ def _rows(frequencies: Tensor, start: int, stop: int) -> Tensor:
     return torch.cat((angle.cos(), angle.sin()), dim=-1).float()
 
 
-def cos_sin(theta: float, yarn: YarnConfig | None, rows: int) -> Tensor:
-    """The first `rows` rows of a table, on the host.
+def cos_sin(
+    theta: float, yarn: YarnConfig | None, rows: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """The first `rows` rows of a table.
 
-    Shapes: -> f32 [rows, 64]. One table per (theta, yarn) is kept for the process and grows by doubling; rows
-    that exist keep their bits. The result is a view of it: do not write to it.
+    Shapes: -> f32 [rows, 64]. One table per (theta, yarn) and device is kept for the process, for all layers
+    together: 256 MiB for a million positions. It grows by doubling, and rows that exist keep their bits. The
+    result is a view of it: do not write to it.
     """
-    key = (theta, yarn)
+    key = (theta, yarn, torch.device(device))
     have = _tables.get(key)
-    count = 0 if have is None else have.shape[0]
-    if have is None or count < rows:
+    if have is None or have.shape[0] < rows:
         wanted = max(MIN_ROWS, 1 << max(rows - 1, 0).bit_length())
-        frequencies = inv_freq(theta, yarn)
-        grown = torch.empty(wanted, ROPE_DIM)
-        if have is not None:
-            grown[:count] = have
-        for start in range(count, wanted, CHUNK_ROWS):
-            stop = min(start + CHUNK_ROWS, wanted)
-            grown[start:stop] = _rows(frequencies, start, stop)
-        _tables[key] = have = grown
+        have = _grown(theta, yarn, have, wanted) if key[2].type == "cpu" else cos_sin(theta, yarn, wanted)
+        _tables[key] = have = have.to(key[2])
     return have[:rows]
+
+
+def _grown(theta: float, yarn: YarnConfig | None, have: Tensor | None, rows: int) -> Tensor:
+    """A table of more rows on the host, with those that there are."""
+    count = 0 if have is None else have.shape[0]
+    frequencies = inv_freq(theta, yarn)
+    grown = torch.empty(rows, ROPE_DIM)
+    if have is not None:
+        grown[:count] = have
+    for start in range(count, rows, CHUNK_ROWS):
+        stop = min(start + CHUNK_ROWS, rows)
+        grown[start:stop] = _rows(frequencies, start, stop)
+    return grown

@@ -15,6 +15,7 @@ from dsv4core import (
     WeightsError,
     get_backend,
 )
+from dsv4core.bench.side import bodies
 from dsv4core.runtime import Workspace
 
 
@@ -32,6 +33,19 @@ def test_compiled_decode_step_equals_eager(kind: str) -> None:
         outputs.append(call(rows, world.cache, world.cache.plan({"a": 1, "b": 1})))
     assert torch.equal(*outputs)
     assert compiled.same_pages(eager, "a") and compiled.same_pages(eager, "b")
+
+
+def test_layers_on_a_device_hold_one_rotation_table_together() -> None:
+    config = AttentionConfig.preset("tiny", compress_ratios=(4, 4, 128, 0))
+    backend = bodies("meta")
+    layers = [
+        backend.attention(config, i, AttentionWeights.random(config, i).to("meta")) for i in range(4)
+    ]
+    first, second, third, window = (layer._table._base for layer in layers)
+    assert first is second is third is not None and window is not first
+    layers[0].profile(Limits(max_tokens=1, max_seq_len=100_000, max_requests=1))
+    layers[1].profile(Limits(max_tokens=1, max_seq_len=70_000, max_requests=1))
+    assert layers[0]._table._base is layers[1]._table._base is not first
 
 
 @pytest.mark.parametrize("kind", KINDS)

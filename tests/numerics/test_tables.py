@@ -58,6 +58,17 @@ def test_growth_keeps_bits_and_is_shared():
     assert tables.cos_sin(10000.0, None, 0).shape == (0, 64)
 
 
+def test_layers_share_one_table_on_a_device():
+    """A table of its own for each of 43 layers would be 10.75 GiB at a million positions."""
+    yarn = YarnConfig()
+    first = tables.cos_sin(160000.0, yarn, 5000, "meta")
+    assert first.is_meta and first.shape == (5000, 64) and first.dtype == torch.float32
+    assert tables.cos_sin(160000.0, YarnConfig(), 3, torch.device("meta"))._base is first._base
+    assert tables.cos_sin(160000.0, yarn, 5000)._base is not first._base
+    assert tables.cos_sin(160000.0, yarn, 9000, "meta").shape == (9000, 64)
+    assert tables.cos_sin(10000.0, None, 5000, "meta")._base is not first._base
+
+
 def test_angle_is_an_fp32_product_far_out():
     position = 1_000_003
     frequencies = tables.inv_freq(160000.0, YarnConfig()).numpy()

@@ -120,8 +120,8 @@ MUTANTS = (
         (
             Edit(
                 "dsv4core.attention:DeepseekV4Attention._cos_sin",
-                "rows).to(self.device)",
-                "rows).bfloat16().float().to(self.device)",
+                "rows, self.device)",
+                "rows, self.device).bfloat16().float()",
             ),
         ),
     ),
