@@ -76,11 +76,12 @@ def _ipex(version: str, torch: str) -> str:
 
 
 def _vllm(version: str, torch: str) -> str:
-    why = (
-        "its writers' bits and its lists' order are not this contract's, it has no sparse attention, "
-        "and its index scores were never compared on a device"
-    )
-    return f"{VLLM} {version} (beside torch {torch}): not used: {why}"
+    from dsv4core_xpu.vllm_kernels.record import unfit  # reads a file, only where the package is installed
+
+    reason = unfit(version, torch)
+    use = "index scores with DSV4CORE_XPU_VLLM_KERNELS=auto, after a check on the device; no other op: "
+    why = "its writers' bits and its lists' order are not this contract's (docs/triton.md, each operator)"
+    return f"{VLLM} {version} (beside torch {torch}): {f'not used: {reason}' if reason else use + why}"
 
 
 OTHERS = {IPEX: _ipex, VLLM: _vllm}
