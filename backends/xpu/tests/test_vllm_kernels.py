@@ -17,14 +17,19 @@ from torch import Tensor
 
 from dsv4core.backend import Backend
 from dsv4core.errors import BackendUnavailableError, ConfigError, OpArgumentError
+from dsv4core.linear import Problem, QuantisedWeight
+from dsv4core.numerics import block_fp8
 from dsv4core.ops import OPS
 from dsv4core.providers import TAKEN, Ranked
+from dsv4core.synthetic import hash_normal
 from dsv4core_xpu.backend import XpuBackend
 from dsv4core_xpu.plugin import SPEC, _vllm
 from dsv4core_xpu.vllm_kernels import check, indexer, library, record
+from dsv4core_xpu.vllm_kernels.linear import BlockProduct
 
 KNOWN = record.recorded()
-SCHEMA = KNOWN["used"][library.SCORES]["schema"]
+SCORES, PRODUCT = library.SCORES, library.PRODUCT
+HOST = torch.device("cpu")
 WHEEL = os.environ.get("DSV4CORE_VLLM_XPU_KERNELS_WHEEL", "")
 DOCS = Path(__file__).parents[3] / "docs" / "triton.md"
 
@@ -51,8 +56,8 @@ def test_another_release_or_torch_is_never_loaded(
 ) -> None:
     with vllm_fake.installed(versions=versions):
         monkeypatch.setattr(torch.ops, "load_library", lambda path: pytest.fail("it was loaded"))
-        operator, reason = library.load()
-    assert operator is None and words in reason
+        operators, reason = library.load()
+    assert not operators and words in reason
 
 
 def test_a_library_that_does_not_load_is_named() -> None:
@@ -63,11 +68,19 @@ def test_a_library_that_does_not_load_is_named() -> None:
         assert "does not load: AttributeError" in library.load()[1]
 
 
-@pytest.mark.parametrize("swap", [("weights", "context_lens"), ("context_lens", "block_tables")])
-def test_another_order_of_arguments_is_not_called(swap: tuple[str, str]) -> None:
-    first, second = swap
-    other = SCHEMA.replace(first, "#").replace(second, first).replace("#", second)
-    assert "the adapter was written for" in refusal(schema=other)
+@pytest.mark.parametrize(
+    ("name", "first", "second"),
+    [
+        (SCORES, "Tensor weights", "Tensor context_lens"),
+        (SCORES, "Tensor context_lens", "Tensor block_tables"),
+        (PRODUCT, "Tensor A", "Tensor B"),
+        (PRODUCT, "Tensor? B_scale_", "Tensor? bias_"),
+    ],
+)
+def test_another_order_of_arguments_is_not_called(name: str, first: str, second: str) -> None:
+    known = KNOWN["used"][name]["schema"]
+    other = known.replace(f"{first}, {second}", f"{second}, {first}")
+    assert other != known and "the adapter was written for" in refusal(schemas={name: other})
 
 
 def test_settings() -> None:
@@ -76,7 +89,9 @@ def test_settings() -> None:
     with vllm_fake.installed(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.ops, "load_library", lambda path: pytest.fail("it was loaded"))
         for settings in ({}, {"vllm_kernels": "off"}, {"vllm_kernels": "auto"}):  # host tensors are no XPU
-            assert {impl.provider for impl in XpuBackend(settings).ops.values()} == {"triton", "torch"}
+            own = XpuBackend(settings)
+            assert {impl.provider for impl in own.ops.values()} == {"triton", "torch"}
+            assert "DSV4CORE_XPU_VLLM_KERNELS=" in str(own.linear_kernels[1].supports(problem(256, 256)))
 
 
 def test_auto_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,6 +99,21 @@ def test_auto_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     sources = {op: impl.provider for op, impl in XpuBackend({"vllm_kernels": "auto"}).ops.items()}
     assert sources["indexer_logits"] == "triton (the adapter was written for release 0.1.16.2, this is none)"
     assert sources["inverse_rope"] == "triton"
+
+
+@pytest.mark.parametrize("name", [SCORES, PRODUCT])
+def test_auto_keeps_what_passes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: Any) -> Tensor:
+        raise RuntimeError("no image for this device")
+
+    monkeypatch.setattr("dsv4core_xpu.backend.device_type", lambda settings: "xpu")
+    monkeypatch.setattr("dsv4core_xpu.backend.torch.device", lambda kind: HOST)
+    with vllm_fake.installed(**{name: fails}):
+        own = XpuBackend({"vllm_kernels": "auto"})
+    source, answer = own.ops["indexer_logits"].provider, own.linear_kernels[1].supports(problem(256, 256))
+    assert ("no image" in source) is (name == SCORES) and ("no image" in str(answer)) is (name == PRODUCT)
+    assert (answer is True) is (name == SCORES)
+    assert own.ops["inverse_rope"].provider == f"triton ({record.refusals()['inverse_rope']})"
 
 
 def broken(how: Callable[[dict[str, Any]], None], after: Callable[[Tensor], Tensor] = lambda x: x) -> Any:
@@ -134,7 +164,7 @@ WRONG_OPERATORS = {
 @pytest.mark.parametrize("name", WRONG_OPERATORS)
 def test_a_wrong_operator_is_refused(name: str) -> None:
     operator, words = WRONG_OPERATORS[name]
-    assert re.search(words, refusal(operator=operator))
+    assert re.search(words, refusal(**{SCORES: operator}))
 
 
 class Changed(indexer.Scores):
@@ -173,12 +203,85 @@ class Swapped(indexer.Scores):
 
 @pytest.mark.parametrize("adapter", [Transposed, OneRequest, Narrow, Short, Swapped])
 def test_a_wrong_adapter_is_refused(adapter: type[indexer.Scores]) -> None:
-    assert check.wrong(adapter(vllm_fake.scores), torch.device("cpu"))
+    assert check.wrong_scores(adapter(vllm_fake.scores), HOST)
 
 
 @pytest.mark.parametrize("adapter", [indexer.Scores, Dense])  # a copy of the pages is wasteful, not wrong
 def test_a_right_adapter_passes(adapter: type[indexer.Scores]) -> None:
-    assert not check.wrong(adapter(vllm_fake.scores), torch.device("cpu"))
+    assert not check.wrong_scores(adapter(vllm_fake.scores), HOST)
+
+
+def problem(rows: int, inputs: int, **more: Any) -> Problem:
+    """A projection stored in fp8."""
+    kinds = {"x": torch.bfloat16, "out": torch.bfloat16} | more
+    return Problem(more.get("format", "fp8_block"), torch.float32, rows, inputs, device=HOST, **{
+        name: value for name, value in kinds.items() if name != "format"
+    })  # fmt: skip
+
+
+def spoiled(change: Callable[..., Any]) -> Any:
+    """The product of other operands: `change` takes and gives x, codes [in, out] and scales."""
+    return lambda x, codes, scales, bias: vllm_fake.product(*change(x, codes, scales), bias)
+
+
+WRONG_PRODUCTS = {
+    "raises": (spoiled(lambda x, w, s: (x[:, :1], w, s)), "does not run here"),
+    "scales of the other side": (
+        spoiled(lambda x, w, s: (x, w, s.flatten().view(s.shape[::-1]).t().contiguous())),
+        "products are .* off",
+    ),
+    "no scales": (spoiled(lambda x, w, s: (x, w, torch.ones_like(s))), "products are .* off"),
+    "scales of channels": (
+        spoiled(lambda x, w, s: (x, w, s[:1].repeat_interleave(128, 1).contiguous())),
+        "products are .* off",
+    ),
+    "fp8 activations": (
+        spoiled(lambda x, w, s: (x.to(torch.float8_e4m3fn).to(x.dtype), w, s)),
+        "products are .* off",
+    ),
+    "tokens reversed": (spoiled(lambda x, w, s: (x.flip(0), w, s)), "products are .* off"),
+    "f32": (lambda *args: vllm_fake.product(*args).float(), "products are torch.float32"),
+    "transposed": (lambda *args: vllm_fake.product(*args).t(), "products are torch.bfloat16 \\["),
+    "NaN": (lambda *args: vllm_fake.product(*args).fill_(torch.nan), "products are nan off"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_PRODUCTS)
+def test_a_wrong_product_is_refused(name: str) -> None:
+    operator, words = WRONG_PRODUCTS[name]
+    assert re.search(words, refusal(**{PRODUCT: operator}))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (problem(256, 256), ""),
+        (problem(256, 128), "two at least along the inputs"),
+        (problem(250, 256), "whole blocks of 128"),
+        (problem(256, 320), "whole blocks of 128"),
+        (problem(256, 256, quantise=True), "bf16 activations"),
+        (problem(256, 256, groups=2), "bf16 activations"),
+        (problem(256, 256, format="nvfp4"), "fp8_block weights"),
+        (problem(256, 256, out=torch.float32), "takes and gives bf16"),
+    ],
+)
+def test_what_the_product_does_not_take_is_said(given: Problem, words: str) -> None:
+    answer = BlockProduct(vllm_fake.product).supports(given)
+    assert words in str(answer) if words else answer is True
+
+
+@pytest.mark.parametrize("scales", ["f32", "ue8m0"])
+def test_a_projection_takes_the_product(scales: Any) -> None:
+    dense = hash_normal((256, 384), 0, "w", 0.1) * torch.logspace(-2, 1, 384)
+    weight = QuantisedWeight(*block_fp8.quantise(dense, scales))
+    with vllm_fake.installed():
+        own = XpuBackend({"vllm_kernels": "on"})
+        backend = Backend(SPEC, own, own.ops, linear_kernels=own.linear_kernels)
+        applied = backend.linears.linear(weight, torch.bfloat16)
+        x = hash_normal((5, 384), 0, "x", 1.0, dtype=torch.bfloat16)
+        got, empty = applied(x), applied(x[:0])
+    want = x.double() @ weight.dequantised().double().T
+    assert float((got.double() - want).norm() / want.norm()) < 4e-3 and empty.shape == (0, 256)
 
 
 @pytest.mark.parametrize("layout", indexer.LAYOUTS)
@@ -253,7 +356,7 @@ def test_where_ops_come_from_names_what_stands_against(ops: Any) -> None:
 
 
 def test_info_says_what_it_is_for() -> None:
-    assert "index scores with DSV4CORE_XPU_VLLM_KERNELS=auto" in _vllm("0.1.16.2", "2.14.0+xpu")
+    assert "index scores and fp8 products with DSV4CORE_XPU_VLLM" in _vllm("0.1.16.2", "2.14.0+xpu")
     assert "not used: it was built for torch 2.14+xpu" in _vllm("0.1.16.2", "2.13.0+xpu")
 
 

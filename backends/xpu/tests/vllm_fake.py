@@ -1,4 +1,4 @@
-"""A stand-in for `vllm-xpu-kernels` on host tensors, with the recorded schema and what its source demands.
+"""A stand-in for `vllm-xpu-kernels` on host tensors, with the recorded schemas and what its source demands.
 
 As a pytest plugin (`-p vllm_fake`, this folder on PYTHONPATH, DSV4CORE_XPU_VLLM_KERNELS=on) it is there for a
 whole run; `installed` puts it there for a test. Its version ends in +fake, which reports show.
@@ -70,9 +70,24 @@ def check(q: Tensor, cache: Tensor, weights: Tensor, lens: Tensor, tables: Tenso
     demand(cache.data_ptr() % 64 == 0 and cache.stride(0) % 64 == 0, "block_load")
 
 
+def product(A: Tensor, B: Tensor, B_scale_: Tensor | None, bias_: Tensor | None) -> Tensor:
+    """bf16 by fp8 [in, out] with scales of square blocks, or of channels where there is one row of them."""
+    assert B_scale_ is not None and bias_ is None
+    demand(B.dtype == torch.float8_e4m3fn, "fp8_weight")
+    demand(B_scale_.is_contiguous(), "scales_contiguous")
+    scales = B_scale_
+    if scales.dim() == 2 and scales.shape[0] > 1:
+        size = B.shape[0] // scales.shape[0]
+        scales = scales.repeat_interleave(size, 0).repeat_interleave(size, 1)
+    demand(scales.shape in (B.shape, (1, B.shape[1])), "blocks")
+    return (A.float() @ (B.float() * scales)).to(A.dtype)
+
+
 @contextmanager
 def installed(
-    operator: Operator = scores, schema: str = "", versions: dict[str, str] | None = None
+    versions: dict[str, str] | None = None,
+    schemas: dict[str, str] | None = None,
+    **operators: Operator,
 ) -> Iterator[None]:
     """The library in this process: its metadata, and what loading it registers."""
     made: list[torch.library.Library] = []
@@ -80,8 +95,9 @@ def installed(
     def load(path: str) -> None:
         assert path.endswith(record.recorded()["library"])
         home = torch.library.Library(library.NAMESPACE, "FRAGMENT")
-        home.define(schema or record.recorded()["used"][library.SCORES]["schema"])
-        home.impl(library.SCORES, operator, "CPU")
+        for name, operator in ({library.SCORES: scores, library.PRODUCT: product} | operators).items():
+            home.define((schemas or {}).get(name, record.recorded()["used"][name]["schema"]))
+            home.impl(name, operator, "CPU")
         made.append(home)
 
     known: Any = VERSIONS | (versions or {})

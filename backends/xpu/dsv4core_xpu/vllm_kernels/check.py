@@ -1,4 +1,4 @@
-"""Whether the operator's scores on this device are the contract's, on fixed calls made to go wrong."""
+"""Whether the operators compute on this device what the contract wants, on fixed calls made to go wrong."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 
 from dsv4core.layout import get_layout
+from dsv4core.linear import Problem, QuantisedWeight
 from dsv4core.ops import OPS
 from dsv4core.ops.indexer_logits import BOUND
 from dsv4core.probe import describe
 from dsv4core.synthetic import hash_normal
 from dsv4core_xpu.vllm_kernels.indexer import LAYOUTS, LOAD, ROWS, Scores
+from dsv4core_xpu.vllm_kernels.library import PRODUCT, SCORES, Operators, load
+from dsv4core_xpu.vllm_kernels.linear import BLOCK, BlockProduct
 
 LENS = (0, 1, 63, 64, 65, 150, 191, 192, 130)
 REQUESTS = (2, 0, 1, 2, 0, 1, 1, 0, 2)
@@ -20,8 +23,21 @@ PAGES, WIDTH, LONGEST = 11, 4, 190
 NAN_BYTE = 0x7F  # as a code and, four times, as a scale
 
 
-def wrong(scores: Scores, device: torch.device) -> str:
-    """What is wrong with the operator on this device, or "".
+def passed(device: torch.device) -> tuple[Operators, dict[str, str]]:
+    """The operators that compute on a device what they are wanted for, and by name why the others do not."""
+    found, reason = load()
+    if not found:
+        return {}, {SCORES: reason, PRODUCT: reason}
+    wrong = {
+        SCORES: wrong_scores(Scores(found[SCORES]), device),
+        PRODUCT: wrong_products(BlockProduct(found[PRODUCT]), device),
+    }
+    missing = {name: reason for name, reason in wrong.items() if reason}
+    return {name: found[name] for name in wrong if name not in missing}, missing
+
+
+def wrong_scores(scores: Scores, device: torch.device) -> str:
+    """What is wrong with the scores on this device, or "".
 
     Every score is compared with the contract's float64 one within the contract's bound: scores are no cache
     bytes, and no two matrix units add in one order. What nobody may see is NaN: rows behind a context, pages
@@ -40,6 +56,33 @@ def wrong(scores: Scores, device: torch.device) -> str:
         reason = judged(call, got)
         if reason:
             return f"{reason} ({heads} heads)"
+    return ""
+
+
+def wrong_products(product: BlockProduct, device: torch.device) -> str:
+    """What is wrong with the products on this device, or "": every token within the bound of `linear`.
+
+    Scales differ by three powers of two from block to block, and no two sides have as many blocks.
+    """
+    for rows, inputs in ((384, 256), (256, 640)):
+        shape = rows // BLOCK, inputs // BLOCK
+        scales = torch.exp2(torch.arange(shape[0] * shape[1]).view(shape) * 5 % 7 * 3 - 12).float()
+        code = (torch.arange(rows * inputs).view(rows, inputs) * 97 // 3 % 255).to(torch.uint8)
+        code[code == NAN_BYTE] = 128
+        weight = QuantisedWeight(code.view(torch.float8_e4m3fn), scales)
+        x = hash_normal((5, inputs), 3, "x", 1.0, dtype=torch.bfloat16)
+        exact = x.double() @ weight.dequantised().double().T
+        there = weight.to(device)
+        problem = Problem.of(there, torch.bfloat16, torch.bfloat16)
+        try:
+            got = product.apply(problem, product.prepare(there, problem), x.to(device), None).cpu()
+        except Exception as error:
+            return f"it does not run here: {describe(error)}"
+        if got.shape != exact.shape or got.dtype != torch.bfloat16:
+            return f"products are {got.dtype} {list(got.shape)}, not bf16 {list(exact.shape)}"
+        off = float(((got.double() - exact).norm(dim=1) / exact.norm(dim=1)).max())
+        if not off <= OPS["linear"].tolerance.bound:
+            return f"products are {off:.1e} off ({rows} x {inputs})"
     return ""
 
 

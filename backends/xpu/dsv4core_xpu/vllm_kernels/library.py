@@ -13,29 +13,31 @@ from dsv4core.probe import describe
 from dsv4core_xpu.vllm_kernels.record import here, recorded, unfit
 
 NAMESPACE = "_xpu_C"
-SCORES = "fp8_paged_mqa_logits"
+SCORES, PRODUCT = "fp8_paged_mqa_logits", "fp8_gemm_w8a16"
+
+Operators = dict[str, Callable[..., Tensor]]
 
 
-def load() -> tuple[Callable[..., Tensor] | None, str]:
-    """The operator for index scores, or None and why.
+def load() -> tuple[Operators, str]:
+    """The operators in use by name, or none and why.
 
-    Only its shared library is loaded: importing the package would load its attention kernels too, 480 MB of
-    them. What is loaded stays in the process.
+    Only their shared library is loaded: importing the package would load its attention kernels too, 480 MB
+    of them. What is loaded stays in the process.
     """
     known = recorded()
     reason = unfit(here(known["distribution"]), here("torch"))
     if reason:
-        return None, reason
+        return {}, reason
     try:
-        file = distribution(known["distribution"]).locate_file(known["library"])
-        torch.ops.load_library(str(file))
-        operator = getattr(getattr(torch.ops, NAMESPACE), SCORES).default
+        torch.ops.load_library(str(distribution(known["distribution"]).locate_file(known["library"])))
+        found = {name: getattr(getattr(torch.ops, NAMESPACE), name).default for name in known["used"]}
     except Exception as error:  # OSError where a library of oneAPI is missing, AttributeError, RuntimeError
-        return None, f"{known['library']} does not load: {describe(error)}"
-    seen, wanted = schema(operator), known["used"][SCORES]["schema"]
-    if seen != wanted:
-        return None, f"it is {seen}, the adapter was written for {wanted}"
-    return operator, ""
+        return {}, f"{known['library']} does not load: {describe(error)}"
+    for name, operator in found.items():
+        seen, wanted = schema(operator), known["used"][name]["schema"]
+        if seen != wanted:
+            return {}, f"an operator is {seen}, the adapter was written for {wanted}"
+    return found, ""
 
 
 def schema(operator: Any) -> str:
