@@ -8,7 +8,7 @@ import torch
 
 from dsv4core.ops import BoundOp
 from dsv4core.ops_attention import OpsAttention
-from dsv4core_rocm.providers import Ranked
+from dsv4core.providers import Ranked
 
 
 class DeepseekV4ROCMAttention(OpsAttention):

@@ -12,11 +12,11 @@ from dsv4core.errors import ConfigError
 from dsv4core.kernels.triton import implementations
 from dsv4core.ops import OpImpl
 from dsv4core.probe import interpreted
+from dsv4core.providers import Provider, Ranked
 from dsv4core_rocm import layouts
 from dsv4core_rocm.aiter import decode, entries, indexer, prefill
 from dsv4core_rocm.attention import DeepseekV4ROCMAttention
 from dsv4core_rocm.gfx import DEVICES, Gfx, gfx
-from dsv4core_rocm.providers import Provider, Ranked
 
 PROVIDERS: dict[str, tuple[str, Callable[[Gfx, Callable[..., Any]], Provider]]] = {
     "sparse_decode": ("pa_decode_sparse", decode.provider),

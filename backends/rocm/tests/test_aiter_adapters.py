@@ -8,11 +8,11 @@ import aiter_worlds as worlds
 import pytest
 import torch
 
+from dsv4core.providers import Provider
 from dsv4core_rocm.aiter import decode, indexer, prefill
 from dsv4core_rocm.aiter.entries import load
 from dsv4core_rocm.backend import PROVIDERS
 from dsv4core_rocm.gfx import DEVICES
-from dsv4core_rocm.providers import Provider
 
 pytestmark = pytest.mark.usefixtures("fake_aiter")
 PACKED = [("fp8_ds_mla", ""), ("bf16_row", ""), ("fp8_ds_mla", "bf16_row"), ("bf16_row", "fp8_ds_mla")]

@@ -13,12 +13,12 @@ from dsv4core.backend import Backend
 from dsv4core.errors import ConfigError
 from dsv4core.kernels.triton import _launch, _tuning, portable
 from dsv4core.ops import OPS
+from dsv4core.providers import TAKEN, Ranked
 from dsv4core_cpu.backend import CpuBackend
 from dsv4core_cpu.plugin import SPEC as CPU
 from dsv4core_rocm.attention import DeepseekV4ROCMAttention
 from dsv4core_rocm.backend import PROVIDERS, RocmBackend
 from dsv4core_rocm.plugin import SPEC
-from dsv4core_rocm.providers import TAKEN, Ranked
 
 
 def made(**settings: str) -> Backend:

@@ -59,12 +59,8 @@ def dsv4core_info(spec: BackendSpec) -> list[str] | None:
 
 @hookimpl
 def dsv4core_linear_kernels(backend: Any) -> list[Any] | None:
-    """Offer the Triton kernel for stored weights."""
-    if backend.name != SPEC.name:
-        return None
-    from dsv4core.linear.triton_kernel import TritonLinear  # imports torch
-
-    return [TritonLinear()]
+    """Offer the Triton kernel for stored weights and that of vllm-xpu-kernels, available or not."""
+    return backend.linear_kernels if backend.name == SPEC.name else None
 
 
 def _ipex(version: str, torch: str) -> str:
@@ -76,11 +72,12 @@ def _ipex(version: str, torch: str) -> str:
 
 
 def _vllm(version: str, torch: str) -> str:
-    why = (
-        "its writers' bits and its lists' order are not this contract's, it has no sparse attention, "
-        "and its index scores were never compared on a device"
-    )
-    return f"{VLLM} {version} (beside torch {torch}): not used: {why}"
+    from dsv4core_xpu.vllm_kernels.record import unfit  # reads a file, only where the package is installed
+
+    reason = unfit(version, torch)
+    use = "index scores and fp8 products with DSV4CORE_XPU_VLLM_KERNELS=auto, after a check on the device; "
+    why = "its writers' bits and its lists' order are not this contract's (docs/triton.md, each operator)"
+    return f"{VLLM} {version} (beside torch {torch}): {f'not used: {reason}' if reason else use + why}"
 
 
 OTHERS = {IPEX: _ipex, VLLM: _vllm}

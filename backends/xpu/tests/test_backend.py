@@ -96,7 +96,8 @@ def test_probe_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_probing_imports_no_triton() -> None:
     code = (
         "import sys, dsv4core_xpu.plugin as p; p.dsv4core_probe(p.SPEC, 'device');"
-        "print([m for m in ('triton', 'intel_extension_for_pytorch') if m in sys.modules])"
+        "names = 'triton', 'intel_extension_for_pytorch', 'vllm_xpu_kernels';"
+        "print([m for m in names if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True

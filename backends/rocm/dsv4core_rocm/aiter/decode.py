@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsv4core.providers import Answer, Call, Provider
 from dsv4core_rocm.aiter import lists
 from dsv4core_rocm.aiter.partials import Part, join
 from dsv4core_rocm.gfx import Gfx
-from dsv4core_rocm.providers import Answer, Call, Provider
 
 BUFFER = 2**31
 """Bytes that a 32-bit buffer offset reaches; aiter's own guard covers the cache, not queries and results."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from dsv4core.layout import get_layout
+from dsv4core.providers import Answer, Call, Provider
 from dsv4core_rocm.gfx import Gfx
-from dsv4core_rocm.providers import Answer, Call, Provider
 
 LONGEST_LIST = 2048  # what aiter's ordered emit sorts at once
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from dsv4core.providers import Answer, Call, Provider
 from dsv4core_rocm.aiter import lists
 from dsv4core_rocm.aiter.decode import BUFFER, reach
 from dsv4core_rocm.gfx import Gfx
-from dsv4core_rocm.providers import Answer, Call, Provider
 
 
 @dataclass(frozen=True)
