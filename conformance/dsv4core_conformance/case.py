@@ -78,7 +78,8 @@ def case(
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        family = function.__module__.rpartition(".")[2]
+        inside, _, family = function.__module__.rpartition("families.")
+        family = family.partition(".")[0] if inside else function.__module__.rpartition(".")[2]
         for values in itertools.product(*axes.values()):
             chosen = dict(zip(axes, values, strict=True))
             arguments: dict[str, Any] = {}
