@@ -50,7 +50,9 @@ def turning(source: Numbers, grid: Grid, *shape: int, inverse: bool = False) -> 
     half = (*shape, 32)
     ties = near_ties(source, grid, *half).astype(np.float64)
     short = (128 + source.integers(ties.size, 0, 64).reshape(half)) / 128  # bf16 numbers in [1, 1.5)
-    long = (4.1 / short * (1 + source.integers(ties.size, 0, 1 << 20).reshape(half) / (1 << 23))).astype(np.float32)
+    long = (4.1 / short * (1 + source.integers(ties.size, 0, 1 << 20).reshape(half) / (1 << 23))).astype(
+        np.float32
+    )
     product = (short.astype(np.float32) * long).astype(np.float64)  # rounded, in [4.1, 4.7]
     kind = np.arange(32) % 4
     plus, minus = (product + ties).astype(np.float32), (product - ties).astype(np.float32)  # both exact

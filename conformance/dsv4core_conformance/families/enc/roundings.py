@@ -23,7 +23,11 @@ COMPRESS, INSERT, QUERY = (
     "fused_qnorm_rope_kv_insert",
     "fused_indexer_q_rope_quant",
 )
-OUTPUT, NORM, TURNED = "fused_inv_rope_fp8_quant", "fused_q_kv_rmsnorm", ("inverse_rope", "fused_inv_rope_fp8_quant")
+OUTPUT, NORM, TURNED = (
+    "fused_inv_rope_fp8_quant",
+    "fused_q_kv_rmsnorm",
+    ("inverse_rope", "fused_inv_rope_fp8_quant"),
+)
 GRIDS: dict[str, Grid] = {
     "fp8_ds_mla": "e4m3", "bf16_row": "bf16", "fp8_row": "e4m3", "index_fp8": "e4m3",
     "index_fp8_ue8m0x4": "e4m3", "index_mxfp4": "e2m1",
@@ -74,10 +78,18 @@ def turned_queries(s: Subject, op: str) -> None:
     q = np.zeros((tokens, 1, 128), dtype=np.float32)
     q[..., 0], q[..., 64:] = LARGEST["e4m3"], x[:, None]
     a = make(op, tokens=tokens, heads=1)
-    s.check(op, {**a, "q": tensor(q, "bf16"), "positions": integers(np.arange(tokens)), "cos_sin": _angles(cos, sin)})
+    s.check(
+        op,
+        {**a, "q": tensor(q, "bf16"), "positions": integers(np.arange(tokens)), "cos_sin": _angles(cos, sin)},
+    )
 
 
-@case("layout/{layout}/enc/near_ties_turned", layout=("fp8_ds_mla", "bf16_row"), ops=(COMPRESS,), catches=APPROXIMATE)
+@case(
+    "layout/{layout}/enc/near_ties_turned",
+    layout=("fp8_ds_mla", "bf16_row"),
+    ops=(COMPRESS,),
+    catches=APPROXIMATE,
+)
 def turned_entries(s: Subject, layout: str) -> None:
     """The same for entries: states of ones and eps = 0 make an entry equal to the norm's weight."""
     for seed in range(44, 50):
@@ -89,17 +101,27 @@ def turned_entries(s: Subject, layout: str) -> None:
         s.check(COMPRESS, {**a, "norm_weight": tensor(weight), "eps": 0.0})
 
 
-def _one_entry(layout: str, ratio: int, cos: F32 | None = None, sin: F32 | None = None, **options: Any) -> dict[str, Any]:
+def _one_entry(
+    layout: str, ratio: int, cos: F32 | None = None, sin: F32 | None = None, **options: Any
+) -> dict[str, Any]:
     """A call that closes the second window of a request, whose entry turns by these angles, or not at all."""
     width = reference.RECORDS[layout].width
-    a = make(COMPRESS, layout=layout, ratio=ratio, head_dim=width, lengths=(2 * ratio,), starts=(ratio,), **options)
+    a = make(
+        COMPRESS, layout=layout, ratio=ratio, head_dim=width, lengths=(2 * ratio,), starts=(ratio,), **options
+    )
     table = np.concatenate((np.ones((2 * ratio, 32)), np.zeros((2 * ratio, 32))), axis=1).astype(np.float32)
     if cos is not None and sin is not None:
         table[ratio] = np.concatenate((cos[0], sin[0]))
     return {**a, "cos_sin": tensor(table)}
 
 
-@case("layout/{layout}/enc/near_ties_{ratio}", layout=tuple(GRIDS), ratio=(4, 128), ops=(COMPRESS,), catches=APPROXIMATE)
+@case(
+    "layout/{layout}/enc/near_ties_{ratio}",
+    layout=tuple(GRIDS),
+    ratio=(4, 128),
+    ops=(COMPRESS,),
+    catches=APPROXIMATE,
+)
 def pooled(s: Subject, layout: str, ratio: int) -> None:
     """Weights of the norm put a pooled entry next to ties: exponentials, sums, quotients and roots show.
 
@@ -131,7 +153,12 @@ def _normed_entry(a: dict[str, Any], ratio: int, width: int) -> F32:
     return (entry * inverse_rms(entry, a["eps"]))[0]
 
 
-@case("layout/{layout}/enc/exp_ends_at_87", layout=("fp8_ds_mla", "bf16_row"), ops=(COMPRESS,), catches=("D5", "L7"))
+@case(
+    "layout/{layout}/enc/exp_ends_at_87",
+    layout=("fp8_ds_mla", "bf16_row"),
+    ops=(COMPRESS,),
+    catches=("D5", "L7"),
+)
 def exp_ends(s: Subject, layout: str) -> None:
     """Weights below exp(-87) are exactly 0, and those above are not, however large a value they stand before."""
     a = _one_entry(layout, 4)
@@ -202,7 +229,12 @@ def transformed_queries(s: Subject, op: str) -> None:
     s.check(op, {**a, "q": tensor(rows[None], "bf16"), "positions": integers([0]), "cos_sin": tensor(table)})
 
 
-@case("layout/{layout}/enc/hadamard_order", layout=("index_mxfp4_hadamard",), ops=(COMPRESS,), catches=("A15", "L7"))
+@case(
+    "layout/{layout}/enc/hadamard_order",
+    layout=("index_mxfp4_hadamard",),
+    ops=(COMPRESS,),
+    catches=("A15", "L7"),
+)
 def transformed_entries(s: Subject, layout: str) -> None:
     """The same for entries."""
     for row in _cancelling(6):
