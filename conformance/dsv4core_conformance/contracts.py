@@ -12,8 +12,8 @@ Kind = Literal["exact", "attention", "logits", "list", "matmul"]
 class OpContract:
     """One op's contract: how results compare, which arguments it writes, the bound where there is one.
 
-    `results` holds the dtype of each result: a name, "=x" for that of argument x, "@x" for the one that parameter
-    x names, "" where values tell.
+    `results` holds the dtype of each result: a name, "=x" for that of argument x, "@x" for the one that
+    parameter x names, "" where values tell.
     """
 
     kind: Kind

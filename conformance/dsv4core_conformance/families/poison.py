@@ -262,7 +262,13 @@ def refused_numbers(s: Subject, op: str) -> None:
 )  # fmt: skip
 def finite_pages(s: Subject, op: str, options: dict[str, Any], layout: str) -> None:
     """Unchecked, a NaN or an infinity is written as some finite row, with no scale byte of 0 or 255."""
-    name = "state_cache" if op == "compress_norm_rope_store" else "kv" if "insert" in op and op[0] == "f" else "k"
+    name = (
+        "state_cache"
+        if op == "compress_norm_rope_store"
+        else "kv"
+        if "insert" in op and op[0] == "f"
+        else "k"
+    )
     for value in (torch.nan, -torch.nan, torch.inf, -torch.inf):
         arguments = make(op, layout=layout, place=PACKED, **options)
         rows = arguments[name].flatten(0, -2)

@@ -1,7 +1,7 @@
 """Numbers whose rounding hangs on the last bit of a float32: an approximate operation before it shows.
 
-A bf16 or an 8-bit code hides one unit in the last place of a float32 in all but one value of ten thousand. Here
-every value is put next to the middle between two codes, so that the unit decides which of them is stored.
+A bf16 or an 8-bit code hides one unit in the last place of a float32 in all but one value of ten thousand.
+Here every value is put next to the middle between two codes: the unit decides which of them is stored.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Arithmetic that is nearly right, and formats that are nearly wide enough (rows B3-B10, D5, E7, G9, H6, L7)."""
+"""Arithmetic that is nearly right, formats that are nearly wide enough (rows B3-B10, D5, E7, G9, H6, L7)."""
 
 from __future__ import annotations
 
@@ -87,7 +87,13 @@ MUTANTS = (
         "enc",
         "op/compress_norm_rope_store/enc/eps_0.3",
         "norms add 1e-6 whatever eps is asked for",
-        (Edit("dsv4core.numerics.norm:inverse_rms", "torch.full_like(mean, eps)", "torch.full_like(mean, 1e-6)"),),
+        (
+            Edit(
+                "dsv4core.numerics.norm:inverse_rms",
+                "torch.full_like(mean, eps)",
+                "torch.full_like(mean, 1e-6)",
+            ),
+        ),
     ),
     Mutant(
         "butterflies_in_another_order",
@@ -166,7 +172,8 @@ MUTANTS = (
                 "dsv4core.ops.inverse_rope:inverse_rope",
                 "    return rotate_tail(o, cos_sin[positions].unsqueeze(1), inverse=True)",
                 "    out = rotate_tail(o, cos_sin[positions].unsqueeze(1), inverse=True)\n"
-                "    return rotate_tail.__dict__.setdefault((o.shape, o.dtype), o.new_empty(o.shape)).copy_(out)",
+                "    kept = rotate_tail.__dict__.setdefault((o.shape, o.dtype), o.new_empty(o.shape))\n"
+                "    return kept.copy_(out)",
             ),
         ),
     ),

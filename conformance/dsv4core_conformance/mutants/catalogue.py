@@ -19,7 +19,19 @@ from dsv4core_conformance.mutants.engine import Mutant
 
 MUTANTS: dict[str, Mutant] = {
     mutant.name: mutant
-    for theme in (layout, encoding, sinks, padding, compressor, rope, overflow, cache, topk, dispatch, approximate)
+    for theme in (
+        layout,
+        encoding,
+        sinks,
+        padding,
+        compressor,
+        rope,
+        overflow,
+        cache,
+        topk,
+        dispatch,
+        approximate,
+    )
     for mutant in theme.MUTANTS
 }
 """Every mutant by name."""

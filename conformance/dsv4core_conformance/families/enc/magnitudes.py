@@ -1,4 +1,4 @@
-"""Every code and every magnitude that a format has: what a detour over half precision or a flush would lose."""
+"""Every code and every magnitude of a format: what a detour over half precision or a flush would lose."""
 
 from __future__ import annotations
 

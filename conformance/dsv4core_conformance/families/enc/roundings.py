@@ -1,4 +1,4 @@
-"""Every rounding before the last one: inputs next to a tie, where one unit of a float32 more or less shows."""
+"""Every rounding before the last one: inputs next to a tie, where one unit of a float32 shows."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def _normed_entry(a: dict[str, Any], ratio: int, width: int) -> F32:
     catches=("D5", "L7"),
 )
 def exp_ends(s: Subject, layout: str) -> None:
-    """Weights below exp(-87) are exactly 0, and those above are not, however large a value they stand before."""
+    """Weights below exp(-87) are exactly 0 and those above are not, however large their value is."""
     a = _one_entry(layout, 4)
     state = a["state_cache"]
     state[..., :1024], state[..., 1024:] = 0.0, -200.0
@@ -200,7 +200,7 @@ def normed_queries(s: Subject, op: str) -> None:
 
 @case("op/{op}/enc/near_ties_fp8_f32", op=(QUERY,), layouts=("index_fp8_hadamard_f32",), catches=APPROXIMATE)
 def divided(s: Subject, op: str) -> None:
-    """Codes with a float32 scale are quotients: 3 * amax * 2^k is next to a tie, and a reciprocal moves it."""
+    """Codes with a float32 scale are quotients: 3 amax 2^k is next to a tie, a reciprocal moves it."""
     peaks = np.array([p for p in range(33, 64) if p % 7], dtype=np.float32)
     q = np.zeros((1, len(peaks), 128), dtype=np.float32)
     q[0, :, 0] = peaks
@@ -213,7 +213,9 @@ def divided(s: Subject, op: str) -> None:
 def _cancelling(rows: int) -> F32:
     """Rows whose channels 0 and 64 are large and equal: the order of a Hadamard transform's sums shows.
 
-    The upper half of the transform holds what the small channels came to beside them. Shapes: -> f32 [rows, 128]
+    The upper half of the transform holds what the small channels came to beside them.
+
+    Shapes: -> f32 [rows, 128]
     """
     x = Numbers(90).normal(rows, 128)
     x[:, ::64] = 2.0**20

@@ -1,8 +1,10 @@
-"""More tokens than 16 bits count, and lists as long as a million tokens make them."""
+"""Sizes of the released models, more tokens than 16 bits count, lists of a million tokens."""
 
 from __future__ import annotations
 
 from typing import Any
+
+import torch
 
 from dsv4core_conformance.case import case
 from dsv4core_conformance.contracts import CONTRACTS
@@ -135,3 +137,54 @@ def more_entries_than_16_bits_count(s: Subject, op: str, context: int) -> None:
         op,
         make(op, lens=[context, context - 4_465], **options, **({"k": 64} if op == "sparse_indexer" else {})),
     )
+
+
+MODELS: dict[str, tuple[dict[str, Any], ...]] = {
+    "fused_q_kv_rmsnorm": ({"q_width": 1024}, {"q_width": 1536}, {"q_width": 7168}),
+    "fused_qnorm_rope_kv_insert": ({"heads": 64}, {"heads": 128}),
+    "inverse_rope": ({"heads": 64}, {"heads": 128}),
+    "fused_inv_rope_fp8_quant": ({"heads": 64, "groups": 8}, {"heads": 128, "groups": 16}),
+    "grouped_output_projection": ({"heads": 16, "groups": 2, "lora": 1024},),
+    "linear": (
+        {"inputs": 7168, "outputs": 512},
+        {"inputs": 1536, "outputs": 4100},
+        {"inputs": 16_384, "outputs": 64},
+    ),
+    "indexer_logits": ({"heads": 64}, {"heads": 128}),
+    "sparse_indexer": ({"heads": 64}, {"heads": 128}),
+}
+"""Sizes of V4-Flash and V4-Pro, or the widest of their dimensions with fewer of the others."""
+
+
+@case("op/{op}/shapes/released_models", op=tuple(MODELS), catches=("J3", "L9", "M5", "C6"))
+def released_models(s: Subject, op: str) -> None:
+    """Heads and widths of the released models, which small cases leave out."""
+    for options in MODELS[op]:
+        s.check(op, make(op, tokens=2, **options))
+
+
+@case(
+    "op/dequantize_and_gather_k_cache/shapes/long",
+    ops=("dequantize_and_gather_k_cache",),
+    catches=("N5", "G10"),
+)
+def long_gathers(s: Subject) -> None:
+    """Thousands of rows of one request, and the last rows of one with more than 65,536."""
+    op = "dequantize_and_gather_k_cache"
+    s.check(op, make(op, lengths=(4300, 3), gather=(4300, 3)))
+    a = make(op, lengths=(200, 70), gather=(130, 70))
+    behind = torch.full((2, 1100), -1, dtype=torch.int32)
+    a["block_table"] = torch.cat((behind, a["block_table"]), dim=1)
+    a["seq_lens"] = a["seq_lens"] + 1100 * a["rows"]
+    s.check(op, a)
+
+
+@case("op/combine_topk_swa_indices/shapes/gathered", ops=("combine_topk_swa_indices",), catches=("E8", "K7"))
+def more_rows_gathered(s: Subject) -> None:
+    """A request's rows of the workspace begin where gather_lens says, also where more were gathered."""
+    op = "combine_topk_swa_indices"
+    for more in (1, 7, 10_000):
+        a = make(op)
+        a["gather_lens"] = torch.minimum(a["gather_lens"] + more, a["seq_lens"])
+        a["M"] = a["N"] + int(a["gather_lens"].max()) + 3
+        s.check(op, a)
