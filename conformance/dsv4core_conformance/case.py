@@ -23,7 +23,7 @@ FAMILIES = (
     "resume", "xfer", "sink", "heads", "shapes", "topk", "det", "rope", "enc", "graph", "race", "work",
     "caps", "mutant",
 )  # fmt: skip
-"""The case families; `families/<name>.py` holds the cases of each."""
+"""The case families; `families/<name>` holds the cases of each, a module or a package."""
 
 
 @dataclass(frozen=True)

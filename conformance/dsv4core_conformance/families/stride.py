@@ -176,7 +176,7 @@ def not_contiguous(s: Subject, op: str) -> None:
 
 @case("op/{op}/stride/odd_rows", op=tuple(CONTRACTS), catches=("C9", "A8"))
 def odd_rows(s: Subject, op: str) -> None:
-    """Rows that are one and the same, with a distance of 0, and a single row, whose distance means nothing."""
+    """Rows that are all one, with a distance of 0, and a single row, whose distance means nothing."""
     a = make(op)
     for name in _inputs(op, a):
         if a[name].ndim > 1 and a[name].dtype.is_floating_point and name in ROWS_ALIKE:

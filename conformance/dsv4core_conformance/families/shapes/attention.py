@@ -9,7 +9,7 @@ from dsv4core_conformance.inputs import make
 from dsv4core_conformance.inputs.draws import LARGE
 from dsv4core_conformance.subject import Subject
 
-DECODE, PREFILL = ATTENTION
+DECODE = ATTENTION[0]
 TOKENS = (1, 2, 3, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129)
 WIDTHS = (
     1, 2, 3, 8, 15, 16, 17, 31, 33, 63, 64, 65, 100, 127, 128, 129, 133, 191, 192, 193, 255, 256, 257, 300,
