@@ -23,7 +23,7 @@ FAMILIES = (
     "resume", "xfer", "sink", "heads", "shapes", "topk", "det", "rope", "enc", "graph", "race", "work",
     "caps", "mutant",
 )  # fmt: skip
-"""The case families; `families/<name>.py` holds the cases of each."""
+"""The case families; `families/<name>` holds the cases of each, a module or a package."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ def case(
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        family = function.__module__.rpartition(".")[2]
+        inside, _, family = function.__module__.rpartition("families.")
+        family = family.partition(".")[0] if inside else function.__module__.rpartition(".")[2]
         for values in itertools.product(*axes.values()):
             chosen = dict(zip(axes, values, strict=True))
             arguments: dict[str, Any] = {}

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from dsv4core_conformance.compare import Mismatch, require, same_attention, same_storage, same_values, within
-from dsv4core_conformance.contracts import CONTRACTS, OpContract
+from dsv4core_conformance.contracts import CONTRACTS, NAMED_TYPES, OpContract
 from dsv4core_conformance.hosts import Arguments, cloned, dtype_name, storage_bytes, to_numpy
 from dsv4core_conformance.reference.ops import REFERENCE
 
@@ -37,7 +37,7 @@ def judge(
     plain = {name: to_numpy(value) for name, value in own.items()}
     expected = REFERENCE[op](plain, dtypes)
     _unwritten(op, own, after, contract, plain)
-    _types(op, contract, results, dtypes)
+    _types(op, contract, results, before)
     if contract.kind == "exact":
         require(
             len(results) == len(expected), f"{op}: {len(expected)} results expected, {len(results)} returned"
@@ -56,10 +56,20 @@ def judge(
     return _matmul(op, to_numpy(results[0]), expected[0], contract.bound)
 
 
-def _types(op: str, contract: OpContract, results: list[Tensor | None], dtypes: Mapping[str, str]) -> None:
+def result_type(word: str, arguments: Mapping[str, Any]) -> str:
+    """The dtype that a contract's word means in a call; "" where it leaves that open."""
+    if word[:1] not in ("=", "@"):
+        return word
+    value = arguments[word[1:]]
+    if isinstance(value, Tensor):  # codes are not multiplied into codes: their products are bf16
+        return "bf16" if word[0] == "@" and value.element_size() == 1 else dtype_name(value)
+    return NAMED_TYPES[str(value)]
+
+
+def _types(op: str, contract: OpContract, results: list[Tensor | None], arguments: Mapping[str, Any]) -> None:
     """Results have the dtypes of the contract, which values alone would not tell apart."""
     for i, (mine, word) in enumerate(zip(results, contract.results, strict=False)):
-        wanted = dtypes[word[1:]] if word.startswith("=") else word
+        wanted = result_type(word, arguments)
         if mine is not None and wanted:
             require(
                 dtype_name(mine) == wanted, f"{op}: result {i}: expected {wanted}, got {dtype_name(mine)}"

@@ -12,7 +12,8 @@ Kind = Literal["exact", "attention", "logits", "list", "matmul"]
 class OpContract:
     """One op's contract: how results compare, which arguments it writes, the bound where there is one.
 
-    `results` holds the dtype of each result: a name, "=x" for that of argument x, "" where parameters decide.
+    `results` holds the dtype of each result: a name, "=x" for that of argument x, "@x" for the one that
+    parameter x names, "" where values tell.
     """
 
     kind: Kind
@@ -35,7 +36,7 @@ CONTRACTS: dict[str, OpContract] = {
     "save_partial_states": OpContract("exact", ("state_cache",)),
     "compressed_slot_mapping": OpContract("exact", results=("int64",)),
     "compress_norm_rope_store": OpContract("exact", ("k_cache",)),
-    "fused_indexer_q_rope_quant": OpContract("exact", results=("", "uint8", "f32")),
+    "fused_indexer_q_rope_quant": OpContract("exact", results=("@format", "uint8", "f32")),
     "indexer_logits": OpContract("logits", bound=LOGITS_BOUND, results=("f32",)),
     "indexer_topk": OpContract("exact", results=("int32",)),
     "sparse_indexer": OpContract("list", bound=LOGITS_BOUND, results=("int32",)),
@@ -45,6 +46,12 @@ CONTRACTS: dict[str, OpContract] = {
     "sparse_prefill": OpContract("attention", ("out",), ATTENTION_BOUND, ("f32",)),
     "inverse_rope": OpContract("exact", results=("=o",)),
     "fused_inv_rope_fp8_quant": OpContract("exact", results=("float8_e4m3fn", "")),
-    "grouped_output_projection": OpContract("matmul", bound=MATMUL_BOUND),
-    "linear": OpContract("matmul", bound=MATMUL_BOUND),
+    "grouped_output_projection": OpContract("matmul", bound=MATMUL_BOUND, results=("@o",)),
+    "linear": OpContract("matmul", bound=MATMUL_BOUND, results=("@out_dtype",)),
 }
+
+NAMED_TYPES = {
+    "fp8": "float8_e4m3fn", "fp8_f32": "float8_e4m3fn", "mxfp4": "uint8", "f32": "f32",
+    "torch.bfloat16": "bf16", "torch.float32": "f32",
+}  # fmt: skip
+"""Dtypes by the words that parameters name them with."""

@@ -42,6 +42,14 @@ def test_exit_code_tells_the_verdict(suite: Callable, names: list[str], code: in
     assert (ran.code, ran.report["verdict"], ran.report["exit_code"]) == (code, verdict, code)
 
 
+def test_an_op_cannot_leave_its_own_case_out(suite: Callable) -> None:
+    ran = suite([*GOOD, "op/linear/det/left_out", "op/linear/det/missing"])
+    assert ran.code == 1 and ran.report["verdict"] == "fail"
+    assert ran.outcomes()["op/linear/det/left_out"] == "fail"
+    assert "not for 5 heads" in ran.case("op/linear/det/left_out")["detail"]
+    assert ran.outcomes()["op/linear/det/missing"] == "portable"
+
+
 def test_a_run_of_portable_ops_only_has_tier_portable(suite: Callable) -> None:
     assert suite(["op/toy_op/det/portable"]).report["tier"] == "portable"
     assert suite(GOOD).report["tier"] == "device"

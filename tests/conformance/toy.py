@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from dsv4core.errors import FallbackError
+from dsv4core.ops import OpTable
+from dsv4core.samples import sample
 from dsv4core_conformance import case as case_module
 from dsv4core_conformance.case import Case, NotRun
 from dsv4core_conformance.compare import Mismatch, same_storage
@@ -57,6 +60,17 @@ def needs_a_device(subject: Subject) -> None:
     raise NotRun("needs two streams")
 
 
+def an_op_leaves_its_case_out(subject: Subject) -> None:
+    def refuses(*args: object, **kwargs: object) -> None:
+        raise FallbackError("not for 5 heads")
+
+    OpTable("toy", {"inverse_rope": refuses}, "error").inverse_rope(**sample("inverse_rope"))
+
+
+def a_missing_op(subject: Subject) -> None:
+    OpTable("toy", {}, "error").inverse_rope(**sample("inverse_rope"))
+
+
 def ends_the_process(subject: Subject) -> None:
     os._exit(3)
 
@@ -73,6 +87,8 @@ CASES = {
         make("op/linear/det/fail", fails, ops=["linear"]),
         make("layout/fp8_ds_mla/insert/pad", breaks_a_byte, family="bytes", level="layout"),
         make("suite/det/crash", crashes),
+        make("op/linear/det/left_out", an_op_leaves_its_case_out, ops=["linear"]),
+        make("op/linear/det/missing", a_missing_op, ops=["linear"]),
         make("suite/race/streams", needs_a_device, family="race"),
         make("suite/det/unclaimed", passes, layouts=("no_such_layout",)),
         make("op/toy_op/det/portable", passes, ops=["toy_op"]),

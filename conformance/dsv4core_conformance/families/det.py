@@ -8,10 +8,11 @@ import torch
 
 from dsv4core.errors import FallbackError
 from dsv4core_conformance.case import NotRun, case
-from dsv4core_conformance.compare import Mismatch
+from dsv4core_conformance.check import judge
+from dsv4core_conformance.compare import Mismatch, require
 from dsv4core_conformance.contracts import CONTRACTS
 from dsv4core_conformance.families._calls import between, produced, same_bytes
-from dsv4core_conformance.hosts import cloned
+from dsv4core_conformance.hosts import Moved, cloned, storage_bytes
 from dsv4core_conformance.inputs import make
 from dsv4core_conformance.inputs.random import options_of
 from dsv4core_conformance.subject import Subject
@@ -28,6 +29,13 @@ LARGE: dict[str, dict[str, Any]] = {
     "compress_norm_rope_store": {"lengths": (300, 128), "ratio": 128},
 }
 """Sizes at which work is split between threads, blocks or partial sums."""
+ONE_SHAPE: dict[str, dict[str, Any]] = {
+    "fused_qnorm_rope_kv_insert": {"positions": range(9)},
+    "inverse_rope": {"positions": range(7)},
+    "fused_inv_rope_fp8_quant": {"positions": range(7)},
+    "indexer_logits": {"max_len": 160},
+}
+"""Options with which arguments and results have the same shapes for every seed."""
 
 
 @case("op/{op}/det/repeat", op=OPS, catches=("L4", "L5", "I8", "F7"))
@@ -53,6 +61,42 @@ def after_other_calls(s: Subject, op: str) -> None:
     for other in OPS:
         s.call(other, make(other, seed=5))
     same_bytes(f"{op}: after other calls", produced(s, op, make(op, **LARGE.get(op, {}))), first)
+
+
+@case("op/{op}/det/same_memory", op=OPS, catches=("H4", "H6", "I5", "J4"))
+def other_numbers_in_the_same_memory(s: Subject, op: str) -> None:
+    """Arguments overwritten in place are read anew, and the results of the call before stay what they were.
+
+    So nothing is remembered by an address or an object, and results have memory of their own.
+    """
+    first, second = (make(op, seed=seed, **ONE_SHAPE.get(op, {})) for seed in (3, 7))
+    for name in ("attn_sink", "cos_sin"):  # the same for every seed
+        if name in second:
+            second[name] = second[name].flip(0)
+    here = Moved(first, s.device).arguments
+    before = _results(getattr(s.backend.ops, op)(**here))
+    kept = [None if r is None else r.clone() for r in before]
+    mine = {storage_bytes(v).data_ptr() for v in here.values() if isinstance(v, torch.Tensor) and v.numel()}
+    for i, result in enumerate(before):
+        shared = result is not None and result.numel() and storage_bytes(result).data_ptr() in mine
+        require(not shared, f"{op}: result {i} lies in the memory of an argument")
+    for name, value in second.items():
+        if isinstance(value, torch.Tensor):
+            here[name].copy_(value)
+        else:
+            here[name] = value
+    after = _results(getattr(s.backend.ops, op)(**here))
+    same_bytes(f"{op}: results of the call before", _host(before), _host(kept))
+    back = {n: v.cpu() if isinstance(v, torch.Tensor) else v for n, v in here.items()}
+    judge(op, second, back, _host(after))
+
+
+def _results(result: Any) -> list[torch.Tensor | None]:
+    return list(result) if isinstance(result, tuple) else [] if result is None else [result]
+
+
+def _host(results: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
+    return [None if r is None else r.cpu() for r in results]
 
 
 @case("op/{op}/det/threads/{threads}", op=OPS, threads=(1, 2, 5), catches=("L4", "L6"))

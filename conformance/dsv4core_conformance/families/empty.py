@@ -98,6 +98,19 @@ def one_list_empty(s: Subject, which: str, layout: str) -> None:
     s.check(op, make(op, layout=layout, **{**single, **no_columns}))
 
 
+@case("op/{op}/empty/live_lane_behind_0", op=ATTENTION, limit=LIMIT, catches=("D3", "D12", "D1"))
+def length_of_0(s: Subject, op: str) -> None:
+    """A length of 0 before a lane that names a real row, in one list or in both: it is not read as 1."""
+    for lens, more in (([0, 5, 0, 0], [3, 0, 0, 4]), ([0, 0, 0, 0], [0, 0, 0, 0])):
+        options: dict[str, Any] = {"extra_lens": more} if op == "sparse_decode" else {}
+        arguments = make(op, tokens=4, heads=2, window=9, lens=lens, sink="zero", **options)
+        for name in ("swa_slots", "extra_slots", "indices"):
+            if name in arguments:
+                listed = arguments[name]
+                listed[(listed < 0) | (listed > 1 << 20)] = 1
+        s.check(op, arguments)
+
+
 @case("op/sparse_decode/empty/no_pages", ops=("sparse_decode",), limit=LIMIT, catches=("D12", "E11"))
 def no_pages(s: Subject) -> None:
     """A cache without a page, as before the first token: nothing to attend to."""

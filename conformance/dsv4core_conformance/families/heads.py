@@ -42,7 +42,7 @@ def head_counts(s: Subject, op: str, heads: int) -> None:
     s.check(op, make(op, tokens=3, heads=heads, window=128, holes=0.3))
 
 
-@case("op/{op}/heads/{heads}", op=INDEXER, heads=(1, 2, 4, 8, 11, 32, 64), catches=("A3", "L1"))
+@case("op/{op}/heads/{heads}", op=INDEXER, heads=(1, 2, 4, 8, 11, 32, 64, 128), catches=("A3", "L1"))
 def index_heads(s: Subject, op: str, heads: int) -> None:
     """Index scores with any number of index heads."""
     s.check(op, make(op, heads=heads, tokens=2, context=90))

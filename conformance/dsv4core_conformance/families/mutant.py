@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dsv4core_conformance.case import case
-from dsv4core_conformance.check import judge
+from dsv4core_conformance.check import judge, result_type
 from dsv4core_conformance.compare import Mismatch, require
 from dsv4core_conformance.contracts import CONTRACTS
 from dsv4core_conformance.hosts import Arguments, cloned, dtype_name, storage_bytes, to_numpy
@@ -224,7 +224,7 @@ def _right(op: str, **options: Any) -> tuple[Arguments, Arguments, Results]:
         given = [_best(*given)]
     elif contract.kind in ("logits", "matmul"):
         given = given[:1]
-    words = [dtype_name(before[w[1:]]) if w.startswith("=") else w for w in contract.results]
+    words = [result_type(word, before) for word in contract.results]
     results = [_typed(value, words[i] if i < len(words) else "") for i, value in enumerate(given)]
     return before, after, results
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from dsv4core_conformance.case import case
+from dsv4core_conformance.compare import require
 from dsv4core_conformance.families._calls import (
     ATTENTION,
     INDEX_LAYOUTS,
@@ -15,12 +16,15 @@ from dsv4core_conformance.families._calls import (
     MAIN_LAYOUTS,
     between,
     produced,
+    refused,
     same_bytes,
+    value_checks,
 )
 from dsv4core_conformance.hosts import cloned
 from dsv4core_conformance.inputs import make
 from dsv4core_conformance.inputs.draws import LARGE
 from dsv4core_conformance.inputs.spoil import PATTERNS, read_slots, spoil_unread
+from dsv4core_conformance.inputs.writers import MAIN_WRITERS, PACKED, written_bytes
 from dsv4core_conformance.reference.ops.indexer_logits import entry_slots
 from dsv4core_conformance.subject import Subject
 
@@ -220,3 +224,65 @@ def _spoil_decode(arguments: dict[str, Any], pattern: str) -> None:
                                       ("extra_cache", "extra", "extra_layout", "extra_rows")):  # fmt: skip
         read = read_slots(arguments[f"{name}_slots"], arguments[f"{name}_lens"])
         spoil_unread(arguments[cache], read, arguments[layout], arguments[rows], pattern)
+
+
+FINITE = {
+    "fused_q_kv_rmsnorm": ("qr", "kv", "q_weight"),
+    "fused_qnorm_rope_kv_insert": ("q", "kv"),
+    "quantize_and_insert_k_cache": ("k",),
+    "save_partial_states": ("kv", "score"),
+    "fused_indexer_q_rope_quant": ("q", "weights"),
+    "indexer_logits": ("weights",),
+    "sparse_indexer": ("weights",),
+    "sparse_decode": ("q",),
+    "sparse_prefill": ("q",),
+    "inverse_rope": ("o",),
+    "fused_inv_rope_fp8_quant": ("o",),
+    "grouped_output_projection": ("o",),
+    "linear": ("x",),
+}
+"""Inputs in which a NaN or an infinity is a caller's error."""
+
+
+@case("op/{op}/poison/refused_numbers", op=tuple(FINITE), catches=("D8", "B8"))
+def refused_numbers(s: Subject, op: str) -> None:
+    """Checked mode refuses a NaN and both infinities in an input by name, wherever they stand."""
+    for name in FINITE[op]:
+        for place, value in ((0, torch.nan), (-1, torch.inf), (-1, -torch.inf), (77, torch.nan)):
+            arguments = make(op)
+            at = np.unravel_index(place % arguments[name].numel(), arguments[name].shape)
+            arguments[name][tuple(int(i) for i in at)] = value
+            with value_checks(True):
+                refused(s, op, arguments, f"{value} in {name}", name)
+
+
+@case(
+    "layout/{layout}/{writer}/finite_pages",
+    level="layout", layout=("fp8_ds_mla", "fp8_ds_mla_fnuz"), writer=MAIN_WRITERS, catches=("B8", "D8"),
+)  # fmt: skip
+def finite_pages(s: Subject, op: str, options: dict[str, Any], layout: str) -> None:
+    """Unchecked, a NaN or an infinity is written as some finite row, with no scale byte of 0 or 255."""
+    name = (
+        "state_cache"
+        if op == "compress_norm_rope_store"
+        else "kv"
+        if "insert" in op and op[0] == "f"
+        else "k"
+    )
+    for value in (torch.nan, -torch.nan, torch.inf, -torch.inf):
+        arguments = make(op, layout=layout, place=PACKED, **options)
+        rows = arguments[name].flatten(0, -2)
+        width = rows.shape[1] if name != "state_cache" else rows.shape[1] // 2
+        rows[::2, 5], rows[1::2, width - 3], rows[::3, 200] = value, value, value
+        if name == "state_cache":
+            arguments[name].copy_(rows.view_as(arguments[name]))
+        with value_checks(False):
+            s.call(op, arguments)
+        page, front, tail = written_bytes(op, arguments)
+        pages = arguments["k_cache"].numpy()
+        scales, codes = pages[page[:, None], tail[:, :7]], pages[page[:, None], front[:, :448]]
+        turned = pages[page[:, None], front[:, 448:]].copy().view(np.uint16)
+        require(((scales > 0) & (scales < 255)).all(), f"{op}: {value} gave a scale byte of 0 or 255")
+        nan = (0x80,) if layout.endswith("fnuz") else (0x7F, 0xFF)
+        require(not np.isin(codes, nan).any(), f"{op}: {value} gave a code that is NaN")
+        require(((turned & 0x7F80) != 0x7F80).all(), f"{op}: {value} gave a bf16 that is no finite number")

@@ -172,3 +172,31 @@ def not_contiguous(s: Subject, op: str) -> None:
         a = make(op, **options)
         a[argument] = every_second(a[argument]) if a[argument].ndim == 1 else transposed(a[argument])
         refused_or_right(s, op, a)
+
+
+@case("op/{op}/stride/odd_rows", op=tuple(CONTRACTS), catches=("C9", "A8"))
+def odd_rows(s: Subject, op: str) -> None:
+    """Rows that are all one, with a distance of 0, and a single row, whose distance means nothing."""
+    a = make(op)
+    for name in _inputs(op, a):
+        if a[name].ndim > 1 and a[name].dtype.is_floating_point and name in ROWS_ALIKE:
+            a[name] = a[name][:1].clone().expand(a[name].shape)
+    s.check(op, a)
+    one = make(op, **ONE_ROW.get(op, {"tokens": 1}))
+    for name in _inputs(op, one):
+        value = one[name]
+        if value.ndim > 1 and value.shape[0] == 1:
+            one[name] = value.as_strided(value.shape, (3, *value.stride()[1:]))
+    s.check(op, one)
+
+
+ROWS_ALIKE = ("q", "kv", "qr", "k", "o", "x", "score", "logits", "weights")
+ONE_ROW: dict[str, dict[str, Any]] = {
+    "dequantize_and_gather_k_cache": {"lengths": (9,)},
+    "compressed_slot_mapping": {"lengths": (9,)},
+    "compress_norm_rope_store": {"lengths": (9,)},
+    "combine_topk_swa_indices": {"queries": (1,), "prefixes": (9,)},
+    "indexer_logits": {"tokens": 1, "requests": 1},
+    "sparse_indexer": {"tokens": 1, "requests": 1},
+}
+"""Options with one token, or one request."""

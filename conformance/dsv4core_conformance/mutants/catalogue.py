@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dsv4core_conformance.mutants import (
+    approximate,
     cache,
     compressor,
     dispatch,
@@ -18,7 +19,19 @@ from dsv4core_conformance.mutants.engine import Mutant
 
 MUTANTS: dict[str, Mutant] = {
     mutant.name: mutant
-    for theme in (layout, encoding, sinks, padding, compressor, rope, overflow, cache, topk, dispatch)
+    for theme in (
+        layout,
+        encoding,
+        sinks,
+        padding,
+        compressor,
+        rope,
+        overflow,
+        cache,
+        topk,
+        dispatch,
+        approximate,
+    )
     for mutant in theme.MUTANTS
 }
 """Every mutant by name."""

@@ -1,20 +1,14 @@
-"""Cases of the family BYTES: every byte of a storage after a writer, and every byte that a reader can meet.
-
-Pages lie in a canvas of 0xA5, so a byte that should not have been touched shows as well as a wrong one.
-"""
+"""Every byte of a storage after a writer; pages lie in a canvas of 0xA5, so that any other byte shows."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-import torch
 
-from dsv4core import AttentionConfig, cache_specs
 from dsv4core_conformance.case import case
 from dsv4core_conformance.compare import require
 from dsv4core_conformance.inputs import make
-from dsv4core_conformance.inputs.numbers import integers
 from dsv4core_conformance.inputs.pages import POISON, Slots, raw_pages
 from dsv4core_conformance.inputs.writers import (
     INDEX_WRITERS,
@@ -203,169 +197,6 @@ def prompt_length(s: Subject, layout: str, ratio: int, head_dim: int, length: in
     entries = len(written_slots("compress_norm_rope_store", a))
     assert entries == length // ratio
     s.check("compress_norm_rope_store", a)
-
-
-@case(
-    "layout/{layout}/gather/page_rows_{rows}",
-    level="layout", layout=MAIN, rows=(64, 2, 5), ops=["dequantize_and_gather_k_cache"],
-    catches=("A6", "A8", "B1"),
-)  # fmt: skip
-def gather_page_rows(s: Subject, layout: str, rows: int) -> None:
-    """The last rows of every request arrive dense, in order, and no other row of the workspace is written."""
-    a = make(
-        "dequantize_and_gather_k_cache",
-        layout=layout, rows=rows, lengths=(7, 130, 0, 65), gather=(7, 66, 0, 1), place=PACKED,
-    )  # fmt: skip
-    s.check("dequantize_and_gather_k_cache", a)
-
-
-def _gather_all(s: Subject, layout: str, pages: torch.Tensor, rows: int) -> torch.Tensor:
-    """All rows of one page by the backend's gather. Shapes: u8 [1, B] -> [rows, 512]"""
-    a = make(
-        "dequantize_and_gather_k_cache", layout=layout, lengths=(rows,), rows=rows, offset=0, spare=0, pages=1
-    )
-    a["k_cache"], a["block_table"] = pages, integers([[0]], torch.int32)
-    s.check("dequantize_and_gather_k_cache", a)
-    return a["out"][0]
-
-
-@case(
-    "layout/{layout}/gather/every_code",
-    level="layout", layout=tuple(CODES), ops=["dequantize_and_gather_k_cache"], catches=("A6", "B1", "B8"),
-)  # fmt: skip
-def every_code(s: Subject, layout: str) -> None:
-    """Each of the codes that a writer can give, under each scale byte from 1 to 254, reads as its value."""
-    rows, width = 64, CODES[layout]
-    nan = (0x80,) if layout.endswith("fnuz") else (0x7F, 0xFF)
-    codes = np.setdiff1d(np.arange(256), nan).astype(np.uint8)
-    page = raw_pages(1, reference.page_bytes(layout, rows), fill=0)
-    record = reference.RECORDS[layout]
-    data = page.numpy()[0]
-    front = data[: rows * record.front].reshape(rows, record.front)
-    front[:, :width] = np.resize(codes, (rows, width))
-    if record.tail:
-        tail = data[rows * record.front : rows * (record.front + record.tail)].reshape(rows, record.tail)
-        tail[:, :7] = np.resize(np.arange(1, 255, dtype=np.uint8), (rows, 7))
-    _gather_all(s, layout, page, rows)
-
-
-@case(
-    "layout/{layout}/gather/every_bf16",
-    level="layout", layout=("fp8_ds_mla", "bf16_row"), ops=["dequantize_and_gather_k_cache"], catches=("B8",),
-)  # fmt: skip
-def every_bf16(s: Subject, layout: str) -> None:
-    """Finite bf16 numbers stored as they are come back bit by bit, subnormals and -0 among them."""
-    rows = 128
-    words = np.arange(0x10000, dtype=np.uint16)
-    words = words[(words & 0x7F80) != 0x7F80]
-    record, width = reference.RECORDS[layout], 512 if layout == "bf16_row" else 64
-    page = raw_pages(1, reference.page_bytes(layout, rows), fill=0)
-    front = page.numpy()[0][: rows * record.front].reshape(rows, record.front)
-    chosen = words[:: 1 if layout == "bf16_row" else 8]
-    front[:, record.front - 2 * width :] = np.resize(chosen, (rows, width)).view(np.uint8)
-    _gather_all(s, layout, page, rows)
-
-
-@case(
-    "layout/{layout}/gather/zeroed_page_reads_zero",
-    level="layout", layout=MAIN, ops=["dequantize_and_gather_k_cache"],
-)  # fmt: skip
-def zeroed_page(s: Subject, layout: str) -> None:
-    """A fresh page of zeros holds rows of +0."""
-    out = _gather_all(s, layout, raw_pages(1, reference.page_bytes(layout, 64), fill=0), 64)
-    require(bool((out == 0).all()), "a zeroed page must read as zeros")
-
-
-WIDTHS = (
-    {"name": "c4_main", "width": 1024, "ratio": 4, "rows": 4},
-    {"name": "c4_indexer", "width": 256, "ratio": 4, "rows": 4},
-    {"name": "c128_main", "width": 512, "ratio": 128, "rows": 8},
-)
-
-
-@case(
-    "layout/{layout}/save/{kind}_{slots}",
-    level="layout", layout=("state_f32",), kind=WIDTHS, slots=("permuted", *PATTERNS),
-    ops=["save_partial_states"], catches=("E1", "A8"),
-)  # fmt: skip
-def states(s: Subject, layout: str, slots: Slots, width: int, ratio: int, rows: int) -> None:
-    """A state row is [kv | score + ape[position mod ratio]], and nothing else of the storage changes."""
-    a = make(
-        "save_partial_states",
-        width=width, ratio=ratio, rows=rows, slots=slots, tokens=11, place={"lead": 9, "gap": 16},
-    )  # fmt: skip
-    s.check("save_partial_states", a)
-
-
-@case(
-    "layout/{layout}/save/values_{values}",
-    level="layout", layout=("state_f32",), values=("spread", "corners"), ops=["save_partial_states"],
-)  # fmt: skip
-def state_values(s: Subject, layout: str, values: str) -> None:
-    """States are one float32 addition, whatever the magnitudes."""
-    s.check("save_partial_states", make("save_partial_states", values=values, tokens=12, width=256))
-
-
-@case(
-    "op/{op}/bytes/{what}",
-    op=("compressed_slot_mapping",),
-    what=(
-        {"name": "ratio_4", "options": {}},
-        {"name": "ratio_128", "options": {"ratio": 128, "rows": 2, "lengths": (700, 127, 128)}},
-        {"name": "short", "options": {"short": 9}},
-        {"name": "holes", "options": {"holes": True}},
-        {"name": "unmapped_pages", "options": {"unmapped": True}},
-        {"name": "from_the_middle", "options": {"starts": (3, 8, 299)}},
-        {"name": "no_tokens", "options": {"lengths": (0,)}},
-    ),
-    level="layout", catches=("E1",),
-)  # fmt: skip
-def slots_of_entries(s: Subject, op: str, options: dict[str, Any]) -> None:
-    """Only a token that completes a window and has a slot of its own gets the slot of its entry."""
-    s.check(op, make(op, **options))
-
-
-@case(
-    "op/{op}/bytes/tokens_{tokens}",
-    op=("fused_q_kv_rmsnorm", "inverse_rope", "fused_inv_rope_fp8_quant"), tokens=(0, 1, 33), level="layout",
-    catches=("E11",),
-)  # fmt: skip
-def row_counts(s: Subject, op: str, tokens: int) -> None:
-    """Results for no token, for one, and for more than a block of them."""
-    s.check(op, make(op, tokens=tokens))
-
-
-@case("suite/bytes/allocation/{kind}", level="layout", kind=("swa", "csa", "hca"), catches=("A9", "A13"))
-def allocation(s: Subject, kind: str) -> None:
-    """Every cache of a layer is shaped by its own layout: size and distance of pages, zeroed."""
-    layer = {"swa": 0, "csa": 1, "hca": 2}[kind]
-    rows_of = {
-        "swa": 64,
-        "c4": 64,
-        "c128": 2,
-        "indexer": 64,
-        "state_c4": 4,
-        "state_indexer": 4,
-        "state_c128": 8,
-    }
-    widths = {"state_c4": 1024, "state_indexer": 256, "state_c128": 512}
-    for profile in ("vllm", "official", "sglang"):
-        config = AttentionConfig.preset("tiny", profile=profile)
-        cache = s.cache(config, layer, 512)
-        found = cache.layer(layer)
-        tensors = {"swa": found.swa, "indexer": found.indexer, "state_indexer": found.indexer_state}
-        tensors["c4" if kind == "csa" else "c128"] = found.compressed
-        tensors["state_c4" if kind == "csa" else "state_c128"] = found.state
-        for spec in cache_specs(config, layer):
-            size = reference.page_bytes(spec.layout, rows_of[spec.group], widths.get(spec.group, 0))
-            tensor = tensors[spec.group]
-            require(tensor is not None, f"{profile}: layer {layer} has no {spec.group}")
-            have = tensor.stride(0) * tensor.element_size()
-            require(spec.rows == rows_of[spec.group], f"{spec.key}: {spec.rows} rows per page")
-            require(
-                have == size, f"{profile} {spec.key}: pages are {have} bytes apart, {spec.layout} has {size}"
-            )
-            require(not tensor.any(), f"{profile} {spec.key}: a fresh cache must be zero")
 
 
 @case(

@@ -1,0 +1,3 @@
+"""Cases of the family SHAPES: every size runs and is right, or is refused before anything is written."""
+
+from dsv4core_conformance.families.shapes import attention, lists, many, products, refusals  # noqa: F401
