@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -116,6 +117,40 @@ def test_what_gives_other_results_is_not_taken(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(tune._Trial, "close", lambda *_: False)
     (outcome,) = tune.tune(one_call(), "cpu", (), keys_of_32_are_fastest, 0)
     assert outcome.after == outcome.before
+
+
+def test_a_device_that_refuses_what_is_timed_keeps_the_row() -> None:
+    def refuse(functions: Any) -> dict[str, float]:
+        raise torch.OutOfMemoryError("no room for a graph")
+
+    (outcome,) = tune.tune(one_call(), "cpu", ("sparse_attention",), refuse, 0)
+    assert outcome.after == outcome.before and outcome.seconds_after == 0
+
+
+def test_nothing_new_is_tried_when_the_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(1000))
+    monkeypatch.setattr(tune, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
+    calls_made = {"first": one_call()["decode"], "second": lambda: pytest.fail("made after the end")}
+    timed: list[str] = []
+
+    def note(functions: Any) -> dict[str, float]:
+        timed.extend(functions)
+        return dict.fromkeys(functions, 1.0)
+
+    assert len(list(tune.tune(calls_made, "cpu", (), note, 0, seconds=4.5))) == 1
+    assert len(timed) <= 2 * 2
+
+
+def test_the_command_says_what_it_did_not_reach(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(calls, "calls", lambda *_, **__: one_call())
+    assert main(["tune", "--tokens", "3", "--seconds", "1e-9"]) == 0
+    said = capsys.readouterr().out
+    assert "not reached" in said and "sparse_attention" in said
+    assert main(["tune", "--seconds", "0"]) == 2
+    assert main(["tune", "--out", str(tmp_path / "nowhere")]) == 2
+    assert "no such folder" in capsys.readouterr().err
 
 
 def test_the_command_writes_a_file(
