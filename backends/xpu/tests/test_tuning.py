@@ -127,6 +127,20 @@ def test_a_device_that_refuses_what_is_timed_keeps_the_row() -> None:
     assert outcome.after == outcome.before and outcome.seconds_after == 0
 
 
+def test_a_clock_that_always_says_faster_comes_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune._Trial, "same", lambda *_: True)
+    seen: list[tuple[tuple[str, int], ...]] = []
+
+    def faster(functions: Any) -> dict[str, float]:
+        other = functions["other"]
+        row = next(c.cell_contents for c in other.__closure__ if isinstance(c.cell_contents, dict))
+        seen.append(tuple(row.items()))
+        return {"best": 1.0, "other": 0.5}
+
+    (outcome,) = tune.tune(one_call(), "cpu", ("sparse_attention",), faster, 0)
+    assert len(seen) == len(set(seen)) and outcome.after != outcome.before
+
+
 def test_nothing_new_is_tried_when_the_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(1000))
     monkeypatch.setattr(tune, "time", SimpleNamespace(monotonic=lambda: float(next(now))))

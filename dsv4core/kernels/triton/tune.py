@@ -117,8 +117,9 @@ class _Trial:
             self.call(**arguments)
 
     def improve(self, place: Place) -> Outcome:
-        """Change one argument after another while that helps."""
+        """Change one argument after another while that helps; a noisy clock makes no row be tried twice."""
         first = best = self.rows[place]
+        tried = [first]
         before = after = 0.0
         changed = True
         while changed:
@@ -126,7 +127,10 @@ class _Trial:
             for name, value in [(n, v) for n, old in best.items() for v in (old * 2, old // 2)]:
                 other = {**best, name: value}
                 most = LIMITS.get(name, FAR * first[name])
-                if not 0 < value <= most or time.monotonic() >= self.end or not self.same(place, other):
+                if not 0 < value <= most or other in tried or time.monotonic() >= self.end:
+                    continue
+                tried.append(other)
+                if not self.same(place, other):
                     continue
                 times = self.times(place, best, other)
                 if times is None:
