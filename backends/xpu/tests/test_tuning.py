@@ -12,7 +12,7 @@ import torch
 
 from dsv4core.cli import main
 from dsv4core.config import AttentionConfig
-from dsv4core.kernels.triton import _launch, calls, tune
+from dsv4core.kernels.triton import _launch, _tuning, calls, sparse_decode, tune
 from dsv4core.kernels.triton._devices import DEFAULT, FOLDER, devices, family
 from dsv4core.kernels.triton._tuning import Place, tuned
 from dsv4core.samples import Size, sample
@@ -85,6 +85,29 @@ def test_what_only_amd_s_compiler_takes_stays_behind_on_other_devices(
 def test_a_shape_chooses_the_first_row_that_it_reaches() -> None:
     sizes = [tuned("sparse_attention", HERE, heads=heads)["HEADS"] for heads in (1, 16, 63, 64, 128)]
     assert sizes == [16, 16, 16, 64, 64]
+
+
+@pytest.mark.parametrize("case", ["sparse_decode 64 heads, few tokens", "sparse_decode 64 heads"])
+def test_gluon_kernels_keep_their_tiles_whatever_the_table_has(case: str) -> None:
+    """Their workspace would be too small otherwise, and a device that tunes would write behind it."""
+    _, given = calls.calls(few=1)[case]()
+
+    def shapes(**row: int) -> list[list[Any]]:
+        found: list[list[Any]] = []
+
+        def note(kernel: Any, arguments: tuple[Any, ...], meta: dict[str, Any]) -> None:
+            sizes = [list(a.shape) if isinstance(a, torch.Tensor) else a for a in arguments]
+            found.append([kernel.__name__, *sizes, meta])
+
+        def choose(place: Place) -> dict[str, int]:
+            known = {k: v for k, v in _tuning.row_at(place).items() if k != "least"}
+            return known | row if place.kernel == "sparse_attention" else known
+
+        with _launch.recorded(note, "sm90"), _tuning.trial(choose):
+            sparse_decode.sparse_decode(**given)
+        return found
+
+    assert shapes(HEADS=32, KEYS=32) == shapes() and "hopper" in shapes()[0][0]
 
 
 def one_call() -> dict[str, Any]:
