@@ -66,9 +66,10 @@ def run(args: argparse.Namespace) -> int:
         rows = [asdict(outcome) for outcome in outcomes]
         print(json.dumps({"family": name, "measured": measured, "rows": rows}, indent=1))
         return 0
-    untried = sorted((set(args.kernel) or set(known)) - {outcome.place.kernel for outcome in outcomes})
-    if untried and args.seconds < float("inf"):
-        print(f"as they were, not reached by these calls in {args.seconds:g} s: {', '.join(untried)}")
+    asked = set(args.kernel) or (set(known) if args.seconds < float("inf") else set())
+    untried = sorted(asked - {outcome.place.kernel for outcome in outcomes})
+    if untried:
+        print(f"as they were, not reached: {', '.join(untried)}")
     if folder is not None:
         print(f"written: {folder / f'{name}.json'}")
     return 0

@@ -185,6 +185,8 @@ def test_the_command_says_what_it_did_not_reach(
     assert main(["tune", "--tokens", "3", "--seconds", "1e-9"]) == 0
     said = capsys.readouterr().out
     assert "not reached" in said and "sparse_attention" in said
+    assert main(["tune", "--tokens", "3", "--kernel", "quantise_activation"]) == 0
+    assert "not reached: quantise_activation" in capsys.readouterr().out
     assert main(["tune", "--seconds", "0"]) == 2
     assert main(["tune", "--out", str(tmp_path / "nowhere")]) == 2
     assert "no such folder" in capsys.readouterr().err
