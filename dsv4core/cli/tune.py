@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kernel", action="append", default=[], help="tune rows of this kernel only")
     parser.add_argument("--tokens", type=int, default=4096, help="tokens of a call at most (default: 4096)")
     parser.add_argument("--context", type=int, default=640, help="entries per request (default: 640)")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="try nothing new after so long")
     parser.add_argument("--write", action="store_true", help="write what was found into the package's table")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write it into this folder instead")
 
@@ -34,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--tokens and --context: whole numbers of at least 1 are needed")
     if args.out is not None and not args.out.is_dir():  # before anything is measured
         raise ConfigError(f"--out {args.out}: there is no such folder; make it first")
+    if not args.seconds > 0:
+        raise ConfigError(f"--seconds {args.seconds:g}: a number greater than 0 is needed")
     device = _device()
     from dsv4core.kernels.triton import _tuning, calls, tune
     from dsv4core.kernels.triton._devices import FOLDER, devices
@@ -47,22 +50,27 @@ def run(args: argparse.Namespace) -> int:
     if args.kernel:  # large arguments take long to make
         small = calls.calls()
         made = {n: call for n, call in made.items() if tune.reached(small[n], name) & set(args.kernel)}
+    folder = args.out or (FOLDER if args.write else None)
     outcomes: list[Any] = []
     cold = 0 if device == "cpu" else tune.COLD
-    for outcome in tune.tune(made, device, tuple(args.kernel), _compare(device), cold):
+    for outcome in tune.tune(made, device, tuple(args.kernel), _compare(device), cold, args.seconds):
         outcomes.append(outcome)
         if not args.json:
             print(_line(outcome), flush=True)
     versions = [f"{what} {installed_version(what)}" for what in ("torch", "triton", "triton-xpu")]
     measured = ", ".join([device_name(device), *(v for v in versions if not v.endswith("None"))])
     content = tune.tuned_file(name, outcomes, measured)
-    folder = args.out or (FOLDER if args.write else None)
     if folder is not None:
         (folder / f"{name}.json").write_text(content)
     if args.json:
         rows = [asdict(outcome) for outcome in outcomes]
         print(json.dumps({"family": name, "measured": measured, "rows": rows}, indent=1))
-    elif folder is not None:
+        return 0
+    asked = set(args.kernel) or (set(known) if args.seconds < float("inf") else set())
+    untried = sorted(asked - {outcome.place.kernel for outcome in outcomes})
+    if untried:
+        print(f"as they were, not reached: {', '.join(untried)}")
+    if folder is not None:
         print(f"written: {folder / f'{name}.json'}")
     return 0
 

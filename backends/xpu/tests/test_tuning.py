@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from dsv4core.cli import main
 from dsv4core.config import AttentionConfig
-from dsv4core.kernels.triton import _launch, calls, tune
+from dsv4core.kernels.triton import _launch, _tuning, calls, sparse_decode, tune
 from dsv4core.kernels.triton._devices import DEFAULT, FOLDER, devices, family
 from dsv4core.kernels.triton._tuning import Place, tuned
 from dsv4core.samples import Size, sample
@@ -86,6 +87,29 @@ def test_a_shape_chooses_the_first_row_that_it_reaches() -> None:
     assert sizes == [16, 16, 16, 64, 64]
 
 
+@pytest.mark.parametrize("case", ["sparse_decode 64 heads, few tokens", "sparse_decode 64 heads"])
+def test_gluon_kernels_keep_their_tiles_whatever_the_table_has(case: str) -> None:
+    """Their workspace would be too small otherwise, and a device that tunes would write behind it."""
+    _, given = calls.calls(few=1)[case]()
+
+    def shapes(**row: int) -> list[list[Any]]:
+        found: list[list[Any]] = []
+
+        def note(kernel: Any, arguments: tuple[Any, ...], meta: dict[str, Any]) -> None:
+            sizes = [list(a.shape) if isinstance(a, torch.Tensor) else a for a in arguments]
+            found.append([kernel.__name__, *sizes, meta])
+
+        def choose(place: Place) -> dict[str, int]:
+            known = {k: v for k, v in _tuning.row_at(place).items() if k != "least"}
+            return known | row if place.kernel == "sparse_attention" else known
+
+        with _launch.recorded(note, "sm90"), _tuning.trial(choose):
+            sparse_decode.sparse_decode(**given)
+        return found
+
+    assert shapes(HEADS=32, KEYS=32) == shapes() and "hopper" in shapes()[0][0]
+
+
 def one_call() -> dict[str, Any]:
     size = Size(3, 70, AttentionConfig.preset("tiny"))
     return {"decode": lambda: ("sparse_decode", sample("sparse_decode", size))}
@@ -116,6 +140,56 @@ def test_what_gives_other_results_is_not_taken(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(tune._Trial, "close", lambda *_: False)
     (outcome,) = tune.tune(one_call(), "cpu", (), keys_of_32_are_fastest, 0)
     assert outcome.after == outcome.before
+
+
+def test_a_device_that_refuses_what_is_timed_keeps_the_row() -> None:
+    def refuse(functions: Any) -> dict[str, float]:
+        raise torch.OutOfMemoryError("no room for a graph")
+
+    (outcome,) = tune.tune(one_call(), "cpu", ("sparse_attention",), refuse, 0)
+    assert outcome.after == outcome.before and outcome.seconds_after == 0
+
+
+def test_a_clock_that_always_says_faster_comes_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune._Trial, "same", lambda *_: True)
+    seen: list[tuple[tuple[str, int], ...]] = []
+
+    def faster(functions: Any) -> dict[str, float]:
+        other = functions["other"]
+        row = next(c.cell_contents for c in other.__closure__ if isinstance(c.cell_contents, dict))
+        seen.append(tuple(row.items()))
+        return {"best": 1.0, "other": 0.5}
+
+    (outcome,) = tune.tune(one_call(), "cpu", ("sparse_attention",), faster, 0)
+    assert len(seen) == len(set(seen)) and outcome.after != outcome.before
+
+
+def test_nothing_new_is_tried_when_the_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(1000))
+    monkeypatch.setattr(tune, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
+    calls_made = {"first": one_call()["decode"], "second": lambda: pytest.fail("made after the end")}
+    timed: list[str] = []
+
+    def note(functions: Any) -> dict[str, float]:
+        timed.extend(functions)
+        return dict.fromkeys(functions, 1.0)
+
+    assert len(list(tune.tune(calls_made, "cpu", (), note, 0, seconds=4.5))) == 1
+    assert len(timed) <= 2 * 2
+
+
+def test_the_command_says_what_it_did_not_reach(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(calls, "calls", lambda *_, **__: one_call())
+    assert main(["tune", "--tokens", "3", "--seconds", "1e-9"]) == 0
+    said = capsys.readouterr().out
+    assert "not reached" in said and "sparse_attention" in said
+    assert main(["tune", "--tokens", "3", "--kernel", "quantise_activation"]) == 0
+    assert "not reached: quantise_activation" in capsys.readouterr().out
+    assert main(["tune", "--seconds", "0"]) == 2
+    assert main(["tune", "--out", str(tmp_path / "nowhere")]) == 2
+    assert "no such folder" in capsys.readouterr().err
 
 
 def test_the_command_writes_a_file(

@@ -27,6 +27,7 @@ from dsv4core.kernels.triton._tuning import native_e4m3, tuned
 from dsv4core.kernels.triton.numerics import add_product
 
 NAME = "sparse_decode"
+HOPPER = 64  # heads and keys of a tile in Gluon, whatever the table has for the other kernels
 
 
 @triton.jit
@@ -155,8 +156,10 @@ def attend(
     tokens, heads, _ = q.shape
     lse = sink.new_empty(tokens, heads)
     cut = tuned("sparse_attention", q, heads=heads)
-    few, resident, size, keys = cut.pop("few"), cut.pop("hopper", 0), cut["HEADS"], cut["KEYS"]
+    few, resident = cut.pop("few"), cut.pop("hopper", 0)
     other = extra or main
+    gluon = resident and _in_words(q, main) and _in_words(q, other) and main["rows"] == other["rows"]
+    size, keys = (HOPPER, HOPPER) if gluon else (cut["HEADS"], cut["KEYS"])
     arguments = (
         q, main["cache"], main["slots"], main["lens"], other["cache"], other["slots"], other["lens"], sink,
         out, lse,
@@ -173,7 +176,6 @@ def attend(
     parts = pieces(heads, size)
     tiles = pieces(main["width"], keys) + (pieces(extra["width"], keys) if extra else 0)
     split = tokens * parts <= few and tiles > 2 if side_by_side is None else side_by_side
-    gluon = resident and _in_words(q, main) and _in_words(q, other) and main["rows"] == other["rows"]
     if split and tiles:
         run = _attention_split.run_hopper if gluon else _attention_split.run
         run(arguments, scale, parts, numbers, {**meta, "HEADS": size, "KEYS": keys})

@@ -9,7 +9,7 @@ from dsv4core.kernels.triton._attention import LOG2E, NEVER, finish, fold, opera
 from dsv4core.kernels.triton._launch import launch, pieces
 from dsv4core.kernels.triton._tuning import tuned
 from dsv4core.kernels.triton.numerics import add_product
-from dsv4core.kernels.triton.sparse_decode import require_bf16, whole_words
+from dsv4core.kernels.triton.sparse_decode import HOPPER, require_bf16, whole_words
 
 NAME = "sparse_prefill"
 
@@ -91,11 +91,12 @@ def sparse_prefill(
     tokens, heads, _ = q.shape
     lse = attn_sink.new_empty(tokens, heads)
     cut = tuned("sparse_prefill", q, heads=heads)
-    parts = pieces(heads, cut["HEADS"])
+    resident = cut.pop("hopper", 0)
+    gluon = resident and whole_words(q) and whole_words(kv)
+    parts = pieces(heads, HOPPER if gluon else cut["HEADS"])
     work = tokens * parts
     kernel, programs, count = sparse_prefill_kernel, work, (parts,)
-    resident = cut.pop("hopper", 0)
-    if resident and whole_words(q) and whole_words(kv):
+    if gluon:
         from dsv4core.kernels.triton._hopper_prefill import prefill_hopper_kernel
 
         kernel, programs, count, cut = (

@@ -6,6 +6,7 @@ table is a file.
 """
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
@@ -43,18 +44,22 @@ class Outcome:
 
 def tune(
     calls: Mapping[str, Callable[[], Call]], device: str, kernels: tuple[str, ...], compare: Compare,
-    cold: int = COLD,
+    cold: int = COLD, seconds: float = float("inf"),
 ) -> Iterator[Outcome]:  # fmt: skip
     """Improve the rows of `kernels` (all, if empty) that calls use.
 
     `compare` times functions side by side; a timed call goes through copies of its arguments of `cold` bytes.
+    After `seconds` nothing new is tried: rows not reached by then have no outcome.
     """
     done: set[Place] = set()
+    end = time.monotonic() + seconds
     for make in calls.values():
+        if time.monotonic() >= end:
+            return
         op, arguments = make()
-        trial = _Trial(op, arguments, device, compare, cold)
+        trial = _Trial(op, arguments, device, compare, cold, end)
         for place in trial.used():
-            if place not in done and (not kernels or place.kernel in kernels):
+            if place not in done and (not kernels or place.kernel in kernels) and time.monotonic() < end:
                 done.add(place)
                 yield trial.improve(place)
 
@@ -78,9 +83,9 @@ class _Trial:
     """One call on the device, whose launches take other rows than the table's."""
 
     def __init__(
-        self, op: str, arguments: dict[str, Any], device: str, compare: Compare, cold: int
+        self, op: str, arguments: dict[str, Any], device: str, compare: Compare, cold: int, end: float
     ) -> None:
-        self.op, self.compare = OPS[op], compare
+        self.op, self.compare, self.end = OPS[op], compare, end
         self.function = getattr(import_module(f"{__package__}.{op}"), op)
         size = sum(v.numel() * v.element_size() for v in arguments.values() if isinstance(v, Tensor))
         self.copies = [_on(device, arguments) for _ in range(max(1, min(16, cold // max(size, 1))))]
@@ -112,8 +117,9 @@ class _Trial:
             self.call(**arguments)
 
     def improve(self, place: Place) -> Outcome:
-        """Change one argument after another while that helps."""
+        """Change one argument after another while that helps; a noisy clock makes no row be tried twice."""
         first = best = self.rows[place]
+        tried = [first]
         before = after = 0.0
         changed = True
         while changed:
@@ -121,16 +127,28 @@ class _Trial:
             for name, value in [(n, v) for n, old in best.items() for v in (old * 2, old // 2)]:
                 other = {**best, name: value}
                 most = LIMITS.get(name, FAR * first[name])
-                if not 0 < value <= most or not self.same(place, other):
+                if not 0 < value <= most or other in tried or time.monotonic() >= self.end:
                     continue
-                rows = {"best": best, "other": other}
-                times = self.compare({word: self.with_row(place, row) for word, row in rows.items()})
+                tried.append(other)
+                if not self.same(place, other):
+                    continue
+                times = self.times(place, best, other)
+                if times is None:
+                    continue
                 before = before or times["best"]
                 after = after or times["best"]
                 if times["other"] < FASTER * times["best"]:
                     best, after, changed = other, times["other"], True
         self.rows[place] = best
         return Outcome(place, first, best, before, after)
+
+    def times(self, place: Place, best: Row, other: Row) -> dict[str, float] | None:
+        """Seconds of the call with either row; None where a device refuses the call when it is timed."""
+        rows = {"best": best, "other": other}
+        try:
+            return self.compare({word: self.with_row(place, row) for word, row in rows.items()})
+        except Exception:  # out of memory for a graph, a launch that cannot be captured: a no, like in `same`
+            return None
 
     def same(self, place: Place, row: Row) -> bool:
         """Whether a row compiles and its results are the table's: the same bits, or within the op's bound."""
