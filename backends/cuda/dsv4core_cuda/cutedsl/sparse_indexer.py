@@ -15,8 +15,10 @@ from dsv4core_cuda.cutedsl._driver import processors
 from dsv4core_cuda.cutedsl._measured import Forms, chosen
 
 FORMS = ("index_fp8", "index_fp8_ue8m0x4", "index_fp8_hadamard_f32", "index_mxfp4", "index_mxfp4_hadamard")
-RING = 12 * 8448
-"""Bytes of pages that a block has under way."""
+RING = 24 * 4352
+"""Bytes of pages that a block has under way: 24 of mxfp4, 12 of fp8."""
+GROUPS = 4
+"""Teams of threads that score a page each. Each has its own stages of the ring, the parity of which it knows."""
 SHARED = 1024 + 16384 + RING + 8 * 8192 + 8 * 1024 + 4 * (2048 + 64) + 4 * 64 + 1024
 WORKSPACE = 1024 + 4
 """i32 that the blocks of a token share."""
@@ -28,7 +30,8 @@ WAVE = 0.03
 @cache
 def program(mxfp4: bool, byte: bool) -> Program:
     """The kernel for keys in mxfp4, or in fp8 with a scale that is a byte or f32."""
-    constants = (mxfp4, byte, RING // (64 * ((64 if mxfp4 else 128) + 4)))
+    stages = RING // (64 * ((64 if mxfp4 else 128) + 4)) // GROUPS * GROUPS
+    constants = (mxfp4, byte, stages)
     return Program("sparse_indexer", "q" * 10 + "i" * 4 + "q" * 7, constants, 640, SHARED, alone=True)
 
 
