@@ -110,6 +110,14 @@ def test_blocks_of_every_number_of_tokens_fill_the_device(monkeypatch: pytest.Mo
         assert blocks / (-(-blocks // 132) * 132) > 0.89, tokens
 
 
+def test_every_group_of_threads_has_its_own_stages_of_the_ring() -> None:
+    for form, program in sparse_indexer.programs("sm_90a").items():
+        stages = int(program.constants[2])
+        page = 64 * (68 if form.startswith("index_mxfp4") else 132)
+        assert stages % sparse_indexer.GROUPS == 0 and 0 < stages * page <= sparse_indexer.RING, form
+        assert program.shared <= 227 * 1024
+
+
 def test_every_measured_form_has_a_kernel_and_every_kernel_was_measured() -> None:
     rows = _measured.rows("sm_90a")
     for op, module in install.launchers().items():

@@ -15,12 +15,17 @@ from dsv4core_cuda.cutedsl._driver import processors
 from dsv4core_cuda.cutedsl._measured import Forms, chosen
 
 FORMS = ("index_fp8", "index_fp8_ue8m0x4", "index_fp8_hadamard_f32", "index_mxfp4", "index_mxfp4_hadamard")
-RING = 12 * 8448
-"""Bytes of pages that a block has under way."""
+RING = 24 * 4352
+"""Bytes of pages that a block has under way: 24 of mxfp4, 12 of fp8."""
+GROUPS = 4
+"""Groups of threads of a block that score pages, each with stages of the ring to itself.
+
+A barrier's parity says odd or even: two groups that took a stage in turn could mistake each other's rounds.
+"""
 SHARED = 1024 + 16384 + RING + 8 * 8192 + 8 * 1024 + 4 * (2048 + 64) + 4 * 64 + 1024
 WORKSPACE = 1024 + 4
 """i32 that the blocks of a token share."""
-MOST_TOKENS, MOST_K, MOST_HEADS = 64, 2048, 64
+MOST_TOKENS, MOST_K, MOST_HEADS, MOST_PAGES = 64, 2048, 64, 1 << 24
 WAVE = 0.03
 """What a wave of blocks more counts, as a share of the work."""
 
@@ -28,7 +33,8 @@ WAVE = 0.03
 @cache
 def program(mxfp4: bool, byte: bool) -> Program:
     """The kernel for keys in mxfp4, or in fp8 with a scale that is a byte or f32."""
-    constants = (mxfp4, byte, RING // (64 * ((64 if mxfp4 else 128) + 4)))
+    stages = RING // (64 * ((64 if mxfp4 else 128) + 4)) // GROUPS * GROUPS
+    constants = (mxfp4, byte, stages)
     return Program("sparse_indexer", "q" * 10 + "i" * 4 + "q" * 7, constants, 640, SHARED, alone=True)
 
 
@@ -69,7 +75,8 @@ def bind(fallback: Callable[..., Tensor], forms: Forms, arch: str) -> Callable[.
         if (
             not chosen(forms, layout, tokens) or tokens > MOST_TOKENS or not 1 <= k <= MOST_K
             or heads > MOST_HEADS or rows != 64 or taken > workspace_bytes or alignment(k_cache) < 16
-            or block_table.shape[0] == 0 or not _reachable(q, q_scales) or value_checks(q)
+            or block_table.shape[0] == 0 or block_table.shape[1] > MOST_PAGES
+            or not _reachable(q, q_scales) or value_checks(q)
         ):  # fmt: skip
             return fallback(
                 q, q_scales, weights, k_cache, context_lens, token_to_req, block_table,

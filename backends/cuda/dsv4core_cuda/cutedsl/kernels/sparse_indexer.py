@@ -112,8 +112,7 @@ def watch(sizes, shared_sizes, least, done, k):
     lane = cute.arch.lane_idx()
     running = Int32(1)
     while running == 1:
-        running = 1 - read_shared(done, 1)[0]
-        cute.arch.sync_warp()
+        running = 1 - cute.arch.shuffle_sync(read_shared(done, 1)[0], 0)  # one answer for the warp
         for i in cutlass.range_constexpr(SIZES // 32):
             at = i * 128 + lane * 4
             count, told = read_shared(sizes + at, 1)[0], read_shared(sizes + 4 * SIZES + at, 1)[0]

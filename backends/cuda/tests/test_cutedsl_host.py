@@ -1,0 +1,45 @@
+"""The source of the CuTeDSL indexer, run on the host thread by thread in random orders (`host_device`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
+
+import pytest
+
+NEGATIVE, NONE = (-1.0, -0.5), (0.0,)
+CASES: dict[str, dict[str, Any]] = {
+    "lengths": {"layout": "index_fp8", "lens": [0, 150], "k": 64, "parts": 2},
+    "all tie": {"layout": "index_fp8", "lens": [300], "k": 100, "parts": 1, "weights": NONE},
+    "zeros are best": {"layout": "index_fp8", "lens": [300], "k": 16, "parts": 2, "weights": NEGATIVE},
+    "bytes as scales": {"layout": "index_fp8_ue8m0x4", "lens": [100], "k": 1, "parts": 1},
+    "f32 scales": {"layout": "index_fp8_hadamard_f32", "lens": [200], "k": 100, "parts": 1, "restless": 0.01},
+    "mxfp4": {"layout": "index_mxfp4", "lens": [150], "k": 64, "parts": 1, "heads": 5},
+    "a late copy": {"layout": "index_mxfp4", "lens": [500], "k": 64, "parts": 1, "stages": 8, "late": True},
+}
+
+
+def differing(case: dict[str, Any]) -> str:
+    """In a process of its own: modules are replaced there."""
+    from host_indexer import differing as of_case
+
+    return of_case(**case)
+
+
+@pytest.fixture(scope="module")
+def elsewhere() -> Iterator[Executor]:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_lists_are_those_of_exact_scores(name: str, elsewhere: Executor) -> None:
+    assert elsewhere.submit(differing, CASES[name]).result() == ""
+
+
+def test_stages_that_groups_take_in_turn_end_in_a_fault(elsewhere: Executor) -> None:
+    """Six stages for four groups, and a first copy that comes last: why each group has its own."""
+    shared = {**CASES["a late copy"], "stages": 6}
+    assert "one arrival too many" in elsewhere.submit(differing, shared).result()
