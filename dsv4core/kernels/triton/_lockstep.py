@@ -214,18 +214,18 @@ def _load(place: Any, live: Any, other: Any, dtype: Any) -> Any:
     if not live.any():
         return np.array(other, dtype)
     every = live.all()
-    ends = place if every else place[live]
-    first, last = int(ends.min()), int(ends.max())
-    offset = np.subtract(place, np.uint64(first), order="C")
     if not every:
-        offset = np.where(live, offset, np.uint64(0))
-    if dtype.itemsize > 1:
-        if (offset % dtype.itemsize).any():
-            return interpreter._interpreter.load(place, live, other, dtype)
-        offset //= dtype.itemsize
+        place = np.where(live, place, place[np.unravel_index(live.argmax(), live.shape)])
+    first, last = int(place.min()), int(place.max())
+    offset = np.subtract(place, np.uint64(first), order="C")
+    if int(np.bitwise_or.reduce(offset, axis=None)) % dtype.itemsize:
+        return interpreter._interpreter.load(place, live, other, dtype)
+    offset //= np.uint64(dtype.itemsize)
     memory = (ctypes.c_uint8 * (last - first + dtype.itemsize)).from_address(first)
-    values = np.frombuffer(memory, dtype)[offset]
-    return values if every else np.where(live, values, other)
+    values = np.frombuffer(memory, dtype).take(offset.view(np.int64))
+    if not every:
+        np.copyto(values, other, where=~live)
+    return values
 
 
 def _constant(name: str) -> Any:
