@@ -36,7 +36,8 @@ def sample(op: str, size: Size | None = None, device: torch.device | str = "cpu"
 
     One request per token, each with pages of its own. Raises KeyError for a name the contract does not have.
     """
-    arguments = _MAKERS[op](_Maker(size or Size()))
+    with torch.device("cpu"):
+        arguments = _MAKERS[op](_Maker(size or Size()))
     return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in arguments.items()}
 
 
@@ -120,7 +121,7 @@ def _states(m: _Maker) -> dict[str, Any]:
     joined = m.normal(t, 2 * width, dtype=torch.float32)
     return {
         "kv": joined[:, :width], "score": joined[:, width:], "ape": m.normal(4, width, dtype=torch.float32),
-        "positions": m.positions(), "state_cache": torch.zeros(-(-t // 4), 4, 2 * width),
+        "positions": m.positions(), "state_cache": torch.zeros(-(-t // 4), 4, 2 * width, dtype=torch.float32),
         "slot_mapping": torch.arange(t), "ratio": 4,
     }  # fmt: skip
 

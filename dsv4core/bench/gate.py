@@ -158,7 +158,7 @@ def _list(op: Op, arguments: Arguments, mine: list[Tensor]) -> float:
     worst = 0.0
     for t, length in enumerate(lens):
         row, count = mine[0][t].long(), min(arguments["k"], length)
-        chosen = torch.zeros(length, dtype=torch.bool)
+        chosen = torch.zeros(length, dtype=torch.bool, device=row.device)
         chosen[row[:count].clamp(0, max(length - 1, 0))] = True
         ascending = bool((row[1:count] > row[: max(count - 1, 0)]).all())
         if int(chosen.sum()) != count or not ascending or bool((row[count:] != -1).any()):
@@ -172,7 +172,7 @@ def _list(op: Op, arguments: Arguments, mine: list[Tensor]) -> float:
 def _sizes(op: Op, a: Arguments, t: int, length: int) -> Tensor:
     """sum_h |w_h| sum_d |q_hd k_d| of the entries that token t sees. Shapes: -> f64 [length]."""
     layout = get_layout(a["layout"])
-    q = _scores.query_values(a["q"], a["q_scales"], torch.arange(a["q"].shape[0])).abs()
+    q = _scores.query_values(a["q"], a["q_scales"], torch.arange(a["q"].shape[0], device=a["q"].device)).abs()
     pages = (a["k_cache"], a["block_table"], int(a["token_to_req"][t]), slice(0, length), layout, a["rows"])
     keys, factor = _scores.entry_values(*pages, op.name)
     return _scores.scores(q[t : t + 1], a["weights"][t : t + 1].abs(), keys.abs(), factor, False)[0].double()

@@ -36,7 +36,7 @@ class PageGroup:
         self.torn: set[int] = set()
         self.first = [0] * seats
         self.count = [0] * seats
-        self.table = torch.full((seats, 8), -1, dtype=torch.int32)
+        self.table = _unmapped(seats, 8)
 
     def pages_for(self, length: int) -> int:
         """Return how many logical pages the rows of `length` tokens reach into."""
@@ -123,14 +123,14 @@ class PageGroup:
         place = {seat: i for i, seat in enumerate(seats)}
         added = [(place[seat], count, ids) for seat, count, ids in step.added]
         width = max([1, *(self.count[seat] for seat in seats), *(count for _, count, _ in added)])
-        table = torch.full((len(seats), width), -1, dtype=torch.int32)
+        table = _unmapped(len(seats), width)
         old = min(width, self.table.shape[1])
         table[:, :old] = self.table[list(seats), :old]
         for seat, first, _ in step.expired:
             if seat in place:
                 table[place[seat], :first] = -1
         for i, count, ids in added:
-            table[i, count - len(ids) : count] = torch.tensor(ids, dtype=torch.int32)
+            table[i, count - len(ids) : count] = _row(ids)
         for seat, number, _, page in step.moved:
             table[place[seat], number] = page
         return table
@@ -146,7 +146,7 @@ class PageGroup:
         del self.free[len(self.free) - step.drawn :]
         self.free += step.spare
         for seat, count, ids in step.added:
-            self.table[seat, self.count[seat] : count] = torch.tensor(ids, dtype=torch.int32)
+            self.table[seat, self.count[seat] : count] = _row(ids)
             self.count[seat] = count
             self._hold(ids)
         for seat, number, shared, own in step.moved:
@@ -160,7 +160,7 @@ class PageGroup:
         pages = plan.pages
         self._widen(plan.first + len(pages))
         del self.free[len(self.free) - len(plan.own) :]
-        self.table[plan.seat, plan.first : plan.first + len(pages)] = torch.tensor(pages, dtype=torch.int32)
+        self.table[plan.seat, plan.first : plan.first + len(pages)] = _row(pages)
         self.first[plan.seat], self.count[plan.seat] = plan.first, plan.first + len(pages)
         self._hold(pages)
 
@@ -236,6 +236,16 @@ class PageGroup:
     def _widen(self, columns: int) -> None:
         have = self.table.shape[1]
         if columns > have:
-            wider = torch.full((self.table.shape[0], max(columns, 2 * have)), -1, dtype=torch.int32)
+            wider = _unmapped(self.table.shape[0], max(columns, 2 * have))
             wider[:, :have] = self.table
             self.table = wider
+
+
+def _unmapped(rows: int, columns: int) -> Tensor:
+    """A table without pages; on the host, whatever torch's default device is. Shapes: -> i32."""
+    return torch.full((rows, columns), -1, dtype=torch.int32, device="cpu")
+
+
+def _row(pages: Sequence[int]) -> Tensor:
+    """Page ids as part of a table. Shapes: -> i32 [n]."""
+    return torch.tensor(pages, dtype=torch.int32, device="cpu")

@@ -150,5 +150,5 @@ def _same_checksum(what: str, expected: str, got: str) -> None:
 
 def _tensor(view: memoryview, pages: int, page_bytes: int) -> Tensor:
     if not pages:
-        return torch.zeros((0, page_bytes), dtype=torch.uint8)
+        return torch.zeros((0, page_bytes), dtype=torch.uint8, device="cpu")
     return torch.frombuffer(bytearray(view), dtype=torch.uint8).view(pages, page_bytes)

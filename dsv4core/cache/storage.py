@@ -101,12 +101,13 @@ def shared_bytes(specs: Mapping[str, CacheSpec], tensors: Mapping[str, Tensor]) 
     for key in keys:
         tensor = tensors[key]
         step = tensor.stride(0) * tensor.element_size()
-        starts.append(torch.arange(tensor.shape[0]) * step + tensor.data_ptr())
+        starts.append(torch.arange(tensor.shape[0], device="cpu") * step + tensor.data_ptr())
     start = torch.cat(starts)
-    owner = torch.repeat_interleave(torch.arange(len(keys)), torch.tensor([len(s) for s in starts]))
+    counts = torch.tensor([len(s) for s in starts], device="cpu")
+    owner = torch.repeat_interleave(torch.arange(len(keys), device="cpu"), counts)
     start, order = start.sort()
     owner = owner[order]
-    size = torch.tensor([specs[key].payload_bytes for key in keys])
+    size = torch.tensor([specs[key].payload_bytes for key in keys], device="cpu")
     reach, reacher = (start + size[owner]).cummax(0)
     bad = torch.nonzero(start[1:] < reach[:-1]).flatten()
     codes = owner[reacher[bad]] * len(keys) + owner[bad + 1]

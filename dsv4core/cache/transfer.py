@@ -60,7 +60,7 @@ def put_rows(spec: CacheSpec, storage: Tensor, seat: GroupSeat, blob: BlobHeader
     if blob.start == blob.end:
         return
     first = blob.first_page * blob.rows
-    places = torch.arange(blob.start - first, blob.end - first)
+    places = torch.arange(blob.start - first, blob.end - first, device=pages.device)
     records = blob.layout_object.read(pages, places, blob.rows).to(storage.device)
     table = torch.tensor(seat.pages, dtype=torch.int32, device=storage.device)
     shift = seat.first * spec.rows

@@ -112,7 +112,7 @@ class Shard:
         entry = self.entry(name)
         shape, size = entry.read_shape(part), entry.read_size(part)
         if size == 0:
-            return torch.empty(shape, dtype=entry.dtype)
+            return torch.empty(shape, dtype=entry.dtype, device="cpu")
         buffer = bytearray(size)
         view, done = memoryview(buffer), 0
         try:

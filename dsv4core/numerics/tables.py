@@ -13,6 +13,7 @@ ROPE_DIM = 64
 PAIRS = ROPE_DIM // 2
 MIN_ROWS = 4096
 CHUNK_ROWS = 4096  # bounds the doubles that exist at one time
+HOST = torch.device("cpu")  # whatever device and type an engine has made torch's default
 
 _tables: dict[tuple[float, YarnConfig | None, torch.device], Tensor] = {}
 
@@ -29,14 +30,15 @@ def inv_freq(theta: float, yarn: YarnConfig | None) -> Tensor:
     Shapes: -> f32 [32]. The power is rounded to fp32 before the division, as CA1 rule 6 wants: a chain in
     double gives other bits. There is no magnitude factor.
     """
-    power = torch.tensor([theta ** (i / PAIRS) for i in range(PAIRS)], dtype=torch.float64).float()
+    exact = [theta ** (i / PAIRS) for i in range(PAIRS)]
+    power = torch.tensor(exact, dtype=torch.float64, device=HOST).float()
     plain = 1.0 / power
     if yarn is None:
         return plain
     low = max(math.floor(_correction_dim(theta, yarn, yarn.beta_fast)), 0)
     high = min(math.ceil(_correction_dim(theta, yarn, yarn.beta_slow)), ROPE_DIM - 1)
     width = float(high - low) or 0.001
-    ramp = ((torch.arange(PAIRS, dtype=torch.float32) - low) / width).clamp(0.0, 1.0)
+    ramp = ((torch.arange(PAIRS, dtype=torch.float32, device=HOST) - low) / width).clamp(0.0, 1.0)
     keep = 1.0 - ramp
     slow = 1.0 / (yarn.factor * power)
     return slow * (1.0 - keep) + plain * keep
@@ -44,7 +46,7 @@ def inv_freq(theta: float, yarn: YarnConfig | None) -> Tensor:
 
 def _rows(frequencies: Tensor, start: int, stop: int) -> Tensor:
     """Rows start..stop-1. The angle is an fp32 product; its cosine and sine are taken in double."""
-    positions = torch.arange(start, stop, dtype=torch.float32)
+    positions = torch.arange(start, stop, dtype=torch.float32, device=HOST)
     angle = (positions[:, None] * frequencies).double()
     return torch.cat((angle.cos(), angle.sin()), dim=-1).float()
 
@@ -62,7 +64,7 @@ def cos_sin(
     have = _tables.get(key)
     if have is None or have.shape[0] < rows:
         wanted = max(MIN_ROWS, 1 << max(rows - 1, 0).bit_length())
-        have = _grown(theta, yarn, have, wanted) if key[2].type == "cpu" else cos_sin(theta, yarn, wanted)
+        have = _grown(theta, yarn, have, wanted) if key[2] == HOST else cos_sin(theta, yarn, wanted)
         _tables[key] = have = have.to(key[2])
     return have[:rows]
 
@@ -71,7 +73,7 @@ def _grown(theta: float, yarn: YarnConfig | None, have: Tensor | None, rows: int
     """A table of more rows on the host, with those that there are."""
     count = 0 if have is None else have.shape[0]
     frequencies = inv_freq(theta, yarn)
-    grown = torch.empty(rows, ROPE_DIM)
+    grown = torch.empty(rows, ROPE_DIM, dtype=torch.float32, device=HOST)
     if have is not None:
         grown[:count] = have
     for start in range(count, rows, CHUNK_ROWS):

@@ -14,7 +14,7 @@ def select(scores: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     rows, n = scores.shape
     chosen = torch.full((rows, k), -1, dtype=torch.int32, device=scores.device)
-    values = torch.full((rows, k), -torch.inf, device=scores.device)
+    values = torch.full((rows, k), -torch.inf, dtype=scores.dtype, device=scores.device)
     if n == 0 or k == 0:
         return chosen, values
     valid = indices >= 0

@@ -62,7 +62,7 @@ def indexer_logits(
     source = page_layout(NAME, layout, rows=rows, pages=k_cache, families=("index",))
     _scores.check_queries(NAME, q, q_scales, source, rotate)
     mxfp4 = q_scales is not None
-    out = torch.full((q.shape[0], max_len), -torch.inf, device=q.device)
+    out = weights.new_full((q.shape[0], max_len), -torch.inf)
     for request, tokens, longest in _scores.tokens_by_request(token_to_req, context_lens):
         for span in blocks(min(longest, max_len), ENTRIES):
             k, factor = _scores.entry_values(k_cache, block_table, request, span, source, rows, NAME)

@@ -61,19 +61,21 @@ def build_plan(
         return tensor.to(to, non_blocking=tensor.device == host)
 
     # Row arithmetic happens on the host, look-ups where the tables are, and the result goes to the target.
-    counts = torch.tensor(order.queries, dtype=torch.int64)
-    starts = torch.tensor(order.starts, dtype=torch.int64)
-    seq = torch.tensor(order.lengths, dtype=torch.int64)
-    req = torch.zeros(total, dtype=torch.int64)
-    req[:tokens] = torch.repeat_interleave(torch.arange(len(queries)), counts, output_size=tokens)
-    row = torch.arange(total)
-    positions = torch.zeros(total, dtype=torch.int64)
+    counts, starts, seq = (
+        torch.tensor(ints, dtype=torch.int64, device=host)
+        for ints in (order.queries, order.starts, order.lengths)
+    )
+    req = torch.zeros(total, dtype=torch.int64, device=host)
+    requests = torch.arange(len(queries), device=host)
+    req[:tokens] = torch.repeat_interleave(requests, counts, output_size=tokens)
+    row = torch.arange(total, device=host)
+    positions = torch.zeros_like(req)
     positions[:tokens] = row[:tokens] + (seq - counts - starts[:-1])[req[:tokens]]
     permutation = inverse = None
     carrying = [i for i in order.requests if queries[i]]
     if carrying != sorted(carrying):
         caller = list(accumulate(queries, initial=0))
-        shift = torch.tensor([caller[i] for i in order.requests], dtype=torch.int64) - starts[:-1]
+        shift = torch.tensor([caller[i] for i in order.requests], device=host) - starts[:-1]
         permutation = row.clone()
         permutation[:tokens] += shift[req[:tokens]]
         inverse = torch.empty_like(row)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ctypes import c_int
 
-import torch
 from torch import Tensor
 
 from dsv4core.layout import CacheLayout, get_layout, native_pages
@@ -34,7 +33,7 @@ def converter(native: Native) -> native_pages.Convert:
             return []
         if not (_known(a) and _known(b)):
             return None
-        left = torch.zeros(-(-source.shape[0] // step), dtype=torch.uint8)
+        left = source.new_zeros(-(-source.shape[0] // step))
         turn = int(a.rotate != b.rotate)
         if run(
             *pages(source, rows, a.id), *pages(out, out_rows, b.id), turn, step, left.data_ptr(), threads()

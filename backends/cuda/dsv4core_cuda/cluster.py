@@ -105,7 +105,7 @@ def check(device: torch.device) -> str:
     q = torch.zeros(1, 64, 512, dtype=torch.bfloat16, device=device)
     slots = torch.full((1, 640), 65, dtype=torch.int32, device=device)
     one = torch.ones(1, dtype=torch.int32, device=device)
-    sink = torch.full((64,), -torch.inf, device=device)
+    sink = torch.full((64,), -torch.inf, dtype=torch.float32, device=device)
     pages = Pages(page, slots, one, 64, "fp8_ds_mla")
     for size in (16, 64):
         out = torch.full_like(q, torch.nan)

@@ -20,7 +20,7 @@ def check(library: Library, architecture: tuple[int, int], device: torch.device)
     q = torch.zeros(1, 64, HEAD_DIM, dtype=torch.bfloat16, device=device)
     listed = torch.full((1, 128), -1, dtype=torch.int32, device=device)
     lens = torch.ones(1, dtype=torch.int32, device=device)
-    sink = torch.full((64,), -torch.inf, device=device)
+    sink = torch.full((64,), -torch.inf, dtype=torch.float32, device=device)
     swa = Pages(page, listed.clone().index_fill_(1, lens.long() - 1, 65), lens, 64, "fp8_ds_mla")
     results = {
         "decode": flash.decode(q, swa, None, sink, 1.0, trusted=True),

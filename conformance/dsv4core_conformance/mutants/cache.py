@@ -165,8 +165,8 @@ MUTANTS = (
         (
             Edit(
                 "dsv4core.cache.allocator:PageGroup.preview",
-                "        table = torch.full((len(seats), width), -1, dtype=torch.int32)\n",
-                "        table = torch.full((len(seats), width), -1, dtype=torch.int32)\n"
+                "        table = _unmapped(len(seats), width)\n",
+                "        table = _unmapped(len(seats), width)\n"
                 '        if self.name == "swa":\n'
                 '            kept = self.__dict__.setdefault("_kept", table.new_empty((64, 4096)))\n'
                 "            table = kept[: len(seats), :width].fill_(-1)\n",

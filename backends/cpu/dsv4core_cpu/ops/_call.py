@@ -49,7 +49,7 @@ class Fresh:
 
     def __call__(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """A new contiguous tensor."""
-        return self.settle(torch.empty(shape, dtype=dtype))
+        return self.settle(torch.empty(shape, dtype=dtype, device="cpu"))
 
     def settle(self, tensor: Tensor) -> Tensor:
         """The same for a tensor that exists and has not been written."""

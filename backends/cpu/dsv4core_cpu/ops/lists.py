@@ -5,13 +5,10 @@ from __future__ import annotations
 from ctypes import CDLL, c_int
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dsv4core.ops import OPS
 from dsv4core_cpu.ops._call import function, threads
-
-I32 = torch.int32
 
 
 def ops(library: CDLL) -> dict[str, Any]:
@@ -25,7 +22,7 @@ def ops(library: CDLL) -> dict[str, Any]:
         ratio: int, rows: int,
     ) -> Tensor:  # fmt: skip
         """`dsv4core.ops.compressed_slot_mapping`."""
-        out = torch.empty(positions.shape, dtype=torch.int64)
+        out = positions.new_empty(positions.shape)
         if compressed(
             positions.data_ptr(), positions.stride(0), positions.shape[0], slot_mapping.data_ptr(),
             slot_mapping.stride(0), slot_mapping.shape[0], token_to_req.data_ptr(), token_to_req.stride(0),
@@ -40,7 +37,7 @@ def ops(library: CDLL) -> dict[str, Any]:
         topk: Tensor, token_to_req: Tensor, block_table: Tensor, is_valid: Tensor, *, rows: int
     ) -> tuple[Tensor, Tensor]:
         """`dsv4core.ops.compute_global_topk_indices_and_lens`."""
-        slots, lens = torch.empty(topk.shape, dtype=I32), torch.empty(topk.shape[0], dtype=I32)
+        slots, lens = topk.new_empty(topk.shape), topk.new_empty(topk.shape[0])
         if to_slots(
             topk.data_ptr(), *topk.stride(), *topk.shape, token_to_req.data_ptr(), token_to_req.stride(0),
             block_table.data_ptr(), *block_table.stride(), *block_table.shape, is_valid.data_ptr(),

@@ -71,11 +71,12 @@ def wrong() -> str:
     """Run a kernel that rounds twice where a contraction would round once: "" or what is wrong."""
     device = torch.device("cuda", torch.cuda.current_device())
     x, y = (struct.unpack("f", struct.pack("f", value))[0] for value in (1.1, -1.21))
-    out = torch.zeros(1, device=device)
+    out = torch.zeros(1, dtype=torch.float32, device=device)
     try:
         CHECK.on(device.index)((1, 1, 1), out.data_ptr(), x, y)
         found = out.item()
     except (Exception, SystemExit) as error:  # drivers and compilers of another age fail in their own ways
         return f"CuTeDSL does not run here: {describe(error)}"
-    expected = torch.tensor(x).square().add(torch.tensor(y)).item()
+    a, b = (torch.tensor(value, dtype=torch.float32, device="cpu") for value in (x, y))
+    expected = a.square().add(b).item()
     return "" if found == expected else f"CuTeDSL computes {found} on this device, not {expected}"
