@@ -127,6 +127,7 @@ def list_of_a_million_tokens(s: Subject) -> None:
     "op/{op}/shapes/context/{context}",
     op=INDEXER,
     context=(262_144,),
+    limit=180.0,
     level="extended",
     catches=("G9", "L1", "L8"),
 )
