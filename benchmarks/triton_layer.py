@@ -182,7 +182,9 @@ def main() -> int:
                 subprocess.Popen(
                     [sys.executable, __file__, "--kind", kind, *(["--compiled"] if label[0] == "f" else [])],
                     env={**os.environ, "TRITON_CACHE_DIR": f"{folder}/{kind}"},
-                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
                 )
                 for kind in LAYERS
             ]

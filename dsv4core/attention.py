@@ -112,9 +112,7 @@ class DeepseekV4Attention(ABC):
         latent, kv = self.w_qkv(x).split_with_sizes((c.q_lora_rank, c.head_dim), dim=1)
         return self.ops.fused_q_kv_rmsnorm(latent, kv, self.q_norm, self.kv_norm, eps=c.rms_norm_eps)
 
-    def queries(
-        self, qr: Tensor, kv: Tensor, pages: LayerCache, plan: BatchPlan, cos_sin: Tensor
-    ) -> Tensor:
+    def queries(self, qr: Tensor, kv: Tensor, pages: LayerCache, plan: BatchPlan, cos_sin: Tensor) -> Tensor:
         """Rotated queries; the window rows are written. Shapes: -> [T, padded_heads, 512]."""
         c = self.config
         q = self.wq_b(qr).view(-1, self.heads, c.head_dim)

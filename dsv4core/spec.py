@@ -72,9 +72,7 @@ class Availability:
     by_name: bool = False
 
     @classmethod
-    def available(
-        cls, reason: str = "available", device: str = "", by_name: bool = False
-    ) -> "Availability":
+    def available(cls, reason: str = "available", device: str = "", by_name: bool = False) -> "Availability":
         """Answer that the backend can run."""
         return cls(True, Code.OK, reason, "", device, by_name)
 

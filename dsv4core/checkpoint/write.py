@@ -144,9 +144,7 @@ def _sizes(config: AttentionConfig, layer: int, style: _Style) -> dict[str, int]
     return found
 
 
-def _tensors(
-    config: AttentionConfig, layer: int, seed: int, style: _Style
-) -> Iterator[tuple[str, Tensor]]:
+def _tensors(config: AttentionConfig, layer: int, seed: int, style: _Style) -> Iterator[tuple[str, Tensor]]:
     """The tensors in the order of `_sizes`."""
     for name, tensor in AttentionWeights.random(config, layer, seed).state_dict().items():
         stored = (tensor,) if name not in style.quantised else _quantised(tensor, style)

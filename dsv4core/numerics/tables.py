@@ -51,9 +51,7 @@ def _rows(frequencies: Tensor, start: int, stop: int) -> Tensor:
     return torch.cat((angle.cos(), angle.sin()), dim=-1).float()
 
 
-def cos_sin(
-    theta: float, yarn: YarnConfig | None, rows: int, device: torch.device | str = "cpu"
-) -> Tensor:
+def cos_sin(theta: float, yarn: YarnConfig | None, rows: int, device: torch.device | str = "cpu") -> Tensor:
     """The first `rows` rows of a table.
 
     Shapes: -> f32 [rows, 64]. One table per (theta, yarn) and device is kept for the process, for all layers

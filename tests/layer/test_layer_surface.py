@@ -38,9 +38,7 @@ def test_compiled_decode_step_equals_eager(kind: str) -> None:
 def test_layers_on_a_device_hold_one_rotation_table_together() -> None:
     config = AttentionConfig.preset("tiny", compress_ratios=(4, 4, 128, 0))
     backend = bodies("meta")
-    layers = [
-        backend.attention(config, i, AttentionWeights.random(config, i).to("meta")) for i in range(4)
-    ]
+    layers = [backend.attention(config, i, AttentionWeights.random(config, i).to("meta")) for i in range(4)]
     first, second, third, window = (layer._table._base for layer in layers)
     assert first is second is third is not None and window is not first
     layers[0].profile(Limits(max_tokens=1, max_seq_len=100_000, max_requests=1))

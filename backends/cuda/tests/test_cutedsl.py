@@ -197,4 +197,3 @@ def test_a_launch_fits_its_kernel_and_other_calls_go_on(op: str, monkeypatch: py
     assert len(launched) == 1 and len(passed_on) == 1
     module.bind(lambda *a, **k: passed_on.append((a, k)), dict.fromkeys(forms, 9999), "sm_90a")(**given)
     assert len(launched) == 1 and len(passed_on) == 2
-

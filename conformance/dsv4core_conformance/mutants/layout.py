@@ -72,8 +72,7 @@ MUTANTS = (
             Edit(
                 "dsv4core.ops.sparse_decode:_load",
                 "    layout.load(",
-                "    cache = cache.as_strided(cache.shape, (cache.shape[1], 1))\n"
-                "    layout.load(",
+                "    cache = cache.as_strided(cache.shape, (cache.shape[1], 1))\n    layout.load(",
             ),
         ),
     ),

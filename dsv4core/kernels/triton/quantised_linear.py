@@ -144,9 +144,7 @@ def quantised_linear_kernel(
             w_live = row_live if WHOLE else row_live & (byte < width)
             s_live = row_live if WHOLE else row_live & (g < inputs // GROUP)
             s_place = scales + (n * scale_stride)[:, None] + g
-            w = _pairs(
-                w_place + byte, w_live, s_place, s_live, ROWS, INPUTS, GROUP, FORMAT == 1, HARDWARE
-            )
+            w = _pairs(w_place + byte, w_live, s_place, s_live, ROWS, INPUTS, GROUP, FORMAT == 1, HARDWARE)
             operand = values if HARDWARE else matrix(widen(values))
             total = add_product(total, w, tl.trans(operand))
     place = t.to(tl.int64)[:, None] * rows + n[None, :]

@@ -206,4 +206,3 @@ def text(device: Device) -> str:
         kernels.append(f"  {json.dumps(kernel)}: [\n{inner}\n  ]")
     body = ",\n".join(kernels)
     return "{\n" + ",\n".join([*lines, f' "kernels": {{\n{body}\n }}']) + "\n}\n"
-

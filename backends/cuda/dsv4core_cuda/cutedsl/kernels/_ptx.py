@@ -259,9 +259,7 @@ pair_most = _two("max.u16x2")
 @dsl_user_op
 def permuted(a, b, order, *, loc=None, ip=None):
     """Four bytes of two words: nibbles of `order`, the lowest first, choose from a (0..3) and b (4..7)."""
-    return Int32(
-        _asm(T.i32(), [Int32(a), Int32(b)], f"prmt.b32 $0, $1, $2, {order};", "=r,r,r", loc, ip)
-    )
+    return Int32(_asm(T.i32(), [Int32(a), Int32(b)], f"prmt.b32 $0, $1, $2, {order};", "=r,r,r", loc, ip))
 
 
 @dsl_user_op

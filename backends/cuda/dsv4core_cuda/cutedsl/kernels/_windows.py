@@ -77,5 +77,3 @@ def look_up(
                         where = Int32(Int64(page) * page_stride[0] + Int64(row) * page_stride[1])
             write_shared(places + (e * STATES + j) * 4, [where])
     cute.arch.sync_warp()
-
-
