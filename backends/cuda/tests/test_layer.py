@@ -35,6 +35,7 @@ def backend(fake: FakeFlashMLA, monkeypatch: pytest.MonkeyPatch) -> Backend:
     monkeypatch.setattr(backend_module, "_on_device", lambda fewest, invariant: (flash, ""))
     monkeypatch.setattr(backend_module, "interpreted", lambda: False)
     provider = CudaBackend({})
+    provider.device_type = "cpu"  # where the fake and interpreted kernels compute
     return Backend(SPEC, provider, provider.ops)
 
 
