@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from dsv4core import AttentionWeights, PagedCache
+from dsv4core.backend import Backend
 from dsv4core.config import AttentionConfig
 from dsv4core.kernels.triton.calls import closing
 from dsv4core.layout import get_layout, transcode
 from dsv4core.ops import OPS
 from dsv4core.samples import Size, sample
+from dsv4core_cuda.backend import CudaBackend
 from dsv4core_cuda.cutedsl import install
 from dsv4core_cuda.cutedsl._probe import ARCHITECTURES, reason_against
+from dsv4core_cuda.plugin import SPEC
 
 ARCHITECTURE = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
 REASON = reason_against(ARCHITECTURE)
@@ -143,3 +148,38 @@ def test_threads_and_streams_do_not_mix_arguments() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(many, range(8)))
+
+
+@pytest.mark.parametrize("op", ["fused_indexer_q_rope_quant", "sparse_indexer"])
+def test_a_thread_whose_first_act_is_a_launch(op: str) -> None:
+    """It has no context of the driver's yet."""
+    form = "mxfp4 hadamard" if op.startswith("fused") else "index_fp8"
+    call, found = moved(given(op, form, 3)), list[Any]()
+    expected = outcome(ours(op)(**call), call)  # results of this size lie with torch's allocator from here on
+    thread = Thread(target=lambda: found.append(ours(op)(**call)))
+    thread.start()
+    thread.join()
+    assert all(torch.equal(a, b) for a, b in zip(outcome(found[0], call), expected, strict=True))
+
+
+@pytest.mark.parametrize("profile", ["vllm", "sglang", "official"])
+def test_a_layer_with_kernels_by_the_table_is_the_layer_without(profile: str) -> None:
+    """Outputs and pages of a prefill and of decode steps over more entries than are chosen, bit for bit."""
+    config = AttentionConfig.preset("tiny", profile=profile, index_n_heads=64, index_topk=128)
+    weights = AttentionWeights.random(config, 1, 3).to(torch.device("cuda"))
+    results: list[list[Tensor]] = []
+    for kernels in ("auto", "triton"):
+        provider = CudaBackend({"kernels": kernels, "attention": "triton"})
+        made = Backend(SPEC, provider, provider.ops)
+        if ARCHITECTURE == (9, 0):
+            assert made.ops.provenance["sparse_indexer"].startswith("cutedsl") == (kernels == "auto")
+        layer, g = made.attention(config, 1, weights), torch.Generator().manual_seed(5)
+        cache = PagedCache.allocate(config, [1], 8192, torch.device("cuda"))
+        found: list[Tensor] = []
+        for new in ({"a": 2500, "b": 70}, {"a": 1, "b": 1}, {"a": 1, "b": 3, "c": 9}, {"a": 2}):
+            hidden = torch.randn(sum(new.values()), config.hidden_size, generator=g).bfloat16()
+            found.append(layer(hidden.cuda(), cache, cache.plan(new)).view(torch.int16))
+        pages = cache.layer(1)
+        fields = (pages.swa, pages.compressed, pages.state, pages.indexer, pages.indexer_state)
+        results.append([*found, *(t.view(torch.uint8) for t in fields if t is not None)])
+    assert [torch.equal(a, b) for a, b in zip(*results, strict=True)] == [True] * len(results[0])

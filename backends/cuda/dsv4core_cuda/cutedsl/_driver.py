@@ -66,6 +66,8 @@ class Loaded:
             self.layout.pack_into(self._memory, 0, *arguments)
             shape.grid, shape.stream = grid, stream
             failed = self._launch(ctypes.byref(shape), self.handle, self._pointers, None)
+            if failed and bind(self.device):
+                failed = self._launch(ctypes.byref(shape), self.handle, self._pointers, None)
         if failed:
             check(failed, "cuLaunchKernelEx")
 
@@ -86,6 +88,7 @@ def load(
     image, library, kernel, count = code(arch), ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_uint()
     cuda = driver()
     with torch.cuda.device(device):
+        bind(device)
         check(cuda.cuLibraryLoadData(ctypes.byref(library), image, None, None, 0, None, None, 0), "load")
         check(cuda.cuLibraryGetKernelCount(ctypes.byref(count), library), "cuLibraryGetKernelCount")
         if count.value != 1:
@@ -102,6 +105,29 @@ def load(
         check(cuda.cuKernelGetFunction(ctypes.byref(function), kernel), "cuKernelGetFunction")
     assert kernel.value is not None
     return Loaded(kernel.value, device, layout, threads, shared, cluster)
+
+
+def bind(device: int) -> bool:
+    """Make a device's primary context, which torch uses, the calling thread's if it has none: whether so.
+
+    A thread has none before its first call of the CUDA runtime; to choose the device that it is on already is
+    no such call in torch.
+    """
+    cuda, current = driver(), ctypes.c_void_p()
+    check(cuda.cuCtxGetCurrent(ctypes.byref(current)), "cuCtxGetCurrent")
+    if current.value is not None:
+        return False
+    check(cuda.cuCtxSetCurrent(_primary(device)), "cuCtxSetCurrent")
+    return True
+
+
+@cache
+def _primary(device: int) -> ctypes.c_void_p:
+    """A device's primary context, held until the process ends."""
+    number, context = ctypes.c_int(), ctypes.c_void_p()
+    check(driver().cuDeviceGet(ctypes.byref(number), device), "cuDeviceGet")
+    check(driver().cuDevicePrimaryCtxRetain(ctypes.byref(context), number), "cuDevicePrimaryCtxRetain")
+    return context
 
 
 def check(code: int, what: str) -> None:

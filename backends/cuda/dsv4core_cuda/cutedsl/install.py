@@ -24,9 +24,6 @@ OPS = (
 )
 """Ops with a launcher here, in a module of the same name."""
 
-REJECTED = ("sparse_indexer",)
-"""Ops whose kernel failed cases of the conformance suite on a device (docs/cuda.md): no setting takes it."""
-
 CHOICES = ("auto", "cutedsl", "triton")
 CHECK = Program("check", "qff", (), 32)
 
@@ -45,10 +42,10 @@ def replaced(ops: Mapping[str, OpImpl], wanted: str, architecture: tuple[int, in
         raise ConfigError(f"DSV4CORE_CUDA_KERNELS={wanted}: expected {', '.join(CHOICES)}")
     if wanted == "triton":
         return {}
-    modules = {op: module for op, module in launchers().items() if op not in REJECTED}
+    modules = launchers()
     arch = ARCHITECTURES.get(architecture, "")
     if wanted == "auto":
-        chosen = {op: forms for op, forms in faster(rows(arch)).items() if op in modules}
+        chosen = faster(rows(arch))
     else:
         chosen = {op: dict.fromkeys(module.programs(arch), 0) for op, module in modules.items()}
     if not chosen:
