@@ -131,25 +131,6 @@ def test_a_page_is_finite_whatever_comes(op: str, form: str) -> None:
     assert bool(torch.isfinite(layout.decode_pages(call["k_cache"], call["rows"]).float()).all())
 
 
-def test_threads_and_streams_do_not_mix_arguments() -> None:
-    op = "fused_indexer_q_rope_quant"
-    calls = [moved(given(op, "mxfp4 hadamard", 3 + i)) for i in range(8)]
-    function = ours(op)
-    expected = [outcome(function(**call), call) for call in calls]
-
-    def many(i: int) -> bool:
-        with torch.cuda.stream(torch.cuda.Stream()):
-            torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
-            for _ in range(50):
-                found = outcome(function(**calls[i]), calls[i])
-                if not all(torch.equal(a, b) for a, b in zip(found, expected[i], strict=True)):
-                    return False
-        return True
-
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(many, range(8)))
-
-
 @pytest.mark.parametrize("op", ["fused_indexer_q_rope_quant", "sparse_indexer"])
 def test_a_thread_whose_first_act_is_a_launch(op: str) -> None:
     """It has no context of the driver's yet."""
@@ -183,3 +164,22 @@ def test_a_layer_with_kernels_by_the_table_is_the_layer_without(profile: str) ->
         fields = (pages.swa, pages.compressed, pages.state, pages.indexer, pages.indexer_state)
         results.append([*found, *(t.view(torch.uint8) for t in fields if t is not None)])
     assert [torch.equal(a, b) for a, b in zip(*results, strict=True)] == [True] * len(results[0])
+
+
+def test_threads_and_streams_do_not_mix_arguments() -> None:
+    op = "fused_indexer_q_rope_quant"
+    calls = [moved(given(op, "mxfp4 hadamard", 3 + i)) for i in range(8)]
+    function = ours(op)
+    expected = [outcome(function(**call), call) for call in calls]
+
+    def many(i: int) -> bool:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
+            for _ in range(50):
+                found = outcome(function(**calls[i]), calls[i])
+                if not all(torch.equal(a, b) for a, b in zip(found, expected[i], strict=True)):
+                    return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(many, range(8)))
