@@ -33,7 +33,8 @@ class Program:
     `kernel`: the function `kernel` of `kernels/<kernel>.py`. `arguments`: a letter for each that a launch
     gives, "q" an address or i64, "i" i32, "f" f32; `constants` follow them. `shared`: bytes of dynamic shared
     memory. `cluster`: blocks of a cluster along x. `alone`: registers are given out as if a multiprocessor
-    had no other block; the compiler otherwise keeps some for more of them and may rather spill.
+    had no other block; the compiler otherwise keeps some for more of them and may rather spill. `early`: its
+    blocks start while what is before them on the stream ends, and wait for that (`_ptx.wait_turn`).
     """
 
     kernel: str
@@ -43,6 +44,7 @@ class Program:
     shared: int = 0
     cluster: int = 1
     alone: bool = False
+    early: bool = False
     _loaded: dict[int, Loaded] = field(default_factory=dict[int, Loaded])
 
     def on(self, device: int) -> Loaded:
@@ -51,7 +53,7 @@ class Program:
         if found is None:
             layout = struct.Struct("@" + self.arguments)
             code = partial(cubin, self)
-            found = load(device, code, layout, self.threads, self.shared, self.cluster)
+            found = load(device, code, layout, self.threads, self.shared, self.cluster, self.early)
             self._loaded[device] = found
         return found
 

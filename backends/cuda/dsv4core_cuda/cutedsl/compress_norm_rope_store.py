@@ -36,14 +36,15 @@ def overlapping(
     """The kernel of ratio 4: a warp makes an entry."""
     shared = warps * (stages * STAGE + 32 * (8 * 4 + 16) + dim * 4)
     constants = (dim, layout, state_rows, rows, bf16, stages, warps)
-    return Program("compress_overlapping", ARGUMENTS, constants, 32 * warps, shared, alone=True)
+    return Program("compress_overlapping", ARGUMENTS, constants, 32 * warps, shared, alone=True, early=True)
 
 
 @cache
 def windows(state_rows: int, rows: int, bf16: bool, stages: int = STAGES) -> Program:
     """The kernel of ratio 128: a block of 8 warps makes an entry, a warp a segment of each of its windows."""
     shared = 8 * (stages * STAGE + 32 * (16 * 4 + 16) + 2 * (256 + 512) + 4 + 8)
-    return Program("compress_windows", ARGUMENTS, (state_rows, rows, bf16, stages), 256, shared, alone=True)
+    constants = (state_rows, rows, bf16, stages)
+    return Program("compress_windows", ARGUMENTS, constants, 256, shared, alone=True, early=True)
 
 
 def programs(arch: str) -> dict[str, Program]:

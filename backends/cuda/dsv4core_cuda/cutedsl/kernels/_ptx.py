@@ -71,6 +71,16 @@ def _several(kind, n, loc, ip, value):
 
 
 @dsl_user_op
+def wait_turn(*, loc=None, ip=None):
+    """Wait until what was launched before is done, its writes visible; what comes behind may start waiting.
+
+    First of all in a kernel whose `Program` is `early`: nothing of global memory is touched before it.
+    """
+    text = "griddepcontrol.launch_dependents; griddepcontrol.wait;"
+    _asm(None, [], text, "~{memory}", loc, ip, effects=True)
+
+
+@dsl_user_op
 def load_words(address, n, *, loc=None, ip=None):
     """n (2 or 4) i32 from global memory, at an address that 4 n divides.
 

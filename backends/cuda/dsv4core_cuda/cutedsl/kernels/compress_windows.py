@@ -34,6 +34,7 @@ from dsv4core_cuda.cutedsl.kernels._ptx import (
     store_u16,
     store_words,
     sub,
+    wait_turn,
     write_shared,
     write_shared_i64,
 )
@@ -113,6 +114,7 @@ def kernel(
     Warp w pools segment w of every 64 channels, and is the one that has channels 64 w .. afterwards. What it
     shows the others lies in two places by turns, so that one barrier a step is enough.
     """
+    wait_turn()
     lane = cute.arch.lane_idx()
     warp = cute.arch.warp_idx()
     OWN = cutlass.const_expr(STAGES * STAGE + MOST * 4 * STATES)

@@ -21,6 +21,7 @@ from dsv4core_cuda.cutedsl.kernels._ptx import (
     from_bits,
     pair_bf16,
     store_words,
+    wait_turn,
     write_shared,
 )
 from dsv4core_cuda.cutedsl.kernels._rows import announce, fetch, spread
@@ -196,6 +197,7 @@ def kernel(
     ]
     value_mma.set(warpgroup.Field.ACCUMULATE, True)
 
+    wait_turn()
     if role < 2:
         q_from = q + (Int64(t) * q_stride + Int64(group * HEADS) * q_head_stride) * 2
         for i in cutlass.range_constexpr(HEADS * 64 // 256):
