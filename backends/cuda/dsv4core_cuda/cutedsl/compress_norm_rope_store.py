@@ -41,10 +41,10 @@ def overlapping(
 
 @cache
 def windows(state_rows: int, rows: int, bf16: bool, stages: int = STAGES) -> Program:
-    """The kernel of ratio 128: a block of 8 warps makes an entry, a warp a segment of each of its windows."""
-    shared = 8 * (stages * STAGE + 32 * (16 * 4 + 16) + 2 * (256 + 512) + 4 + 8)
+    """The kernel of ratio 128: a block of 16 warps makes an entry, two a segment of its windows."""
+    shared = 16 * (stages * STAGE // 2 + 32 * (16 * 4 + 16) + 4) + 8 * (2 * (256 + 512) + 8)
     constants = (state_rows, rows, bf16, stages)
-    return Program("compress_windows", ARGUMENTS, constants, 256, shared, alone=True, early=True)
+    return Program("compress_windows", ARGUMENTS, constants, 512, shared, alone=True, early=True)
 
 
 def programs(arch: str) -> dict[str, Program]:
