@@ -42,6 +42,8 @@ def given(op: str, form: str, tokens: int = 300) -> Call:
     call = sample(op, Size(tokens, 40, AttentionConfig.preset("v4-flash")))
     if op == "fused_indexer_q_rope_quant":
         call |= {"format": words[0], "rotate": words[1]}
+    if op == "dequantize_and_gather_k_cache":
+        call["gather_lens"] = call["seq_lens"] // 2 if words[1] == "last" else None
     return call
 
 
@@ -76,7 +78,7 @@ def moved(call: Call) -> Call:
 
 def outcome(result: Any, call: Call) -> list[Tensor]:
     """What a call returned and the pages it wrote, in host memory, as bytes."""
-    tensors = [*(result if isinstance(result, tuple) else (result,)), call.get("k_cache")]
+    tensors = [*(result if isinstance(result, tuple) else (result,)), call.get("out"), call.get("k_cache")]
     return [t.cpu().contiguous().view(torch.uint8) for t in tensors if t is not None]
 
 

@@ -273,6 +273,17 @@ def permuted(a, b, order, *, loc=None, ip=None):
 
 
 @dsl_user_op
+def from_pair_e4m3(codes, *, loc=None, ip=None):
+    """The two f32 of the e4m3fn codes in the low half of an i32."""
+    result = llvm.StructType.get_literal([T.f32()] * 2)
+    text = (
+        "{.reg .b16 c, l, h; .reg .b32 p; cvt.u16.u32 c, $2; cvt.rn.f16x2.e4m3x2 p, c; mov.b32 {l, h}, p; "
+        "cvt.f32.f16 $0, l; cvt.f32.f16 $1, h;}"
+    )
+    return _several(Float32, 2, loc, ip, _asm(result, [Int32(codes)], text, "=f,=f,r", loc, ip))
+
+
+@dsl_user_op
 def chosen_bytes(a, order, *, loc=None, ip=None):
     """Four bytes of a word: nibbles of `order`, the lowest first, choose."""
     return Int32(_asm(T.i32(), [Int32(a), Int32(order)], "prmt.b32 $0, $1, 0, $2;", "=r,r,r", loc, ip))
