@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
+import re
 import struct
 import tempfile
 from dataclasses import dataclass, field
@@ -22,6 +23,9 @@ SETTING = "cache"
 """DSV4CORE_CUDA_CACHE: the folder of compiled kernels."""
 KERNELS = Path(__file__).with_name("kernels")
 Constant = bool | int | float | str
+
+EARLY_ACCESS = re.compile(r"\b(ld|st|red|atom|prefetch|cp\.async)[.\w:]*\.global\S*")
+"""What touches global memory."""
 
 _compiling = Lock()
 
@@ -97,6 +101,9 @@ def _sources(kernel: str) -> str:
 def compile_for(program: Program, arch: str) -> bytes:
     """Compile for an architecture, with or without a device.
 
+    Of an `early` program nothing may touch global memory before it waits, which loads that compilers may move
+    could do: its PTX is read.
+
     Raises BackendUnavailableError without CuTeDSL.
     """
     try:
@@ -106,4 +113,7 @@ def compile_for(program: Program, arch: str) -> bytes:
         raise BackendUnavailableError(f"backend cuda: {reason}; python -m pip install {PACKAGE}") from error
     module = importlib.import_module(f"dsv4core_cuda.cutedsl.kernels.{program.kernel}")
     with _compiling:
-        return _compiler.machine_code(module.kernel, program, arch)
+        code, ptx = _compiler.machine_code(module.kernel, program, arch)
+    if program.early and (found := EARLY_ACCESS.search(ptx.partition("griddepcontrol.wait")[0])):
+        raise RuntimeError(f"dsv4core cuda kernels: {program.kernel} does not wait before {found[0]}")
+    return code
