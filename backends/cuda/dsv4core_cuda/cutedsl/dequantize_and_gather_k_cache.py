@@ -1,4 +1,4 @@
-"""Gather rows by a CuTeDSL kernel that looks up several rows at once."""
+"""Gather rows by a CuTeDSL kernel: a warp looks up a row, then has all of it under way at once."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from dsv4core.kernels.triton._launch import alignment, pieces, value_checks
 from dsv4core_cuda.cutedsl._build import Program
 from dsv4core_cuda.cutedsl._measured import Forms, chosen
 
-WARPS, AT_ONCE = 4, 2
+WARPS = 4
 
 
 @cache
-def program(rows: int, whole: bool, at_once: int = AT_ONCE, warps: int = WARPS) -> Program:
-    """The kernel for pages of so many rows; a warp has `at_once` rows."""
-    constants = (rows, whole, at_once, warps)
-    return Program("gather_rows", "q" * 5 + "iiii" + "q" * 7, constants, 32 * warps, early=True)
+def program(rows: int, whole: bool) -> Program:
+    """The kernel for pages of so many rows."""
+    constants = (rows, whole, WARPS)
+    return Program("gather_rows", "q" * 5 + "iiii" + "q" * 7, constants, 32 * WARPS, early=True)
 
 
 def programs(arch: str) -> dict[str, Program]:
@@ -48,7 +48,7 @@ def bind(fallback: Callable[..., None], forms: Forms, arch: str) -> Callable[...
             )
         lens = seq_lens if gather_lens is None else gather_lens
         program(rows, whole).on(out.device.index)(
-            (pieces(room, AT_ONCE * WARPS), out.shape[0], 1),
+            (pieces(room, WARPS), out.shape[0], 1),
             out.data_ptr(), k_cache.data_ptr(), seq_lens.data_ptr(), lens.data_ptr(), block_table.data_ptr(),
             room, block_table.shape[1], k_cache.shape[0], offset, 2 * out.stride(0), 2 * out.stride(1),
             k_cache.stride(0), 4 * seq_lens.stride(0), 4 * lens.stride(0), 4 * block_table.stride(0),
