@@ -158,6 +158,7 @@ def test_what_cannot_be_had_is_refused_with_the_reason(installed: Callable[[str 
 
 CALLS: dict[str, Callable[[dict[str, Any]], None]] = {
     "compress_norm_rope_store": lambda c: c.update(state_cache=c["state_cache"][:, :, 1:]),
+    "dequantize_and_gather_k_cache": lambda c: c.update(k_cache=c["k_cache"].view(-1)[1:].view(1, -1)),
     "fused_indexer_q_rope_quant": lambda c: c.update(cos_sin=c["cos_sin"][:, 1:]),
     "fused_qnorm_rope_kv_insert": lambda c: c.update(layout="bf16_row"),
     "sparse_indexer": lambda c: c.update(workspace_bytes=4096),

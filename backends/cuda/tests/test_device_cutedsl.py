@@ -47,6 +47,8 @@ def given(op: str, form: str, tokens: int = 300) -> Call:
     call = sample(op, Size(tokens, 40, AttentionConfig.preset("v4-flash")))
     if op == "fused_indexer_q_rope_quant":
         call |= {"format": words[0], "rotate": words[1]}
+    if op == "dequantize_and_gather_k_cache":
+        call["gather_lens"] = call["seq_lens"] // 2 if words[1] == "last" else None
     return call
 
 
@@ -81,7 +83,7 @@ def moved(call: Call) -> Call:
 
 def outcome(result: Any, call: Call) -> list[Tensor]:
     """What a call returned and the pages it wrote, in host memory, as bytes."""
-    tensors = [*(result if isinstance(result, tuple) else (result,)), call.get("k_cache")]
+    tensors = [*(result if isinstance(result, tuple) else (result,)), call.get("out"), call.get("k_cache")]
     return [t.cpu().contiguous().view(torch.uint8) for t in tensors if t is not None]
 
 
@@ -183,3 +185,69 @@ def test_threads_and_streams_do_not_mix_arguments() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(many, range(8)))
+
+
+STARTED = [(op, form) for op, form in FORMS if op != "sparse_indexer"]
+
+
+def own(call: Call) -> Call:
+    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in call.items()}
+
+
+@pytest.mark.parametrize(("op", "form"), STARTED)
+def test_a_kernel_waits_for_what_is_before_it(op: str, form: str) -> None:
+    """Blocks start while what is before them ends: what that one writes is what they read, in a graph too."""
+    calls = [moved(given(op, form, 100)) for _ in range(2)]
+    name = next(n for n in ("state_cache", "q", "k_cache") if n in calls[0])
+    calls[1][name] = calls[1][name].flip(0).contiguous()
+    function, call = ours(op), own(calls[0])
+    wanted: list[list[Tensor]] = []
+    for other in map(own, calls):
+        torch.cuda.synchronize()
+        wanted.append(outcome(function(**other), other))
+
+    def turns() -> list[Any]:
+        found: list[Any] = []
+        for i in range(20):
+            for key, value in calls[i % 2].items():
+                if isinstance(value, Tensor):
+                    call[key].copy_(value)
+            result = function(**call)
+            found.append((result, {n: call[n].clone() for n in ("out", "k_cache") if n in call}))
+        return found
+
+    turns()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = turns()
+    graph.replay()
+    for seen in (turns(), captured):
+        for i, (result, written) in enumerate(seen):
+            found = outcome(result, written)
+            assert all(torch.equal(a, b) for a, b in zip(found, wanted[i % 2], strict=True)), i
+
+
+def test_a_gather_waits_for_the_entries_before_it() -> None:
+    """Both start early, one behind the other: rows are those that were just written."""
+    rows, pages = 4096, 64
+    call = moved(given("fused_qnorm_rope_kv_insert", "fp8_ds_mla", rows))
+    cache = torch.zeros(pages, get_layout("fp8_ds_mla").page_bytes(64), dtype=torch.uint8, device="cuda")
+    call |= {"k_cache": cache, "slot_mapping": torch.arange(rows, device="cuda"), "rows": 64}
+    read = {
+        "k_cache": cache, "seq_lens": torch.full((1,), rows, dtype=torch.int32, device="cuda"),
+        "gather_lens": None, "rows": 64, "offset": 0, "layout": "fp8_ds_mla",
+        "block_table": torch.arange(pages, dtype=torch.int32, device="cuda").view(1, -1),
+    }  # fmt: skip
+    write, gather = ours("fused_qnorm_rope_kv_insert"), ours("dequantize_and_gather_k_cache")
+    keys = [call["kv"].clone(), call["kv"].flip(0).contiguous()]
+    wanted = [torch.zeros(1, rows, 512, dtype=torch.bfloat16, device="cuda") for _ in keys]
+    for kv, out in zip(keys, wanted, strict=True):
+        write(**{**call, "kv": kv})
+        torch.cuda.synchronize()
+        gather(out=out, **read)
+        torch.cuda.synchronize()
+    outs = [torch.zeros_like(wanted[0]) for _ in range(50)]
+    for i, out in enumerate(outs):
+        write(**{**call, "kv": keys[i % 2]})
+        gather(out=out, **read)
+    assert [torch.equal(out, wanted[i % 2]) for i, out in enumerate(outs)] == [True] * 50

@@ -16,6 +16,7 @@ from dsv4core_cuda.cutedsl._probe import ARCHITECTURES
 STATIC_SHARED = 48 * 1024
 """Shared memory that a block may have without asking for more."""
 CLUSTER_DIMENSION = 4  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+EARLY_START = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 PORTABLE_CLUSTER = 8
 """Blocks of a cluster that every device takes without being asked."""
 NON_PORTABLE_CLUSTER = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
@@ -41,15 +42,17 @@ class Loaded:
     """A kernel on one device. Arguments are packed into memory of its own and copied by the driver's call."""
 
     def __init__(
-        self, handle: int, device: int, layout: struct.Struct, threads: int, shared: int, cluster: int
-    ) -> None:
+        self, handle: int, device: int, layout: struct.Struct, threads: int, shared: int, cluster: int,
+        early: bool,
+    ) -> None:  # fmt: skip
         self.handle, self.device, self.layout = ctypes.c_void_p(handle), device, layout
         self._memory = ctypes.create_string_buffer(layout.size)
         self._pointers = _pointers(layout, ctypes.addressof(self._memory))
-        self._attribute = _Attribute(id=CLUSTER_DIMENSION, value=(cluster, 1, 1))
-        self._shape = _Shape(block=(threads, 1, 1), shared=shared)
-        if cluster > 1:
-            self._shape.attributes, self._shape.count = ctypes.addressof(self._attribute), 1
+        wanted = [_Attribute(id=CLUSTER_DIMENSION, value=(cluster, 1, 1))] * (cluster > 1)
+        wanted += [_Attribute(id=EARLY_START, value=(1,))] * early
+        self._attributes = (_Attribute * len(wanted))(*wanted)
+        self._shape = _Shape(block=(threads, 1, 1), shared=shared, count=len(wanted))
+        self._shape.attributes = ctypes.addressof(self._attributes)
         self._launch, self._lock = driver().cuLaunchKernelEx, Lock()
 
     def __call__(self, grid: tuple[int, int, int], *arguments: int | float) -> None:
@@ -81,8 +84,9 @@ def _pointers(layout: struct.Struct, base: int) -> ctypes.Array[ctypes.c_void_p]
 
 
 def load(
-    device: int, code: Callable[[str], bytes], layout: struct.Struct, threads: int, shared: int, cluster: int
-) -> Loaded:
+    device: int, code: Callable[[str], bytes], layout: struct.Struct, threads: int, shared: int, cluster: int,
+    early: bool,
+) -> Loaded:  # fmt: skip
     """Load the one kernel of a cubin; `code` gives it for the device's architecture."""
     arch = ARCHITECTURES[torch.cuda.get_device_capability(device)]
     image, library, kernel, count = code(arch), ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_uint()
@@ -104,7 +108,7 @@ def load(
         # Brings the code to the device now: a first launch inside a capture must not.
         check(cuda.cuKernelGetFunction(ctypes.byref(function), kernel), "cuKernelGetFunction")
     assert kernel.value is not None
-    return Loaded(kernel.value, device, layout, threads, shared, cluster)
+    return Loaded(kernel.value, device, layout, threads, shared, cluster, early)
 
 
 def bind(device: int) -> bool:

@@ -18,6 +18,7 @@ from dsv4core_cuda.cutedsl._probe import ARCHITECTURES, reason_against
 
 OPS = (
     "compress_norm_rope_store",
+    "dequantize_and_gather_k_cache",
     "fused_indexer_q_rope_quant",
     "fused_qnorm_rope_kv_insert",
     "sparse_indexer",
