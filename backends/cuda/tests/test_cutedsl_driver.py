@@ -86,7 +86,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
 
 
 def loaded() -> _driver.Loaded:
-    return _driver.load(0, lambda arch: b"code", struct.Struct("@qi"), 32, 60 * 1024, 1)
+    return _driver.load(0, lambda arch: b"code", struct.Struct("@qi"), 32, 60 * 1024, 1, False)
 
 
 def elsewhere(*calls: Any) -> list[str]:
