@@ -187,14 +187,11 @@ def test_threads_and_streams_do_not_mix_arguments() -> None:
         assert all(pool.map(many, range(8)))
 
 
-STARTED = [(op, form) for op, form in FORMS if op != "sparse_indexer"]
-
-
 def own(call: Call) -> Call:
     return {k: v.clone() if isinstance(v, Tensor) else v for k, v in call.items()}
 
 
-@pytest.mark.parametrize(("op", "form"), STARTED)
+@pytest.mark.parametrize(("op", "form"), FORMS)
 def test_a_kernel_waits_for_what_is_before_it(op: str, form: str) -> None:
     """Blocks start while what is before them ends: what that one writes is what they read, in a graph too."""
     calls = [moved(given(op, form, 100)) for _ in range(2)]
