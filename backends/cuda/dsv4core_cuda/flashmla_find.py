@@ -54,6 +54,9 @@ def _loaded(file: Path, name: str) -> tuple[Library | None, str]:
 
 
 def _vllm() -> list[Path]:
-    found = importlib.util.find_spec("vllm") if module_exists("vllm") else None
+    try:
+        found = importlib.util.find_spec("vllm") if module_exists("vllm") else None
+    except ValueError:  # a module of that name without a spec: what somebody made in its place
+        return []
     places = found.submodule_search_locations if found is not None else None
     return [file for place in places or () for file in sorted(Path(place).glob("_flashmla_C*.so"))]
