@@ -29,8 +29,8 @@ CLUSTER_HEADS = 16
 CLUSTER_KEYS = 128
 """Keys that one block of it takes at once."""
 CLUSTER_TOKENS: dict[int, tuple[tuple[int, int], ...]] = {
-    64: ((640, 16), (1152, 16)),
-    128: ((640, 8), (1152, 8)),
+    64: ((640, 32), (1152, 32)),
+    128: ((640, 32), (1152, 32)),
 }
 """Heads -> keys and tokens up to which it is taken unasked: where it measured faster than FlashMLA's
 best build (`benchmarks/results/h100-decode-few.csv`) and the conformance suite has judged it."""

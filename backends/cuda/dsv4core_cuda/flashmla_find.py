@@ -71,7 +71,10 @@ def _loaded(file: Path, name: str) -> tuple[Library | None, str]:
 
 
 def _vllm() -> Iterator[tuple[Library | None, str]]:
-    found = importlib.util.find_spec("vllm") if module_exists("vllm") else None
+    try:
+        found = importlib.util.find_spec("vllm") if module_exists("vllm") else None
+    except ValueError:  # a module of that name without a spec: what somebody made in its place
+        return
     places = found.submodule_search_locations if found is not None else None
     for file in [file for place in places or () for file in sorted(Path(place).glob("_flashmla_C*.so"))]:
         yield _loaded(file, f"vllm {installed_version('vllm') or ''}".strip())

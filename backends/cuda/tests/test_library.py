@@ -181,6 +181,18 @@ def test_a_build_that_does_not_run_leaves_the_next_one() -> None:
     assert find(lambda library: "no") == (None, "no; no")
 
 
+@pytest.mark.parametrize("spec", [None, "none"])
+def test_a_module_made_in_the_place_of_vllm_is_none(
+    monkeypatch: pytest.MonkeyPatch, spec: str | None
+) -> None:
+    made = ModuleType("vllm")  # its __spec__ is None
+    if spec is not None:
+        del made.__spec__
+    monkeypatch.setitem(sys.modules, "vllm", made)
+    found, reason = find()
+    assert found is None and "not installed" in reason
+
+
 def test_the_backend_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert CudaBackend({}).ops["sparse_decode"].provider == f"triton ({backend_module.INTERPRETED})"
     chosen = CudaBackend({"attention": "triton"})
