@@ -73,7 +73,8 @@ def other_numbers_in_the_same_memory(s: Subject, op: str) -> None:
     for name in ("attn_sink", "cos_sin"):  # the same for every seed
         if name in second:
             second[name] = second[name].flip(0)
-    here = Moved(first, s.device).arguments
+    moved = Moved(first, s.device)
+    here = moved.arguments
     before = _results(getattr(s.backend.ops, op)(**here))
     kept = [None if r is None else r.clone() for r in before]
     mine = {storage_bytes(v).data_ptr() for v in here.values() if isinstance(v, torch.Tensor) and v.numel()}
@@ -87,8 +88,8 @@ def other_numbers_in_the_same_memory(s: Subject, op: str) -> None:
             here[name] = value
     after = _results(getattr(s.backend.ops, op)(**here))
     same_bytes(f"{op}: results of the call before", _host(before), _host(kept))
-    back = {n: v.cpu() if isinstance(v, torch.Tensor) else v for n, v in here.items()}
-    judge(op, second, back, _host(after))
+    moved.back()
+    judge(op, second, first, _host(after))
 
 
 def _results(result: Any) -> list[torch.Tensor | None]:

@@ -15,6 +15,7 @@ from dsv4core_conformance.case import case
 from dsv4core_conformance.compare import Mismatch, require
 from dsv4core_conformance.families._layers import KINDS, LAYER_LAYOUTS, World, text
 from dsv4core_conformance.families._memory import peak_bytes
+from dsv4core_conformance.hosts import Moved
 from dsv4core_conformance.reference.counter import hashed_values
 from dsv4core_conformance.subject import LAYER_OPS, Subject
 
@@ -133,10 +134,6 @@ def _index_arguments(s: Subject, entries: int, tokens: int, workspace: int, widt
     }  # fmt: skip
 
 
-def _here(s: Subject, arguments: dict[str, Any]) -> dict[str, Any]:
-    return {name: v.to(s.device) if isinstance(v, Tensor) else v for name, v in arguments.items()}
-
-
 @case(
     "op/{op}/work/bounded",
     op=("sparse_indexer",),
@@ -147,7 +144,7 @@ def scores_never_pass_the_workspace(s: Subject, op: str) -> None:
     """Scores of 3,000 entries in 0.6 to 64 MiB: never more memory than was given, always the same list."""
     lists: list[Tensor] = []
     for tokens, workspace in ((12, 600_000), (12, 1 << 20), (12, 64 << 20), (40, 1 << 20)):
-        arguments = _here(s, _index_arguments(s, 3000, tokens, workspace))
+        arguments = Moved(_index_arguments(s, 3000, tokens, workspace), s.device).arguments
         call = getattr(s.backend.ops, op)
         held = peak_bytes(s.device, lambda call=call, a=arguments: lists.append(call(**a)[:12]))
         results = tokens * 64 * 4
@@ -161,7 +158,7 @@ def empty_columns_cost_nothing(s: Subject, op: str) -> None:
     """A page table for 2^20 tokens costs a request of 1,000 entries no more than one of its own size."""
     call, peaks = getattr(s.backend.ops, op), []
     for width in (0, 16384):
-        arguments = _here(s, _index_arguments(s, 1000, 6, 8 << 20, width))
+        arguments = Moved(_index_arguments(s, 1000, 6, 8 << 20, width), s.device).arguments
         peaks.append(peak_bytes(s.device, lambda a=arguments: call(**a)))
     require(peaks[1] <= peaks[0] + slack(s), f"narrow and wide table: {peaks} bytes")
 

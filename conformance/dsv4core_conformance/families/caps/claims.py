@@ -7,7 +7,6 @@ from itertools import product
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dsv4core import AttentionConfig
 from dsv4core.errors import (
@@ -24,6 +23,7 @@ from dsv4core_conformance.case import case
 from dsv4core_conformance.compare import Mismatch, require
 from dsv4core_conformance.contracts import CONTRACTS
 from dsv4core_conformance.families._layers import KINDS, LAYER_LAYOUTS, World
+from dsv4core_conformance.hosts import Moved
 from dsv4core_conformance.reference.rows import INDEX, MAIN, ROTATED
 from dsv4core_conformance.subject import LAYER_OPS, Subject
 
@@ -167,9 +167,7 @@ def what_does_not_exist_is_refused(s: Subject) -> None:
 @case("suite/caps/devices", catches=("M1", "M3", "M6", "M8"))
 def a_tensor_elsewhere_is_refused(s: Subject) -> None:
     """Arguments on two devices are refused by name, before anything is launched."""
-    arguments = {
-        name: v.to(s.device) if isinstance(v, Tensor) else v for name, v in sample("inverse_rope").items()
-    }
+    arguments = Moved(sample("inverse_rope"), s.device).arguments
     arguments["cos_sin"] = arguments["cos_sin"].to("meta")
     try:
         s.backend.ops.inverse_rope(**arguments)
