@@ -24,7 +24,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "backends" / "cud
 os.environ["DSV4CORE_CHECK"] = "0"
 
 import torch  # noqa: E402
-from _triton_calls import DEVICE, compress_call, copies, copy_kernel, kernel, timed, volume  # noqa: E402
+from _triton_calls import DEVICE, compress_call, copies, copy_kernel, kernel, lens, timed, volume  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from dsv4core.layout import get_layout  # noqa: E402
@@ -87,6 +87,23 @@ def norm_and_insert(tokens: int) -> tuple[Call, int]:
     return call, 2 * volume(q) + volume(kv) + tokens * (584 + 8 + 256)
 
 
+def gather(tokens: int, requests: int, whole: bool) -> tuple[Call, int]:
+    """Rows of some requests, whose pages are shuffled: all of them, or the last half."""
+    filled, _ = norm_and_insert(tokens)
+    kernel("fused_qnorm_rope_kv_insert")(**filled)
+    rows = tokens // requests
+    given = rows if whole else rows // 2
+    out = torch.zeros(requests, max(1, given), 512, dtype=torch.bfloat16, device=DEVICE)
+    pages = filled["k_cache"].shape[0]
+    table = torch.randperm(pages, device=DEVICE).to(torch.int32).view(requests, -1)
+    call = {
+        "out": out, "k_cache": filled["k_cache"], "seq_lens": lens(requests, rows),
+        "gather_lens": None if whole else lens(requests, given), "block_table": table,
+        "rows": 64, "offset": 0, "layout": "fp8_ds_mla",
+    }  # fmt: skip
+    return call, requests * given * (1024 + 584)
+
+
 def index_entries(tokens: int, layout: str) -> tuple[Call, int]:
     """`ENTRIES` index entries for each token, of 64 heads; requests take pages by turns.
 
@@ -137,6 +154,8 @@ def cases() -> Iterator[Case]:
                     yield op, form, tokens, *compress(tokens, int(ratio), layout)
                 elif op == "fused_indexer_q_rope_quant":
                     yield op, form, tokens, *index_queries(tokens, form.split()[1])
+                elif op == "dequantize_and_gather_k_cache":
+                    yield op, form, tokens, *gather(tokens, 1, form.endswith("whole"))
                 elif op == "fused_qnorm_rope_kv_insert":
                     yield op, form, tokens, *norm_and_insert(tokens)
                 elif op == "sparse_indexer":
@@ -161,9 +180,9 @@ def wild(call: Call) -> Call:
 
 def results(function: Callable[..., Any], call: Call) -> list[Tensor]:
     """The bytes of everything that a call returns or writes."""
-    given = {k: v.clone() if k == "k_cache" else v for k, v in call.items()}
+    given = {k: v.clone() if k in ("k_cache", "out") else v for k, v in call.items()}
     found = function(**given)
-    tensors = [*(found if isinstance(found, tuple) else (found,)), given.get("k_cache")]
+    tensors = [*(found if isinstance(found, tuple) else (found,)), given.get("out"), given.get("k_cache")]
     return [t.contiguous().view(torch.uint8) for t in tensors if t is not None]
 
 

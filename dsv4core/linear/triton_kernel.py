@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -16,6 +15,7 @@ from dsv4core.linear import activation
 from dsv4core.linear.kernel import LinearKernel, Problem
 from dsv4core.linear.weight import QuantisedWeight, Weight
 from dsv4core.numerics import ue8m0
+from dsv4core.probe import module_exists
 
 ROWS = 64  # outputs of a program, which must not reach over two groups
 DENSE_ABOVE = 128  # tokens; beyond, a bf16 copy made for the call and torch's product are faster
@@ -69,7 +69,7 @@ class TritonLinear(LinearKernel):
 
     def supports(self, problem: Problem) -> Literal[True] | str:
         """Quantised weights of whole groups, activations in bf16 or (with fp8 blocks) in fp8."""
-        if find_spec("triton") is None:
+        if not module_exists("triton"):
             return "triton is not installed"
         if problem.format == "bf16":
             return "the weight is not quantised: plain products are the op's"

@@ -19,6 +19,7 @@ from dsv4core_cuda.cutedsl.install import replaced
 from dsv4core_cuda.flashmla import FlashMLA
 from dsv4core_cuda.flashmla_check import check
 from dsv4core_cuda.flashmla_find import find
+from dsv4core_cuda.flashmla_library import Library
 from dsv4core_cuda.schedule import Schedules
 from dsv4core_cuda.streams import SideStreams
 
@@ -38,7 +39,8 @@ class CudaBackend:
     "batch_invariant" (DSV4CORE_CUDA_BATCH_INVARIANT) is 1 for decode whose bits do not depend on the batch;
     "stream_tokens" (DSV4CORE_CUDA_STREAM_TOKENS) is the number of tokens up to which a layer forks side
     streams; "kernels" (DSV4CORE_CUDA_KERNELS) is auto, cutedsl or triton (`cutedsl.install`). `flash` and
-    `cluster` are who attends before Triton, or None; `reason` and `cluster_reason` then say why.
+    `cluster` are who attends before Triton, or None; `reason` says why, also why no other build of FlashMLA,
+    and `cluster_reason`.
     """
 
     name = "cuda"
@@ -62,7 +64,7 @@ class CudaBackend:
         decode, prefill = (self.ops[name].function for name in ("sparse_decode", "sparse_prefill"))
         provider = f"triton ({self.reason})"
         if self.flash is not None:
-            provider = f"flashmla ({self.flash.library.name})"
+            provider = f"flashmla ({'; '.join(filter(None, (self.flash.library.name, self.reason)))})"
             prefill = ops.sparse_prefill(self.flash, prefill)
         self.ops["sparse_prefill"] = OpImpl(prefill, provider)
         flash = None if self.batch_invariant else self.flash
@@ -133,21 +135,23 @@ def _compiled(any_batch: bool, invariant: bool) -> tuple[ClusterDecode | None, s
 
 
 def _on_device(fewest: int, invariant: bool = False) -> tuple[FlashMLA | None, str]:
-    """What the current device decides: its architecture, then what is installed, then whether it runs."""
+    """The adapter, and why no other build; or None and why: architecture, what is installed, what runs."""
     if not torch.cuda.is_available():
         return None, "no device"
     architecture = torch.cuda.get_device_capability()
     answer = resolve("sparse_decode", architecture)
     if answer.provider != "flashmla":
         return None, "; ".join(answer.reasons)
-    library, reason = find()
-    if library is None:
-        return None, reason
-    try:
-        reason = check(library, architecture, torch.device("cuda", torch.cuda.current_device()))
-    except Exception as error:  # a build for other devices fails in ways of its own
-        reason = f"{library.name} does not run here: {describe(error)}"
-    return (None, reason) if reason else (FlashMLA(library, architecture, fewest, invariant), "")
+    device = torch.device("cuda", torch.cuda.current_device())
+
+    def against(library: Library) -> str:
+        try:
+            return check(library, architecture, device)
+        except Exception as error:  # a build for other devices fails in ways of its own
+            return f"{library.name} does not run here: {describe(error)}"
+
+    library, reason = find(against)
+    return (None if library is None else FlashMLA(library, architecture, fewest, invariant)), reason
 
 
 def _count(text: str, default: int) -> int:

@@ -19,16 +19,18 @@ OPS: tuple[Op, ...] = ("sparse_decode", "sparse_prefill")
 HEADS = (64, 128)
 FEWEST_HEADS = 33
 """Fewer heads than this are padded to twice their number and more; Triton's kernels take them as they are."""
-FEWEST_ALONE = {64: 512, 128: 16}
-"""Tokens, by padded heads, from which a call is faster that makes a schedule for itself (H100)."""
+FEWEST_ALONE = {64: 513, 128: 128}
+"""Tokens, by padded heads, from which a call goes to FlashMLA that makes a schedule for itself.
+
+Where Triton's kernel measured faster on an H100 it stays: 512 tokens were the most of 64 heads."""
 
 CLUSTER_HEADS = 16
 """The decode kernel of our own computes multiples of this many heads."""
 CLUSTER_KEYS = 128
 """Keys that one block of it takes at once."""
 CLUSTER_TOKENS: dict[int, tuple[tuple[int, int], ...]] = {
-    64: ((640, 16), (1152, 16)),
-    128: ((640, 8), (1152, 8)),
+    64: ((640, 32), (1152, 32)),
+    128: ((640, 32), (1152, 32)),
 }
 """Heads -> keys and tokens up to which it is taken unasked: where it measured faster than FlashMLA's
 best build (`benchmarks/results/h100-decode-few.csv`) and the conformance suite has judged it."""

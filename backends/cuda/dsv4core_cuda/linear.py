@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from dsv4core.linear import LinearKernel, Problem, QuantisedWeight, Weight
 from dsv4core.linear.triton_kernel import Arrivals, TritonLinear
 from dsv4core.numerics.block_fp8 import scale_values
+from dsv4core.probe import module_exists
 from dsv4core_cuda.schedule import capture_id
 
 BLOCK = 128
@@ -108,7 +108,7 @@ class DeepGemm(LinearKernel):
         found = fp8_blocks(problem)
         if found is not True:
             return found
-        if find_spec("deep_gemm") is None:
+        if not module_exists("deep_gemm"):
             return "deep_gemm is not installed"
         if capability(problem.device)[0] not in (9, 10):
             return "deep_gemm runs on SM90 and SM100"
@@ -148,7 +148,7 @@ class CuteDslNvfp4(LinearKernel):
         if found not in ((10, 0), (10, 3)):
             return f"it runs on SM100 and SM103, this is SM{found[0]}{found[1]}"
         for module in ("flashinfer", "cutlass"):
-            if find_spec(module) is None:
+            if not module_exists(module):
                 return f"{module} is not installed"
         if not hasattr(import_module("flashinfer"), "mm_bf16_fp4"):
             return "this flashinfer has no mm_bf16_fp4"

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from dsv4core import AttentionWeights, PagedCache
+from dsv4core.backend import Backend
 from dsv4core.config import AttentionConfig
 from dsv4core.kernels.triton.calls import closing
 from dsv4core.layout import get_layout, transcode
 from dsv4core.ops import OPS
 from dsv4core.samples import Size, sample
+from dsv4core_cuda.backend import CudaBackend
 from dsv4core_cuda.cutedsl import install
 from dsv4core_cuda.cutedsl._probe import ARCHITECTURES, reason_against
+from dsv4core_cuda.plugin import SPEC
 
 ARCHITECTURE = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
 REASON = reason_against(ARCHITECTURE)
@@ -42,6 +47,8 @@ def given(op: str, form: str, tokens: int = 300) -> Call:
     call = sample(op, Size(tokens, 40, AttentionConfig.preset("v4-flash")))
     if op == "fused_indexer_q_rope_quant":
         call |= {"format": words[0], "rotate": words[1]}
+    if op == "dequantize_and_gather_k_cache":
+        call["gather_lens"] = call["seq_lens"] // 2 if words[1] == "last" else None
     return call
 
 
@@ -76,7 +83,7 @@ def moved(call: Call) -> Call:
 
 def outcome(result: Any, call: Call) -> list[Tensor]:
     """What a call returned and the pages it wrote, in host memory, as bytes."""
-    tensors = [*(result if isinstance(result, tuple) else (result,)), call.get("k_cache")]
+    tensors = [*(result if isinstance(result, tuple) else (result,)), call.get("out"), call.get("k_cache")]
     return [t.cpu().contiguous().view(torch.uint8) for t in tensors if t is not None]
 
 
@@ -126,6 +133,41 @@ def test_a_page_is_finite_whatever_comes(op: str, form: str) -> None:
     assert bool(torch.isfinite(layout.decode_pages(call["k_cache"], call["rows"]).float()).all())
 
 
+@pytest.mark.parametrize("op", ["fused_indexer_q_rope_quant", "sparse_indexer"])
+def test_a_thread_whose_first_act_is_a_launch(op: str) -> None:
+    """It has no context of the driver's yet."""
+    form = "mxfp4 hadamard" if op.startswith("fused") else "index_fp8"
+    call, found = moved(given(op, form, 3)), list[Any]()
+    expected = outcome(ours(op)(**call), call)  # results of this size lie with torch's allocator from here on
+    thread = Thread(target=lambda: found.append(ours(op)(**call)))
+    thread.start()
+    thread.join()
+    assert all(torch.equal(a, b) for a, b in zip(outcome(found[0], call), expected, strict=True))
+
+
+@pytest.mark.parametrize("profile", ["vllm", "sglang", "official"])
+def test_a_layer_with_kernels_by_the_table_is_the_layer_without(profile: str) -> None:
+    """Outputs and pages of a prefill and of decode steps over more entries than are chosen, bit for bit."""
+    config = AttentionConfig.preset("tiny", profile=profile, index_n_heads=64, index_topk=128)
+    weights = AttentionWeights.random(config, 1, 3).to(torch.device("cuda"))
+    results: list[list[Tensor]] = []
+    for kernels in ("auto", "triton"):
+        provider = CudaBackend({"kernels": kernels, "attention": "triton"})
+        made = Backend(SPEC, provider, provider.ops)
+        if ARCHITECTURE == (9, 0):
+            assert made.ops.provenance["sparse_indexer"].startswith("cutedsl") == (kernels == "auto")
+        layer, g = made.attention(config, 1, weights), torch.Generator().manual_seed(5)
+        cache = PagedCache.allocate(config, [1], 8192, torch.device("cuda"))
+        found: list[Tensor] = []
+        for new in ({"a": 2500, "b": 70}, {"a": 1, "b": 1}, {"a": 1, "b": 3, "c": 9}, {"a": 2}):
+            hidden = torch.randn(sum(new.values()), config.hidden_size, generator=g).bfloat16()
+            found.append(layer(hidden.cuda(), cache, cache.plan(new)).view(torch.int16))
+        pages = cache.layer(1)
+        fields = (pages.swa, pages.compressed, pages.state, pages.indexer, pages.indexer_state)
+        results.append([*found, *(t.view(torch.uint8) for t in fields if t is not None)])
+    assert [torch.equal(a, b) for a, b in zip(*results, strict=True)] == [True] * len(results[0])
+
+
 def test_threads_and_streams_do_not_mix_arguments() -> None:
     op = "fused_indexer_q_rope_quant"
     calls = [moved(given(op, "mxfp4 hadamard", 3 + i)) for i in range(8)]
@@ -143,3 +185,69 @@ def test_threads_and_streams_do_not_mix_arguments() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(many, range(8)))
+
+
+STARTED = [(op, form) for op, form in FORMS if op != "sparse_indexer"]
+
+
+def own(call: Call) -> Call:
+    return {k: v.clone() if isinstance(v, Tensor) else v for k, v in call.items()}
+
+
+@pytest.mark.parametrize(("op", "form"), STARTED)
+def test_a_kernel_waits_for_what_is_before_it(op: str, form: str) -> None:
+    """Blocks start while what is before them ends: what that one writes is what they read, in a graph too."""
+    calls = [moved(given(op, form, 100)) for _ in range(2)]
+    name = next(n for n in ("state_cache", "q", "k_cache") if n in calls[0])
+    calls[1][name] = calls[1][name].flip(0).contiguous()
+    function, call = ours(op), own(calls[0])
+    wanted: list[list[Tensor]] = []
+    for other in map(own, calls):
+        torch.cuda.synchronize()
+        wanted.append(outcome(function(**other), other))
+
+    def turns() -> list[Any]:
+        found: list[Any] = []
+        for i in range(20):
+            for key, value in calls[i % 2].items():
+                if isinstance(value, Tensor):
+                    call[key].copy_(value)
+            result = function(**call)
+            found.append((result, {n: call[n].clone() for n in ("out", "k_cache") if n in call}))
+        return found
+
+    turns()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = turns()
+    graph.replay()
+    for seen in (turns(), captured):
+        for i, (result, written) in enumerate(seen):
+            found = outcome(result, written)
+            assert all(torch.equal(a, b) for a, b in zip(found, wanted[i % 2], strict=True)), i
+
+
+def test_a_gather_waits_for_the_entries_before_it() -> None:
+    """Both start early, one behind the other: rows are those that were just written."""
+    rows, pages = 4096, 64
+    call = moved(given("fused_qnorm_rope_kv_insert", "fp8_ds_mla", rows))
+    cache = torch.zeros(pages, get_layout("fp8_ds_mla").page_bytes(64), dtype=torch.uint8, device="cuda")
+    call |= {"k_cache": cache, "slot_mapping": torch.arange(rows, device="cuda"), "rows": 64}
+    read = {
+        "k_cache": cache, "seq_lens": torch.full((1,), rows, dtype=torch.int32, device="cuda"),
+        "gather_lens": None, "rows": 64, "offset": 0, "layout": "fp8_ds_mla",
+        "block_table": torch.arange(pages, dtype=torch.int32, device="cuda").view(1, -1),
+    }  # fmt: skip
+    write, gather = ours("fused_qnorm_rope_kv_insert"), ours("dequantize_and_gather_k_cache")
+    keys = [call["kv"].clone(), call["kv"].flip(0).contiguous()]
+    wanted = [torch.zeros(1, rows, 512, dtype=torch.bfloat16, device="cuda") for _ in keys]
+    for kv, out in zip(keys, wanted, strict=True):
+        write(**{**call, "kv": kv})
+        torch.cuda.synchronize()
+        gather(out=out, **read)
+        torch.cuda.synchronize()
+    outs = [torch.zeros_like(wanted[0]) for _ in range(50)]
+    for i, out in enumerate(outs):
+        write(**{**call, "kv": keys[i % 2]})
+        gather(out=out, **read)
+    assert [torch.equal(out, wanted[i % 2]) for i, out in enumerate(outs)] == [True] * 50

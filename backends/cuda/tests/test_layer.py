@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from typing import Any
 
@@ -16,6 +17,8 @@ from dsv4core.backend import Backend
 from dsv4core_cpu.backend import CpuBackend
 from dsv4core_cpu.plugin import SPEC as CPU
 from dsv4core_cuda.backend import CudaBackend
+from dsv4core_cuda.cutedsl import _measured, install, sparse_indexer
+from dsv4core_cuda.cutedsl._build import Program
 from dsv4core_cuda.flashmla import FlashMLA
 from dsv4core_cuda.flashmla_library import FlashMLAModule
 from dsv4core_cuda.plugin import SPEC
@@ -125,3 +128,33 @@ def test_checked_mode_goes_through_the_op(fake: FakeFlashMLA, monkeypatch: pytes
     layer(rows(1, 0), cache, plan)
     assert len(fake.calls) == 1
     assert fake.calls[0]["slots"].data_ptr() != plan.swa_slots.data_ptr()
+
+
+def test_a_layer_chooses_entries_by_the_kernel_that_measured_faster(
+    fake: FakeFlashMLA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table of an H100 decides; the kernel's stand-in chooses nothing."""
+    table = tuple(row for row in _measured.rows("sm_90a") if row.op == "sparse_indexer")
+    launched: list[tuple[str, int]] = []
+
+    def on(self: Program, device: int | None) -> Any:
+        def launch(grid: tuple[int, int, int], *values: int) -> None:
+            launched.append((self.kernel, grid[1]))
+            ctypes.memset(values[7], 255, grid[1] * values[-1])  # -1 in every place
+
+        return launch
+
+    monkeypatch.setattr(Program, "on", on)
+    monkeypatch.setattr(sparse_indexer, "processors", lambda device: 132)
+    for name, value in (("rows", table), ("reason_against", ""), ("wrong", "")):
+        monkeypatch.setattr(install, name, lambda *_, value=value: value)
+    monkeypatch.setattr(CudaBackend, "_cutedsl", lambda self: install.replaced(self.ops, "auto", (9, 0)))
+    made = backend(fake, monkeypatch)
+    assert made.ops.provenance["sparse_indexer"].startswith("cutedsl (index_fp8, ")
+    layer = made.attention(CONFIG, 1, AttentionWeights.random(CONFIG, 1, 1))
+    cache = PagedCache.allocate(CONFIG, [1], 1024, torch.device("cpu"))
+    layer(rows(80, 0), cache, cache.plan({"a": 80}))
+    assert not launched, "more tokens than the kernel takes"
+    layer(rows(2, 1), cache, cache.plan({"a": 1, "b": 1}))
+    assert launched == [("sparse_indexer", 2)]
+    assert fake.calls[-1]["extra_lens"].tolist() == [0, 0] or (fake.calls[-1]["extra_slots"] == -1).all()

@@ -155,6 +155,44 @@ def test_vllm_is_not_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert found is None and "_flashmla_C.abi3.so does not load" in reason and "vllm" not in sys.modules
 
 
+@pytest.fixture
+def vllm_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
+    """vLLM beside FlashMLA's module, with a library that loads."""
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "__init__.py").touch()
+    (tmp_path / "vllm" / "_flashmla_C.abi3.so").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(flashmla_find, "module_exists", lambda name: name in ("flash_mla", "vllm"))
+    monkeypatch.setattr(flashmla_find, "_loaded", lambda file, name: (SimpleNamespace(name=name), ""))
+    installed(monkeypatch, FakeFlashMLA().module())
+    return SimpleNamespace(file=tmp_path)
+
+
+@pytest.mark.usefixtures("vllm_too")
+def test_the_fastest_build_is_taken_and_the_other_named() -> None:
+    found, reason = find()
+    assert isinstance(found, FlashMLAModule) and reason.startswith("vllm is slower: up to 1.19 times")
+
+
+@pytest.mark.usefixtures("vllm_too")
+def test_a_build_that_does_not_run_leaves_the_next_one() -> None:
+    found, reason = find(lambda library: "" if library.name.startswith("vllm") else "wrong on this device")
+    assert found is not None and found.name.startswith("vllm") and reason == "wrong on this device"
+    assert find(lambda library: "no") == (None, "no; no")
+
+
+@pytest.mark.parametrize("spec", [None, "none"])
+def test_a_module_made_in_the_place_of_vllm_is_none(
+    monkeypatch: pytest.MonkeyPatch, spec: str | None
+) -> None:
+    made = ModuleType("vllm")  # its __spec__ is None
+    if spec is not None:
+        del made.__spec__
+    monkeypatch.setitem(sys.modules, "vllm", made)
+    found, reason = find()
+    assert found is None and "not installed" in reason
+
+
 def test_the_backend_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert CudaBackend({}).ops["sparse_decode"].provider == f"triton ({backend_module.INTERPRETED})"
     chosen = CudaBackend({"attention": "triton"})
@@ -178,9 +216,9 @@ def test_the_backend_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_architecture_first_then_the_library_then_whether_it_runs(
     monkeypatch: pytest.MonkeyPatch, architecture: tuple[int, int], found: Any, words: str
 ) -> None:
-    def look() -> Any:
+    def look(against: Any) -> Any:
         assert found is not None, "an architecture without kernels needs no library"
-        return found
+        return (None, against(found[0])) if found[0] else found
 
     monkeypatch.setattr(backend_module, "find", look)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -192,10 +230,12 @@ def test_architecture_first_then_the_library_then_whether_it_runs(
 
 def test_a_library_that_runs_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     flash = FlashMLA(FlashMLAModule(FakeFlashMLA().module()), (9, 0))
-    monkeypatch.setattr(backend_module, "_on_device", lambda fewest, invariant: (flash, ""))
+    monkeypatch.setattr(backend_module, "_on_device", lambda fewest, invariant: (flash, "another is slower"))
     monkeypatch.setattr(backend_module, "interpreted", lambda: False)
+    monkeypatch.setattr(flash.library, "name", "a build 1.0")
     made = CudaBackend({})
     assert made.device_type == "cuda"
+    assert made.ops["sparse_prefill"].provider == "flashmla (a build 1.0; another is slower)"
     assert made.ops["sparse_decode"].provider.startswith("flashmla (")
     invariant = CudaBackend({"batch_invariant": "1"}).ops
     assert invariant["sparse_decode"].provider == "triton (DSV4CORE_CUDA_BATCH_INVARIANT=1)"

@@ -31,9 +31,9 @@ def test_scaled_matmul(monkeypatch: pytest.MonkeyPatch) -> None:
     on(monkeypatch, 10, 0)
     assert "SM90 only, this is SM100" in str(kernel.supports(FP8))
     on(monkeypatch, 9, 0)
-    monkeypatch.setattr(triton_kernel, "find_spec", lambda name: None)
+    monkeypatch.setattr(triton_kernel, "module_exists", lambda name: False)
     assert kernel.supports(FP8) == "triton is not installed", "it quantises activations"
-    monkeypatch.setattr(triton_kernel, "find_spec", lambda name: name)
+    monkeypatch.setattr(triton_kernel, "module_exists", lambda name: True)
     assert kernel.supports(FP8) is True
     assert "keeps bf16" in str(kernel.supports(replace(FP8, quantise=False)))
     assert "multiplies fp8_block weights, not nvfp4" in str(kernel.supports(NVFP4))
@@ -50,9 +50,9 @@ def test_wide_results() -> None:
 
 def test_deepgemm(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = DeepGemm()
-    monkeypatch.setattr(linear, "find_spec", lambda name: None)
+    monkeypatch.setattr(linear, "module_exists", lambda name: False)
     assert kernel.supports(FP8) == "deep_gemm is not installed"
-    monkeypatch.setattr(linear, "find_spec", lambda name: name)
+    monkeypatch.setattr(linear, "module_exists", lambda name: True)
     assert kernel.supports(FP8) == "deep_gemm runs on SM90 and SM100"
     on(monkeypatch, 9, 0)
 
@@ -69,7 +69,7 @@ def test_cutedsl(monkeypatch: pytest.MonkeyPatch) -> None:
     on(monkeypatch, 9, 0)
     assert kernel.supports(NVFP4) == "it runs on SM100 and SM103, this is SM90"
     on(monkeypatch, 10, 0)
-    monkeypatch.setattr(linear, "find_spec", lambda name: name if name == "flashinfer" else None)
+    monkeypatch.setattr(linear, "module_exists", lambda name: name == "flashinfer")
     assert kernel.supports(NVFP4) == "cutlass is not installed"
 
 

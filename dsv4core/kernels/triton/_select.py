@@ -12,7 +12,7 @@ from torch import Tensor
 from dsv4core.kernels.triton._launch import interpreted, launch, pieces, power
 from dsv4core.kernels.triton.numerics import bits_of
 
-SPAN = 16384  # entries of a row that one program takes
+SPAN = 8192  # entries of a row that one program takes
 BLOCK = 4096  # entries it looks at in one go
 CANDIDATE_BYTES = 8  # a score and an index
 

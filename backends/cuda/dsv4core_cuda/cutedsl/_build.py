@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
+import re
 import struct
 import tempfile
 from dataclasses import dataclass, field
@@ -23,6 +24,9 @@ SETTING = "cache"
 KERNELS = Path(__file__).with_name("kernels")
 Constant = bool | int | float | str
 
+EARLY_ACCESS = re.compile(r"\b(ld|st|red|atom|prefetch|cp\.async)[.\w:]*\.global\S*")
+"""What touches global memory."""
+
 _compiling = Lock()
 
 
@@ -33,7 +37,8 @@ class Program:
     `kernel`: the function `kernel` of `kernels/<kernel>.py`. `arguments`: a letter for each that a launch
     gives, "q" an address or i64, "i" i32, "f" f32; `constants` follow them. `shared`: bytes of dynamic shared
     memory. `cluster`: blocks of a cluster along x. `alone`: registers are given out as if a multiprocessor
-    had no other block; the compiler otherwise keeps some for more of them and may rather spill.
+    had no other block; the compiler otherwise keeps some for more of them and may rather spill. `early`: its
+    blocks start while what is before them on the stream ends, and wait for that (`_ptx.wait_turn`).
     """
 
     kernel: str
@@ -43,6 +48,7 @@ class Program:
     shared: int = 0
     cluster: int = 1
     alone: bool = False
+    early: bool = False
     _loaded: dict[int, Loaded] = field(default_factory=dict[int, Loaded])
 
     def on(self, device: int) -> Loaded:
@@ -51,7 +57,7 @@ class Program:
         if found is None:
             layout = struct.Struct("@" + self.arguments)
             code = partial(cubin, self)
-            found = load(device, code, layout, self.threads, self.shared, self.cluster)
+            found = load(device, code, layout, self.threads, self.shared, self.cluster, self.early)
             self._loaded[device] = found
         return found
 
@@ -95,6 +101,9 @@ def _sources(kernel: str) -> str:
 def compile_for(program: Program, arch: str) -> bytes:
     """Compile for an architecture, with or without a device.
 
+    Of an `early` program nothing may touch global memory before it waits, which loads that compilers may move
+    could do: its PTX is read.
+
     Raises BackendUnavailableError without CuTeDSL.
     """
     try:
@@ -104,4 +113,7 @@ def compile_for(program: Program, arch: str) -> bytes:
         raise BackendUnavailableError(f"backend cuda: {reason}; python -m pip install {PACKAGE}") from error
     module = importlib.import_module(f"dsv4core_cuda.cutedsl.kernels.{program.kernel}")
     with _compiling:
-        return _compiler.machine_code(module.kernel, program, arch)
+        code, ptx = _compiler.machine_code(module.kernel, program, arch)
+    if program.early and (found := EARLY_ACCESS.search(ptx.partition("griddepcontrol.wait")[0])):
+        raise RuntimeError(f"dsv4core cuda kernels: {program.kernel} does not wait before {found[0]}")
+    return code

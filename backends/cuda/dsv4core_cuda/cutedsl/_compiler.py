@@ -10,8 +10,8 @@ from cutlass.base_dsl.compiler import DumpDir, GPUArch, KeepCUBIN, KeepPTX
 TYPES = {"q": cutlass.Int64, "i": cutlass.Int32, "f": cutlass.Float32}
 
 
-def machine_code(kernel: Any, program: Any, arch: str, *, ptx: bool = False) -> Any:
-    """The cubin of a `_build.Program` (with its PTX when asked): no device is looked at.
+def machine_code(kernel: Any, program: Any, arch: str) -> tuple[bytes, str]:
+    """The cubin of a `_build.Program` and its PTX: no device is looked at.
 
     CuTeDSL compiles a host function that launches; its grid is never used, since `_driver` launches.
     """
@@ -29,6 +29,6 @@ def machine_code(kernel: Any, program: Any, arch: str, *, ptx: bool = False) -> 
 
     examples = [TYPES[letter](0) for letter in program.arguments]
     with TemporaryDirectory() as dumps:  # it hands out machine code only where it also writes a file
-        options = (GPUArch(arch), KeepCUBIN(True), KeepPTX(ptx), DumpDir(dumps))
+        options = (GPUArch(arch), KeepCUBIN(True), KeepPTX(True), DumpDir(dumps))
         built = cute.compile[options](host, *examples)
-    return (built.__cubin__, built.__ptx__) if ptx else built.__cubin__
+    return built.__cubin__, built.__ptx__

@@ -16,6 +16,7 @@ from dsv4core_cuda.cutedsl._probe import ARCHITECTURES
 STATIC_SHARED = 48 * 1024
 """Shared memory that a block may have without asking for more."""
 CLUSTER_DIMENSION = 4  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+EARLY_START = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 PORTABLE_CLUSTER = 8
 """Blocks of a cluster that every device takes without being asked."""
 NON_PORTABLE_CLUSTER = 14  # CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
@@ -41,15 +42,17 @@ class Loaded:
     """A kernel on one device. Arguments are packed into memory of its own and copied by the driver's call."""
 
     def __init__(
-        self, handle: int, device: int, layout: struct.Struct, threads: int, shared: int, cluster: int
-    ) -> None:
+        self, handle: int, device: int, layout: struct.Struct, threads: int, shared: int, cluster: int,
+        early: bool,
+    ) -> None:  # fmt: skip
         self.handle, self.device, self.layout = ctypes.c_void_p(handle), device, layout
         self._memory = ctypes.create_string_buffer(layout.size)
         self._pointers = _pointers(layout, ctypes.addressof(self._memory))
-        self._attribute = _Attribute(id=CLUSTER_DIMENSION, value=(cluster, 1, 1))
-        self._shape = _Shape(block=(threads, 1, 1), shared=shared)
-        if cluster > 1:
-            self._shape.attributes, self._shape.count = ctypes.addressof(self._attribute), 1
+        wanted = [_Attribute(id=CLUSTER_DIMENSION, value=(cluster, 1, 1))] * (cluster > 1)
+        wanted += [_Attribute(id=EARLY_START, value=(1,))] * early
+        self._attributes = (_Attribute * len(wanted))(*wanted)
+        self._shape = _Shape(block=(threads, 1, 1), shared=shared, count=len(wanted))
+        self._shape.attributes = ctypes.addressof(self._attributes)
         self._launch, self._lock = driver().cuLaunchKernelEx, Lock()
 
     def __call__(self, grid: tuple[int, int, int], *arguments: int | float) -> None:
@@ -66,6 +69,8 @@ class Loaded:
             self.layout.pack_into(self._memory, 0, *arguments)
             shape.grid, shape.stream = grid, stream
             failed = self._launch(ctypes.byref(shape), self.handle, self._pointers, None)
+            if failed and bind(self.device):
+                failed = self._launch(ctypes.byref(shape), self.handle, self._pointers, None)
         if failed:
             check(failed, "cuLaunchKernelEx")
 
@@ -79,13 +84,15 @@ def _pointers(layout: struct.Struct, base: int) -> ctypes.Array[ctypes.c_void_p]
 
 
 def load(
-    device: int, code: Callable[[str], bytes], layout: struct.Struct, threads: int, shared: int, cluster: int
-) -> Loaded:
+    device: int, code: Callable[[str], bytes], layout: struct.Struct, threads: int, shared: int, cluster: int,
+    early: bool,
+) -> Loaded:  # fmt: skip
     """Load the one kernel of a cubin; `code` gives it for the device's architecture."""
     arch = ARCHITECTURES[torch.cuda.get_device_capability(device)]
     image, library, kernel, count = code(arch), ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_uint()
     cuda = driver()
     with torch.cuda.device(device):
+        bind(device)
         check(cuda.cuLibraryLoadData(ctypes.byref(library), image, None, None, 0, None, None, 0), "load")
         check(cuda.cuLibraryGetKernelCount(ctypes.byref(count), library), "cuLibraryGetKernelCount")
         if count.value != 1:
@@ -101,7 +108,30 @@ def load(
         # Brings the code to the device now: a first launch inside a capture must not.
         check(cuda.cuKernelGetFunction(ctypes.byref(function), kernel), "cuKernelGetFunction")
     assert kernel.value is not None
-    return Loaded(kernel.value, device, layout, threads, shared, cluster)
+    return Loaded(kernel.value, device, layout, threads, shared, cluster, early)
+
+
+def bind(device: int) -> bool:
+    """Make a device's primary context, which torch uses, the calling thread's if it has none: whether so.
+
+    A thread has none before its first call of the CUDA runtime; to choose the device that it is on already is
+    no such call in torch.
+    """
+    cuda, current = driver(), ctypes.c_void_p()
+    check(cuda.cuCtxGetCurrent(ctypes.byref(current)), "cuCtxGetCurrent")
+    if current.value is not None:
+        return False
+    check(cuda.cuCtxSetCurrent(_primary(device)), "cuCtxSetCurrent")
+    return True
+
+
+@cache
+def _primary(device: int) -> ctypes.c_void_p:
+    """A device's primary context, held until the process ends."""
+    number, context = ctypes.c_int(), ctypes.c_void_p()
+    check(driver().cuDeviceGet(ctypes.byref(number), device), "cuDeviceGet")
+    check(driver().cuDevicePrimaryCtxRetain(ctypes.byref(context), number), "cuDevicePrimaryCtxRetain")
+    return context
 
 
 def check(code: int, what: str) -> None:

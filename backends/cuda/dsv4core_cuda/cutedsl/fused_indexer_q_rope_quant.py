@@ -24,7 +24,8 @@ Result = tuple[Tensor, Tensor | None, Tensor]
 @cache
 def program(hadamard: bool, bf16: bool) -> Program:
     """The kernel, with or without rotation, for weights in bf16 or f32."""
-    return Program("index_q_mxfp4", "q" * 7 + "iii" + "q" * 5 + "ff", (hadamard, bf16, WARPS), 32 * WARPS)
+    arguments = "q" * 7 + "iii" + "q" * 5 + "ff"
+    return Program("index_q_mxfp4", arguments, (hadamard, bf16, WARPS), 32 * WARPS, early=True)
 
 
 def programs(arch: str) -> dict[str, Program]:

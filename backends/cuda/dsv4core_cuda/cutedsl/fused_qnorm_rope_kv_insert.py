@@ -19,9 +19,8 @@ WARPS, AT_ONCE = 4, 2
 @cache
 def program(rows: int, at_once: int = AT_ONCE, warps: int = WARPS) -> Program:
     """The kernel for pages of so many rows; a warp takes `at_once` heads."""
-    return Program(
-        "qnorm_rope_insert", "q" * 7 + "i" * 5 + "q" * 7 + "f", (rows, at_once, warps), 32 * warps
-    )  # fmt: skip
+    arguments = "q" * 7 + "i" * 5 + "q" * 7 + "f"
+    return Program("qnorm_rope_insert", arguments, (rows, at_once, warps), 32 * warps, early=True)
 
 
 def programs(arch: str) -> dict[str, Program]:

@@ -18,14 +18,12 @@ from dsv4core_cuda.cutedsl._probe import ARCHITECTURES, reason_against
 
 OPS = (
     "compress_norm_rope_store",
+    "dequantize_and_gather_k_cache",
     "fused_indexer_q_rope_quant",
     "fused_qnorm_rope_kv_insert",
     "sparse_indexer",
 )
 """Ops with a launcher here, in a module of the same name."""
-
-REJECTED = ("sparse_indexer",)
-"""Ops whose kernel failed cases of the conformance suite on a device (docs/cuda.md): no setting takes it."""
 
 CHOICES = ("auto", "cutedsl", "triton")
 CHECK = Program("check", "qff", (), 32)
@@ -45,10 +43,10 @@ def replaced(ops: Mapping[str, OpImpl], wanted: str, architecture: tuple[int, in
         raise ConfigError(f"DSV4CORE_CUDA_KERNELS={wanted}: expected {', '.join(CHOICES)}")
     if wanted == "triton":
         return {}
-    modules = {op: module for op, module in launchers().items() if op not in REJECTED}
+    modules = launchers()
     arch = ARCHITECTURES.get(architecture, "")
     if wanted == "auto":
-        chosen = {op: forms for op, forms in faster(rows(arch)).items() if op in modules}
+        chosen = faster(rows(arch))
     else:
         chosen = {op: dict.fromkeys(module.programs(arch), 0) for op, module in modules.items()}
     if not chosen:

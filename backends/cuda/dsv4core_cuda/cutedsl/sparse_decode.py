@@ -61,7 +61,8 @@ def program(heads: int, blocks: int) -> Program:
     else:
         shared = kind.keys * 1024 + heads * (1024 + 2 * kind.keys + 96)
     constants = (blocks,) if kind.keys == 64 else (heads, blocks)
-    return Program(kind.kernel, ARGUMENTS, constants, kind.threads, shared + fold, blocks, kind.keys == 64)
+    alone, shared = kind.keys == 64, shared + fold
+    return Program(kind.kernel, ARGUMENTS, constants, kind.threads, shared, blocks, alone, early=True)
 
 
 def cut(heads: int, width: int, blocks: int) -> Form:

@@ -71,6 +71,16 @@ def _several(kind, n, loc, ip, value):
 
 
 @dsl_user_op
+def wait_turn(*, loc=None, ip=None):
+    """Wait until what was launched before is done, its writes visible; what comes behind may start waiting.
+
+    First of all in a kernel whose `Program` is `early`: nothing of global memory is touched before it.
+    """
+    text = "griddepcontrol.launch_dependents; griddepcontrol.wait;"
+    _asm(None, [], text, "~{memory}", loc, ip, effects=True)
+
+
+@dsl_user_op
 def load_words(address, n, *, loc=None, ip=None):
     """n (2 or 4) i32 from global memory, at an address that 4 n divides.
 
@@ -260,6 +270,17 @@ pair_most = _two("max.u16x2")
 def permuted(a, b, order, *, loc=None, ip=None):
     """Four bytes of two words: nibbles of `order`, the lowest first, choose from a (0..3) and b (4..7)."""
     return Int32(_asm(T.i32(), [Int32(a), Int32(b)], f"prmt.b32 $0, $1, $2, {order};", "=r,r,r", loc, ip))
+
+
+@dsl_user_op
+def from_pair_e4m3(codes, *, loc=None, ip=None):
+    """The two f32 of the e4m3fn codes in the low half of an i32."""
+    result = llvm.StructType.get_literal([T.f32()] * 2)
+    text = (
+        "{.reg .b16 c, l, h; .reg .b32 p; cvt.u16.u32 c, $2; cvt.rn.f16x2.e4m3x2 p, c; mov.b32 {l, h}, p; "
+        "cvt.f32.f16 $0, l; cvt.f32.f16 $1, h;}"
+    )
+    return _several(Float32, 2, loc, ip, _asm(result, [Int32(codes)], text, "=f,=f,r", loc, ip))
 
 
 @dsl_user_op

@@ -30,6 +30,7 @@ from dsv4core_cuda.cutedsl.kernels._ptx import (
     read_shared,
     shared_base,
     sub,
+    wait_turn,
     write_shared,
 )
 from dsv4core_cuda.cutedsl.kernels._windows import MOST, RECORD, closing, listed, look_up, slot_and_last
@@ -100,6 +101,7 @@ def kernel(
     Copies run STAGES - 1 stages ahead of what is pooled; a thread copies what it reads itself, so that no
     thread waits for another.
     """
+    wait_turn()
     lane = cute.arch.lane_idx()
     warp = cute.arch.warp_idx()
     CHUNKS = cutlass.const_expr(DIM // 128)

@@ -1,4 +1,4 @@
-"""Entries of windows of 128 states: a block pools 8 segments side by side, 64 channels at a time."""
+"""Entries of windows of 128 states: a block pools 8 segments of 64 channels side by side, two warps each."""
 
 import cutlass
 from cutlass import Float32, Int32, Int64, cute
@@ -34,6 +34,7 @@ from dsv4core_cuda.cutedsl.kernels._ptx import (
     store_u16,
     store_words,
     sub,
+    wait_turn,
     write_shared,
     write_shared_i64,
 )
@@ -41,42 +42,45 @@ from dsv4core_cuda.cutedsl.kernels._windows import MOST, RECORD, closing, listed
 
 RATIO, SEGMENTS, STATES, DIM = 128, 8, 16, 512
 CHUNKS = DIM // 64
-STAGE = STATES * 2 * 256
-"""Bytes of a warp's stage: scores and values of 64 channels of its segment."""
-EXCHANGE = SEGMENTS * (2 * (256 + 512) + 4 + 8)
-"""Bytes in which warps show each other maxima and sums (of two steps), magnitudes and squares."""
+WARPS = 2 * SEGMENTS
+STAGE = STATES * 2 * 128
+"""Bytes of a warp's stage: scores and values of 32 channels of its segment."""
+EXCHANGE = SEGMENTS * (2 * (256 + 512) + 8) + WARPS * 4
+"""Bytes in which warps show each other maxima and sums (of two steps), squares and magnitudes."""
 MINUS_INFINITY = -0x800000
 
 
 def shared_bytes(stages):
     """Dynamic shared memory of a block."""
-    return SEGMENTS * (stages * STAGE + MOST * (4 * STATES + RECORD)) + EXCHANGE
+    return WARPS * (stages * STAGE + MOST * (4 * STATES + RECORD)) + EXCHANGE
 
 
 @cute.jit
 def fetch(stage, place, step, state):
-    """Begin to copy a stage: channels 64 c .. of a segment's states of window e, for step 8 e + c."""
-    lane = cute.arch.lane_idx()
+    """Begin to copy a stage: 32 of the channels 64 c .. of a segment's states, for step 8 e + c of window e.
+
+    A quarter of the warp has four states, 16 bytes a lane: so many go past the first-level cache.
+    """
+    lane, warp = cute.arch.lane_idx(), cute.arch.warp_idx()
     e = step // CHUNKS
-    offset = Int64((step - e * CHUNKS) * 256 + lane * 8)
-    for part in cutlass.range_constexpr(STATES // 4):
-        rows = read_shared(place + (e * STATES + 4 * part) * 4, 4)
-        for i in cutlass.range_constexpr(4):
-            to = stage + (4 * part + i) * 512 + lane * 8
-            if rows[i] >= 0:
-                source = state + (Int64(rows[i]) << 4) + offset
-                copy_ahead(to, source, 8)
-                copy_ahead(to + 256, source + DIM * 4, 8)
-            else:
-                write_shared(to, [Int32(0)] * 2)
-                write_shared(to + 256, [Int32(MINUS_INFINITY)] * 2)
+    first, piece = lane // 8 * 4, lane % 8 * 16
+    offset = Int64((step - e * CHUNKS) * 256 + (warp & 1) * 128 + piece)
+    rows = read_shared(place + (e * STATES + first) * 4, 4)
+    for i in cutlass.range_constexpr(4):
+        to = stage + (first + i) * 256 + piece
+        if rows[i] >= 0:
+            source = state + (Int64(rows[i]) << 4) + offset
+            copy_ahead(to, source, 16)
+            copy_ahead(to + 128, source + DIM * 4, 16)
+        else:
+            write_shared(to, [Int32(0)] * 4)
+            write_shared(to + 128, [Int32(MINUS_INFINITY)] * 4)
 
 
-def columns(place):
-    """A thread's two channels of a segment, from values or scores in shared memory."""
-    at = place + cute.arch.lane_idx() * 8
-    pairs = [read_shared(at + j * 512, 2) for j in range(STATES)]
-    return [[from_bits(pair[c]) for pair in pairs] for c in range(2)]
+def column(place):
+    """A thread's channel of a segment, from values or scores in shared memory."""
+    at = place + cute.arch.lane_idx() * 4
+    return [from_bits(read_shared(at + j * 256, 1)[0]) for j in range(STATES)]
 
 
 def sums(values, scores, peak):
@@ -89,12 +93,12 @@ def sums(values, scores, peak):
 
 
 def combined(at):
-    """A thread's two channels from the sums of all segments, in order."""
+    """Two channels from the sums of all segments, in order."""
     mass, total = [Float32(0.0)] * 2, [Float32(0.0)] * 2
     for s in range(SEGMENTS):
         words = [from_bits(w) for w in read_shared(at + s * 512, 4)]
         for c in range(2):
-            mass[c], total[c] = add(mass[c], words[c]), add(total[c], words[2 + c])
+            mass[c], total[c] = add(mass[c], words[2 * c]), add(total[c], words[2 * c + 1])
     return [div(total[c], mass[c]) for c in range(2)]
 
 
@@ -110,23 +114,26 @@ def kernel(
 ):  # fmt: skip
     """Each block goes through `run` tokens; strides are bytes, those of states 16 bytes.
 
-    Warp w pools segment w of every 64 channels, and is the one that has channels 64 w .. afterwards. What it
-    shows the others lies in two places by turns, so that one barrier a step is enough.
+    Warps 2 s and 2 s + 1 pool segment s, half of every 64 channels each; warp w of the first eight has
+    channels 64 w .. afterwards. What warps show each other lies in two places by turns, so that one barrier a
+    step is enough.
     """
+    wait_turn()
     lane = cute.arch.lane_idx()
     warp = cute.arch.warp_idx()
     OWN = cutlass.const_expr(STAGES * STAGE + MOST * 4 * STATES)
+    segment, channel = warp // 2, warp % 2 * 32 + lane
     base = shared_base()
     ring = base + warp * OWN
     place = ring + STAGES * STAGE
-    windows = base + SEGMENTS * OWN
-    maxima = windows + SEGMENTS * MOST * RECORD
+    windows = base + WARPS * OWN
+    maxima = windows + WARPS * MOST * RECORD
     parts = maxima + 2 * 256 * SEGMENTS
     sizes = parts + 2 * 512 * SEGMENTS
-    squares = sizes + 4 * SEGMENTS
+    squares = sizes + 4 * WARPS
     first = cute.arch.block_idx()[0] * run
     end = cutlass.min(first + run, tokens)
-    for t in cutlass.range(first, end, SEGMENTS * MOST, unroll=1):
+    for t in cutlass.range(first, end, WARPS * MOST, unroll=1):
         found = closing(
             t + warp * MOST + lane, end, positions, requests, slots, kv_slots,
             (position_stride, request_stride, slot_stride, kv_slot_stride), RATIO,
@@ -135,7 +142,7 @@ def kernel(
             write_shared(sizes + warp * 4, [cute.arch.popc(found[4])])
         cute.arch.sync_threads()
         before, all_closed = Int32(0), Int32(0)
-        for w in cutlass.range_constexpr(SEGMENTS):
+        for w in cutlass.range_constexpr(WARPS):
             size = read_shared(sizes + 4 * w, 1)[0]
             before = before + choose(Int32, w < warp, size, 0)
             all_closed = all_closed + size
@@ -144,7 +151,7 @@ def kernel(
         for begin in cutlass.range(0, all_closed, MOST, unroll=1):
             count = cutlass.min(all_closed - begin, MOST)
             look_up(
-                place, windows + begin * RECORD, count, (SEGMENTS - 1 - warp) * STATES, table, width,
+                place, windows + begin * RECORD, count, (SEGMENTS - 1 - segment) * STATES, table, width,
                 table_stride, column_stride, (state_stride, state_row_stride), STATE_ROWS, STATES,
             )  # fmt: skip
             steps = count * CHUNKS
@@ -160,43 +167,46 @@ def kernel(
                 even, odd = Float32(0.0), Float32(0.0)
                 for c in cutlass.range(CHUNKS, unroll=1):
                     copies_wait(STAGES - 2)
+                    cute.arch.sync_warp()  # what other lanes copied is here, and they have read what is free
                     ahead = e * CHUNKS + c + STAGES - 1
                     free = turn - 1 if turn > 0 else Int32(STAGES - 1)
                     if ahead < steps:
                         fetch(ring + free * STAGE, place, ahead, state)
                     copies_commit()
                     stage = ring + turn * STAGE
-                    scores = columns(stage + 256)
+                    scores = column(stage + 128)
                     turn = turn + 1 if turn < STAGES - 1 else Int32(0)
                     half = c & 1
-                    maxima_here = maxima + half * (256 * SEGMENTS) + lane * 8
-                    write_shared(maxima_here + warp * 256, [bits(maximum(column)) for column in scores])
+                    maxima_here = maxima + half * (256 * SEGMENTS) + channel * 4
+                    write_shared(maxima_here + segment * 256, [bits(maximum(scores))])
                     cute.arch.sync_threads()
-                    values = columns(stage)
+                    values = column(stage)
                     if warp == c - 1:
                         even, odd = combined(parts + (1 - half) * (512 * SEGMENTS) + lane * 16)
-                    shown = [read_shared(maxima_here + s * 256, 2) for s in range(SEGMENTS)]
-                    peak = [maximum([from_bits(pair[i]) for pair in shown]) for i in range(2)]
-                    parted = [sums(values[i], scores[i], peak[i]) for i in range(2)]
-                    words = [bits(parted[i][part]) for part in range(2) for i in range(2)]
-                    write_shared(parts + half * (512 * SEGMENTS) + warp * 512 + lane * 16, words)
+                    shown = [from_bits(read_shared(maxima_here + s * 256, 1)[0]) for s in range(SEGMENTS)]
+                    mass, total = sums(values, scores, maximum(shown))
+                    mine = parts + half * (512 * SEGMENTS) + segment * 512 + channel * 8
+                    write_shared(mine, [bits(mass), bits(total)])
                 cute.arch.sync_threads()
                 if warp == CHUNKS - 1:
                     even, odd = combined(parts + 512 * SEGMENTS + lane * 16)
                 amax = across(widest([even, odd]), 32, "max")
-                write_shared(sizes + warp * 4, [amax])
+                if warp < SEGMENTS:
+                    write_shared(sizes + warp * 4, [amax])
                 cute.arch.sync_threads()
                 for part in cutlass.range_constexpr(2):
                     for size in read_shared(sizes + 16 * part, 4):
                         amax = cutlass.max(amax, size)
                 field = cutlass.max(amax >> 23, 30)
-                write_shared_i64(squares + warp * 8, over_warp(whole_squares([even, odd], field)))
+                if warp < SEGMENTS:
+                    write_shared_i64(squares + warp * 8, over_warp(whole_squares([even, odd], field)))
                 cute.arch.sync_threads()
-                square = Int64(0)
-                for s in cutlass.range_constexpr(SEGMENTS):
-                    square += read_shared_i64(squares + 8 * s)
-                inverse = inverse_rms(square, field, DIM, eps)
-                entry(even, odd, inverse, weight, cache, target, page_stride, cos, sin, ROWS, WEIGHT_BF16)
+                if warp < SEGMENTS:
+                    square = Int64(0)
+                    for s in cutlass.range_constexpr(SEGMENTS):
+                        square += read_shared_i64(squares + 8 * s)
+                    inverse = inverse_rms(square, field, DIM, eps)
+                    entry(even, odd, inverse, weight, cache, target, page_stride, cos, sin, ROWS, WEIGHT_BF16)
             cute.arch.sync_threads()
 
 

@@ -22,6 +22,7 @@ from dsv4core_cuda.cutedsl.kernels._ptx import (
     permuted,
     store_words,
     sub,
+    wait_turn,
 )
 
 EACH = 0x00010001
@@ -91,6 +92,7 @@ def kernel(
     HADAMARD: cutlass.Constexpr, WEIGHT_BF16: cutlass.Constexpr, WARPS: cutlass.Constexpr,
 ):  # fmt: skip
     """`parts` warps share a token's heads; strides are bytes. Four lanes have a row, 8 neighbours each."""
+    wait_turn()
     lane = cute.arch.lane_idx()
     number = cute.arch.block_idx()[0] * WARPS + cute.arch.warp_idx()
     t = number // parts

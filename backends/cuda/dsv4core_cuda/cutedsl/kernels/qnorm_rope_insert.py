@@ -20,6 +20,7 @@ from dsv4core_cuda.cutedsl.kernels._ptx import (
     mul,
     pair_bf16,
     store_words,
+    wait_turn,
 )
 
 
@@ -56,6 +57,7 @@ def kernel(
 
     Strides are bytes. Heads behind `heads` become +0; a negative slot writes nothing.
     """
+    wait_turn()
     lane = cute.arch.lane_idx()
     block = cute.arch.block_idx()[0]
     if block < key_blocks:

@@ -22,6 +22,7 @@ from dsv4core_cuda.cutedsl.kernels._ptx import (
     from_bits,
     pair_bf16,
     store_words,
+    wait_turn,
     write_shared,
 )
 from dsv4core_cuda.cutedsl.kernels._rows import fetch, spread
@@ -131,6 +132,7 @@ def kernel(
     )  # fmt: skip
     sums = red + 8 * HEADS * 4
     cute.arch.cluster_arrive_relaxed()
+    wait_turn()
 
     q_from = q + (Int64(t) * q_stride + Int64(group * HEADS) * q_head_stride) * 2
     for i in cutlass.range_constexpr(HEADS * 64 // THREADS):

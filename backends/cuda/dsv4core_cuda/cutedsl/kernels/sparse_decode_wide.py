@@ -10,7 +10,7 @@ import cutlass.utils.hopper_helpers as hopper
 from cutlass import BFloat16, Float32, Int32, Int64, cute
 from cutlass.cute.nvgpu import warpgroup
 
-from dsv4core_cuda.cutedsl.kernels._cluster import ceil, exp2, peer, write_peer
+from dsv4core_cuda.cutedsl.kernels._cluster import ceil, exp2, own_block, peer, write_peer
 from dsv4core_cuda.cutedsl.kernels._fold import LOG2E, SUMS, Packed, add_blocks, read_f32, shares
 from dsv4core_cuda.cutedsl.kernels._listed_rows import listed
 from dsv4core_cuda.cutedsl.kernels._ptx import (
@@ -21,6 +21,7 @@ from dsv4core_cuda.cutedsl.kernels._ptx import (
     from_bits,
     pair_bf16,
     store_words,
+    wait_turn,
     write_shared,
 )
 from dsv4core_cuda.cutedsl.kernels._rows import announce, fetch, spread
@@ -110,10 +111,17 @@ def put_outputs(o, outputs, first, warp, lane, BLOCKS_N: cutlass.Constexpr):
 
 @cute.jit
 def finish(
-    outputs, ml, weights, sink, out, lse, thread, rank, first_head, out_head_stride,
+    outputs, ml, weights, sink, out, lse, thread, out_stride, out_head_stride, heads,
     BLOCKS: cutlass.Constexpr,
 ):  # fmt: skip
-    """Fold the cluster's blocks and write outputs."""
+    """Fold the cluster's blocks and write outputs.
+
+    Which block this is, is asked again: nobody keeps it in a register until then.
+    """
+    rank, group, t = own_block()
+    first_head = group * HEADS
+    out = out + (Int64(t) * out_stride + Int64(first_head) * out_head_stride) * 2
+    lse = lse + (Int64(t) * heads + first_head) * 4
     cute.arch.cluster_arrive()
     cute.arch.cluster_wait()
     if thread < HEADS:
@@ -175,8 +183,6 @@ def kernel(
         extra, extra_stride, extra_rows, extra_part, extra_limit, extra_slots, extra_slot_stride, extra_lens,
         extra_width,
     )  # fmt: skip
-    to_out = out + (Int64(t) * out_stride + Int64(group * HEADS) * out_head_stride) * 2
-    to_lse = lse + (Int64(t) * heads + group * HEADS) * 4
 
     k_major, mn_major = warpgroup.OperandMajorMode.K, warpgroup.OperandMajorMode.MN
     types = (BFloat16, BFloat16)
@@ -196,6 +202,7 @@ def kernel(
     ]
     value_mma.set(warpgroup.Field.ACCUMULATE, True)
 
+    wait_turn()
     if role < 2:
         q_from = q + (Int64(t) * q_stride + Int64(group * HEADS) * q_head_stride) * 2
         for i in cutlass.range_constexpr(HEADS * 64 // 256):
@@ -264,7 +271,7 @@ def kernel(
                     write_peer(to + HEADS * 4, rounded[r])
                     write_peer(to + HEADS * 8, exact[r])
         finish(
-            keys, ml, share, sink, to_out, to_lse, thread, rank, group * HEADS, out_head_stride, BLOCKS
+            keys, ml, share, sink, out, lse, thread, out_stride, out_head_stride, heads, BLOCKS
         )  # fmt: skip
     elif role == 1:
         cute.arch.setmaxregister_increase(224)
@@ -294,7 +301,7 @@ def kernel(
         put_outputs(o, keys, 128, warp - 4, lane, 3)
         cute.arch.cluster_wait()
         finish(
-            keys, ml, share, sink, to_out, to_lse, thread, rank, group * HEADS, out_head_stride, BLOCKS
+            keys, ml, share, sink, out, lse, thread, out_stride, out_head_stride, heads, BLOCKS
         )  # fmt: skip
     else:
         cute.arch.setmaxregister_decrease(80)
@@ -326,5 +333,5 @@ def kernel(
                 announce(next_row, next_scales, lane)
         cute.arch.cluster_wait()
         finish(
-            keys, ml, share, sink, to_out, to_lse, thread, rank, group * HEADS, out_head_stride, BLOCKS
+            keys, ml, share, sink, out, lse, thread, out_stride, out_head_stride, heads, BLOCKS
         )  # fmt: skip
