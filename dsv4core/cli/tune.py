@@ -46,9 +46,9 @@ def run(args: argparse.Namespace) -> int:
     unknown = [kernel for kernel in args.kernel if kernel not in known]
     if unknown:
         raise ConfigError(f"--kernel {unknown[0]}: the table has {', '.join(known)}")
-    made = calls.calls(args.tokens, context=args.context)
+    made = calls.calls(args.tokens, context=args.context) | calls.products(args.tokens, 4096)
     if args.kernel:  # large arguments take long to make
-        small = calls.calls()
+        small = calls.calls() | calls.products()
         made = {n: call for n, call in made.items() if tune.reached(small[n], name) & set(args.kernel)}
     folder = args.out or (FOLDER if args.write else None)
     outcomes: list[Any] = []

@@ -131,9 +131,40 @@ def test_tuning_takes_what_is_faster_and_right() -> None:
     assert outcome.after["HEADS"] == outcome.before["HEADS"]
     assert outcome.seconds_after < outcome.seconds_before
     written = json.loads(tune.tuned_file("interpreter", [outcome], "here"))
-    assert written["measured"] == "here"
+    assert written["measured"] == "sparse_attention: here"
     assert written["kernels"]["sparse_attention"][1]["KEYS"] == 32
     assert tuned("sparse_attention", HERE, heads=4) == outcome.before, "this process has the table it had"
+
+
+def test_every_kernel_of_the_table_can_be_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But the one of Hopper, which nothing interprets."""
+    names = {
+        name
+        for found in devices().values()
+        for rows in found.kernels.values()
+        for row in rows
+        for name in row
+    }
+    monkeypatch.setattr(tune, "LIMITS", dict.fromkeys(names, 0))  # a call with the table's rows is enough
+    made = calls.calls(4, few=2, context=40) | calls.products(4, 256)
+    with _launch.launched_as(DEFAULT):
+        reached = {outcome.place.kernel for outcome in tune.tune(made, "cpu", (), keys_of_32_are_fastest, 0)}
+    assert reached == set(devices()[DEFAULT].kernels) - {"use_kept"}
+
+
+def test_kernels_that_were_left_out_keep_the_word_of_where_they_come_from() -> None:
+    row = dict(devices()["sm90"].kernels["use_kept"][0])
+    outcomes = [tune.Outcome(Place("sm90", "use_kept", 0), row, row, 0, 0)]
+    before = devices()["sm90"].measured
+    assert json.loads(tune.tuned_file("sm90", outcomes, "there"))["measured"] == f"{before}; use_kept: there"
+    assert json.loads(tune.tuned_file("sm90", outcomes, before))["measured"] == before
+    assert json.loads(tune.tuned_file("sm80", outcomes, "there"))["measured"] == "use_kept: there"
+    everything = [
+        tune.Outcome(Place("sm90", kernel, i), dict(row), dict(row), 0, 0)
+        for kernel, rows in devices()["sm90"].kernels.items()
+        for i, row in enumerate(rows)
+    ]
+    assert json.loads(tune.tuned_file("sm90", everything, "there"))["measured"] == "there"
 
 
 def test_what_gives_other_results_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,6 +213,7 @@ def test_the_command_says_what_it_did_not_reach(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(calls, "calls", lambda *_, **__: one_call())
+    monkeypatch.setattr(calls, "products", lambda *_, **__: {})
     assert main(["tune", "--tokens", "3", "--seconds", "1e-9"]) == 0
     said = capsys.readouterr().out
     assert "not reached" in said and "sparse_attention" in said
@@ -196,6 +228,7 @@ def test_the_command_writes_a_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(calls, "calls", lambda *_, **__: one_call())
+    monkeypatch.setattr(calls, "products", lambda *_, **__: {})
     monkeypatch.setattr(tune, "LIMITS", {"HEADS": 0, "KEYS": 0, "num_warps": 0, "num_stages": 0})
     assert main(["tune", "--tokens", "3", "--out", str(tmp_path)]) == 0
     assert "sparse_attention" in capsys.readouterr().out

@@ -27,6 +27,7 @@ from dsv4core.kernels.triton._attention import (
     stored,
     weigh,
 )
+from dsv4core.kernels.triton._early import let_next_start, wait_for_last
 from dsv4core.kernels.triton._launch import interpreted, launch, pieces
 from dsv4core.kernels.triton._pages import store_as
 from dsv4core.kernels.triton._tuning import tuned
@@ -37,20 +38,6 @@ DYNAMIC = [
     "extra_lens",
 ]  # fmt: skip
 STATS = tl.constexpr(3)  # of a tile and a head: maximum, sum of weights, sum of rounded weights
-
-
-@triton.jit
-def _let_next_start():
-    """The next kernel may take its place beside this one, where it waits (NVIDIA, from SM90 on)."""
-    tl.inline_asm_elementwise(
-        "griddepcontrol.launch_dependents; // $0", "=r", [], dtype=tl.int32, is_pure=False, pack=1
-    )
-
-
-@triton.jit
-def _wait_for_last():
-    """What the kernel before has written is there."""
-    tl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", [], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
@@ -115,7 +102,7 @@ def weigh_keys_kernel(
 ):  # fmt: skip
     """One program weighs one tile of keys for HEADS heads of a token."""
     if EARLY:
-        _let_next_start()
+        let_next_start()
     pid = tl.program_id(0)
     tile = pid % tiles
     part = pid // tiles
@@ -215,7 +202,7 @@ def _channels(
         extra_length = tl.maximum(tl.minimum(tl.load(extra_lens + t * extra_len_stride), extra_width), 0)
         tiles += tl.cdiv(extra_length, KEYS)
     if EARLY:
-        _wait_for_last()
+        wait_for_last()
     acc, peak, total, rounded = _walk(
         acc, peak, total, rounded, t, weights, stats, first, 0, tiles if BOTH else own, own, skip, length,
         extra_length, cache, slots, limit, stride, slot_stride, column_stride,
@@ -299,15 +286,16 @@ def run_hopper(
     heads, _, width, _, extra_width, *_ = numbers
     programs, tiles = q.shape[0] * parts, count(numbers, 64, meta["EXTRA"])
     weights, stats = workspace(q, programs * tiles, meta)
+    use = tuned("use_kept", q, programs=programs)
     kept = torch.empty(q.shape[0] * tiles, 64, 512, dtype=torch.bfloat16, device=q.device)
     launch(
         weigh_hopper_kernel, programs * tiles, q, q, *lists, weights, stats, kept, scale, parts, tiles,
-        *numbers[:7], *numbers[9:], rows=meta["rows"], num_warps=4,
+        *numbers[:7], *numbers[9:], rows=meta["rows"], num_warps=4, launch_pdl=1,
     )  # fmt: skip
     launch(
-        use_kept_kernel, programs * 8, q, weights, stats, kept, lists[2], lists[5], sink, out, lse, parts,
-        tiles, heads, width, extra_width, *numbers[7:9], numbers[12], numbers[16], EXTRA=meta["EXTRA"],
-        num_warps=4, launch_pdl=1,
+        use_kept_kernel, programs * (512 // use["CHANNELS"]), q, weights, stats, kept, lists[2], lists[5],
+        sink, out, lse, parts, tiles, heads, width, extra_width, *numbers[7:9], numbers[12], numbers[16],
+        EXTRA=meta["EXTRA"], num_warps=4, launch_pdl=1, **use,
     )  # fmt: skip
 
 

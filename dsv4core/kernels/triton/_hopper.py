@@ -64,6 +64,20 @@ class Lists(NamedTuple):
 
 
 @gluon.jit
+def let_next_start():
+    """The next kernel may take its place beside this one, where it waits."""
+    gl.inline_asm_elementwise(
+        "griddepcontrol.launch_dependents; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
+    )
+
+
+@gluon.jit
+def wait_for_last():
+    """What kernels before have written is there, and what they read may be written."""
+    gl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
 def _both(a, b, c, d):
     return a + c, b + d
 

@@ -1,10 +1,13 @@
 """Decode of few tokens on Hopper: `_attention_split`, but rows are decoded once, for both kernels."""
 
+from typing import Any, NamedTuple
+
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
+    mbarrier,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
@@ -20,12 +23,12 @@ from dsv4core.kernels.triton._hopper import (
     count,
     finish,
     fold,
+    let_next_start,
+    wait_for_last,
     weigh,
 )
 from dsv4core.kernels.triton._hopper_decode import DYNAMIC, PAIRS, ROW, decode_rows, read_rows, slots_of
 
-STAGES = gl.constexpr(8)  # tiles in shared memory at a time
-LEFT = gl.constexpr(gl.DotOperandLayout(0, SCORES, 2))
 CHUNKS = gl.constexpr(gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0]))
 NUMBERS = gl.constexpr(gl.BlockedLayout([4], [32], [4], [0]))
 
@@ -56,9 +59,8 @@ def weigh_hopper_kernel(
     rows: gl.constexpr,
 ):  # fmt: skip
     """One tile of keys for 64 heads of a token: its weights, and its rows for `use_kept_kernel`."""
-    gl.inline_asm_elementwise(
-        "griddepcontrol.launch_dependents; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1
-    )
+    wait_for_last()
+    let_next_start()  # which reads lengths at once
     pid = gl.program_id(0)
     tile = pid % tiles
     part = pid // tiles
@@ -116,77 +118,128 @@ def weigh_hopper_kernel(
     async_copy.wait_group(0)
 
 
+class Kept(NamedTuple):
+    """Tiles on their way from the first kernel to the second: weights, rows and numbers, and barriers.
+
+    `ready` and `free`: a tile is there, has been used.
+    """
+
+    weights: Any
+    keys: Any
+    numbers: Any
+    ready: Any
+    free: Any
+
+
 @gluon.jit
-def _copy_kept(weights, keys, numbers, stage, given, kept, stats, tile, own, skip, first, there):
-    """Start copying a tile's weights, 64 channels of its rows, and its numbers."""
-    place = gl.where(tile < own, tile, tile + skip).to(gl.int64)
+def _bring_kept(kept, given, stats, rows, lists, t, first):
+    """Copies of a tile's weights, some channels of its rows, and its numbers, as places come free."""
+    STAGES: gl.constexpr = kept.keys.shape[0]
+    own, tiles = count(lists, t)
+    skip = gl.cdiv(lists.width, 64) - own
     i = gl.arange(0, 64, layout=gl.SliceLayout(1, CHUNKS))[:, None]
     j = gl.arange(0, 64, layout=gl.SliceLayout(0, CHUNKS))[None, :]
-    mask = (i < 64) & there
-    async_copy.async_copy_global_to_shared(weights.index(stage), given + place * 4096 + i * 64 + j, mask=mask)
-    async_copy.async_copy_global_to_shared(
-        keys.index(stage), kept + place * 32768 + i * 512 + first + j, mask=mask
-    )
+    d = gl.arange(0, kept.keys.shape[2], layout=gl.SliceLayout(0, CHUNKS))[None, :]
     n = gl.arange(0, 256, layout=NUMBERS)
-    async_copy.async_copy_global_to_shared(
-        numbers.index(stage), stats + place * 192 + n, mask=(n < 192) & there
-    )
-    async_copy.commit_group()
+    wait_for_last()
+    let_next_start()
+    for tile in range(tiles):
+        here = tile % STAGES
+        place = gl.where(tile < own, tile, tile + skip).to(gl.int64)
+        mbarrier.wait(kept.free.index(here), tile // STAGES % 2 ^ 1)
+        async_copy.async_copy_global_to_shared(kept.weights.index(here), given + place * 4096 + i * 64 + j)
+        async_copy.async_copy_global_to_shared(
+            kept.keys.index(here), rows + place * 32768 + i * 512 + first + d
+        )
+        async_copy.async_copy_global_to_shared(
+            kept.numbers.index(here), stats + place * 192 + n, mask=n < 192
+        )
+        async_copy.mbarrier_arrive(kept.ready.index(here), increment_count=False)
+
+
+@gluon.jit
+def _share_of(kept, tile, peak, total, rounded, LEFT: gl.constexpr):
+    """A tile's weights for the maximum so far, what was before for it, and the running numbers."""
+    STAGES: gl.constexpr = kept.keys.shape[0]
+    here = tile % STAGES
+    mbarrier.wait(kept.ready.index(here), tile // STAGES % 2)
+    mine = kept.numbers.index(here)
+    top = mine.slice(0, 64).load(peak.type.layout)
+    added = mine.slice(64, 64).load(peak.type.layout)
+    added_rounded = mine.slice(128, 64).load(peak.type.layout)
+    factor, peak, total, rounded, past = fold(top, added, added_rounded, peak, total, rounded)
+    share = gl.convert_layout(factor, gl.SliceLayout(1, LEFT))[:, None]
+    w = (kept.weights.index(here).load(LEFT).to(gl.float32) * share).to(gl.bfloat16)
+    return w, past, peak, total, rounded
+
+
+@gluon.jit
+def _fold_kept(kept, lists, sink, out, lse, t, first, heads, start, out_stride, out_head_stride):
+    """Tiles in order; weights of the next one are made while the products of one run."""
+    STAGES: gl.constexpr = kept.keys.shape[0]
+    CHANNELS: gl.constexpr = kept.keys.shape[2]
+    SUMS: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, CHANNELS, 16])
+    LEFT: gl.constexpr = gl.DotOperandLayout(0, SUMS, 2)
+    HEAD: gl.constexpr = gl.SliceLayout(1, SUMS)
+    _, tiles = count(lists, t)
+    acc = gl.zeros([64, CHANNELS], gl.float32, SUMS)
+    peak = gl.zeros([64], gl.float32, HEAD) + NEVER
+    total = gl.zeros([64], gl.float32, HEAD)
+    rounded = gl.zeros([64], gl.float32, HEAD)
+    w = gl.zeros([64, 64], gl.bfloat16, LEFT)
+    past = gl.zeros([64], gl.float32, HEAD)
+    if tiles > 0:
+        w, past, peak, total, rounded = _share_of(kept, 0, peak, total, rounded, LEFT)
+    for tile in range(tiles):
+        here = tile % STAGES
+        fence_async_shared()
+        going = warpgroup_mma(w, kept.keys.index(here), acc * past[:, None], is_async=True)
+        held = w
+        if tile + 1 < tiles:
+            w, past, peak, total, rounded = _share_of(kept, tile + 1, peak, total, rounded, LEFT)
+        acc, held = warpgroup_mma_wait(0, deps=[going, held])  # registers of weights are read until then
+        mbarrier.arrive(kept.free.index(here), count=1)
+    h = start + gl.arange(0, 64, layout=HEAD)
+    share, natural = finish(peak, total, rounded, gl.load(sink + h, h < heads, other=0.0))
+    if first == 0:
+        gl.store(lse + t * heads + h, natural, h < heads)
+    value = gl.where(share[:, None] == 0, 0.0, acc * share[:, None]).to(gl.bfloat16)
+    d = first + gl.arange(0, CHANNELS, layout=gl.SliceLayout(0, SUMS))
+    target = out + t * out_stride + h.to(gl.int64) * out_head_stride
+    gl.store(target[:, None] + d[None, :], value, (h < heads)[:, None])
 
 
 @gluon.jit(do_not_specialize=["parts", "tiles", "width", "extra_width", "lens", "extra_lens"])
 def use_kept_kernel(
     given, stats, kept, lens, extra_lens, sink, out, lse, parts, tiles, heads, width, extra_width,
-    out_stride, out_head_stride, len_stride, extra_len_stride, EXTRA: gl.constexpr,
+    out_stride, out_head_stride, len_stride, extra_len_stride, EXTRA: gl.constexpr, CHANNELS: gl.constexpr,
+    STAGES: gl.constexpr,
 ):  # fmt: skip
-    """`use_weights_kernel` for 64 channels of 64 heads of a token, with rows that the first kernel kept."""
+    """`use_weights_kernel` for CHANNELS channels of 64 heads, with rows that the first kernel kept."""
     pid = gl.program_id(0)
-    first = pid % 8 * 64
-    part = pid // 8
+    first = pid % (512 // CHANNELS) * CHANNELS
+    part = pid // (512 // CHANNELS)
     t = (part // parts).to(gl.int64)
     given += part.to(gl.int64) * tiles * 4096
     stats += part.to(gl.int64) * tiles * 192
     kept += t * tiles * 32768
-    weights = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 64, 64], OPERAND)
-    keys = gl.allocate_shared_memory(gl.bfloat16, [STAGES, 64, 64], OPERAND)
-    numbers = gl.allocate_shared_memory(gl.float32, [STAGES, 256], LINE)
-    own, all_tiles = count(
-        Lists(lens, len_stride, width, extra_lens, extra_len_stride, extra_width, EXTRA), t
+    ROWS: gl.constexpr = gl.NVMMASharedLayout(64 if CHANNELS == 32 else 128, 16, 2)
+    shared = Kept(
+        gl.allocate_shared_memory(gl.bfloat16, [STAGES, 64, 64], OPERAND),
+        gl.allocate_shared_memory(gl.bfloat16, [STAGES, 64, CHANNELS], ROWS),
+        gl.allocate_shared_memory(gl.float32, [STAGES, 256], LINE),
+        gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout()),
+        gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout()),
     )
-    skip = gl.cdiv(width, 64) - own
-    acc = gl.zeros([64, 64], gl.float32, SCORES)
-    peak = gl.zeros([64], gl.float32, gl.SliceLayout(1, SCORES)) + NEVER
-    total = gl.zeros([64], gl.float32, gl.SliceLayout(1, SCORES))
-    rounded = gl.zeros([64], gl.float32, gl.SliceLayout(1, SCORES))
-    gl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", [], dtype=gl.int32, is_pure=False, pack=1)
-    for tile in gl.static_range(STAGES - 1):
-        _copy_kept(weights, keys, numbers, tile, given, kept, stats, tile, own, skip, first, tile < all_tiles)
-    for tile in range(all_tiles):
-        ahead = tile + STAGES - 1
-        async_copy.wait_group(STAGES - 2)
-        here = tile % STAGES
-        mine = numbers.index(here)
-        top = mine.slice(0, 64).load(gl.SliceLayout(1, SCORES))
-        added = mine.slice(64, 64).load(gl.SliceLayout(1, SCORES))
-        added_rounded = mine.slice(128, 64).load(gl.SliceLayout(1, SCORES))
-        _copy_kept(
-            weights, keys, numbers, ahead % STAGES, given, kept, stats, ahead, own, skip, first,
-            ahead < all_tiles,
-        )  # fmt: skip
-        factor, peak, total, rounded, past = fold(top, added, added_rounded, peak, total, rounded)
-        w = weights.index(here).load(LEFT)
-        share = gl.convert_layout(factor, gl.SliceLayout(1, LEFT))[:, None]
-        w = (w.to(gl.float32) * share).to(gl.bfloat16)
-        fence_async_shared()
-        acc = acc * past[:, None]
-        acc = warpgroup_mma(w, keys.index(here), acc, is_async=True)
-        acc = warpgroup_mma_wait(0, deps=[acc])
-    async_copy.wait_group(0)
-    h = part % parts * 64 + gl.arange(0, 64, layout=gl.SliceLayout(1, SCORES))
-    share, natural = finish(peak, total, rounded, gl.load(sink + h, h < heads, other=0.0))
-    if first == 0:
-        gl.store(lse + t * heads + h, natural, h < heads)
-    value = gl.where(share[:, None] == 0, 0.0, acc * share[:, None]).to(gl.bfloat16)
-    d = first + gl.arange(0, 64, layout=gl.SliceLayout(0, SCORES))
-    target = out + t * out_stride + h.to(gl.int64) * out_head_stride
-    gl.store(target[:, None] + d[None, :], value, (h < heads)[:, None])
+    for i in gl.static_range(STAGES):
+        mbarrier.init(shared.ready.index(i), count=128)  # every thread that copies
+        mbarrier.init(shared.free.index(i), count=1)
+    lists = Lists(lens, len_stride, width, extra_lens, extra_len_stride, extra_width, EXTRA)
+    gl.warp_specialize(
+        [
+            (_fold_kept, (shared, lists, sink, out, lse, t, first, heads, part % parts * 64, out_stride,
+                          out_head_stride)),
+            (_bring_kept, (shared, given, stats, kept, lists, t, first)),
+        ],
+        [4], [56],
+    )  # fmt: skip

@@ -80,6 +80,29 @@ def calls(tokens: int = 60, few: int = 3, context: int = 200) -> dict[str, Calla
     }  # fmt: skip
 
 
+def products(tokens: int = 60, inputs: int = 512) -> dict[str, Callable[[], Call]]:
+    """The same for kernels of stored weights and their inputs, which serve no op of the contract."""
+    rows, made = -(-tokens // 128) * 128, torch.Generator().manual_seed(tokens)
+
+    def weight(format: str, width: int, scales: torch.Tensor) -> Call:
+        codes = torch.randint(127, (rows, width), generator=made, dtype=torch.uint8)  # 127 is NaN in e4m3
+        return "dequantise_weight", {
+            "weight": codes, "scales": scales, "global_scale": None, "format": format
+        }  # fmt: skip
+
+    return {
+        "quantise_activation": lambda: (
+            "quantise_activation", {"x": torch.randn(tokens, inputs, generator=made).bfloat16()}
+        ),
+        "dequantise_weight fp8_block": lambda: weight(
+            "fp8_block", inputs, torch.rand(rows // 128, inputs // 128, generator=made)
+        ),
+        "dequantise_weight mxfp4": lambda: weight(
+            "mxfp4", inputs // 2, torch.full((rows, inputs // 32), 120, dtype=torch.uint8)
+        ),
+    }  # fmt: skip
+
+
 def closing(tokens: int, ratio: int, layout: str) -> Call:
     """One request of so many windows, each closed by its last token; states are random."""
     found = get_layout(layout)

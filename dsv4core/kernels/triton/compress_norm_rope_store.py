@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
+from dsv4core.kernels.triton._early import let_next_start, wait_for_last
 from dsv4core.kernels.triton._launch import (
     alignment,
     launch,
@@ -80,6 +81,12 @@ def _pool(scores, values, ENTRIES: tl.constexpr, SEGMENTS: tl.constexpr):
 
 
 @triton.jit
+def _once(pointer, mask, other):
+    """Load what no other program reads."""
+    return tl.load(pointer, mask, other=other, eviction_policy="evict_first")
+
+
+@triton.jit
 def _windows(
     state, table, request, last, live, width, page_stride, row_stride, table_stride, column_stride,
     STATE_ROWS: tl.constexpr, RATIO: tl.constexpr, WINDOW: tl.constexpr, DIM: tl.constexpr,
@@ -113,16 +120,16 @@ def _windows(
     mask = valid[:, :, None]
     if BLOCKS == 1:
         c = tl.max_contiguous(tl.arange(0, DIM)[None, None, :], (1, 1, VECTOR))
-        scores = tl.load(row + c + SCORE, mask & (c >= 0), other=-float("inf"))
-        values = tl.load(row + c, mask & (c >= 0), other=0.0)
+        scores = _once(row + c + SCORE, mask & (c >= 0), -float("inf"))
+        values = _once(row + c, mask & (c >= 0), 0.0)
         return _pool(scores, values, E, SEGMENTS)
     else:
         number = tl.arange(0, BLOCKS)[None, :, None]
         pooled = tl.zeros([E, BLOCKS, CHANNELS], tl.float32)
         for b in range(BLOCKS):
             c = tl.max_contiguous(b * CHANNELS + tl.arange(0, CHANNELS)[None, None, :], (1, 1, VECTOR))
-            scores = tl.load(row + c + SCORE, mask & (c >= 0), other=-float("inf"))
-            values = tl.load(row + c, mask & (c >= 0), other=0.0)
+            scores = _once(row + c + SCORE, mask & (c >= 0), -float("inf"))
+            values = _once(row + c, mask & (c >= 0), 0.0)
             pooled = tl.where(number == b, _pool(scores, values, E, SEGMENTS)[:, None, :], pooled)
         return tl.reshape(pooled, (E, DIM))
 
@@ -171,9 +178,12 @@ def compress_norm_rope_store_kernel(
     STATE_ROWS: tl.constexpr, RATIO: tl.constexpr, WINDOW: tl.constexpr, DIM: tl.constexpr,
     rows: tl.constexpr, LAYOUT: tl.constexpr, HADAMARD: tl.constexpr, ALIGN: tl.constexpr,
     HARDWARE: tl.constexpr, SCAN: tl.constexpr, ENTRIES: tl.constexpr, SEGMENTS: tl.constexpr,
-    CHANNELS: tl.constexpr, VECTOR: tl.constexpr,
+    CHANNELS: tl.constexpr, VECTOR: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One program goes through ENTRIES runs of tokens side by side, SCAN at a time, and closes windows."""
+    if EARLY:
+        wait_for_last()
+        let_next_start()
     i = tl.arange(0, SCAN)[None, :]
     begin = (tl.program_id(0) * ENTRIES + tl.arange(0, ENTRIES)).to(tl.int64) * run
     for step in range(0, run, SCAN):
@@ -237,7 +247,7 @@ def compress_norm_rope_store(
         block_table.stride(1), cos_sin.stride(0), k_cache.stride(0), eps,
         STATE_ROWS=state_cache.shape[1], RATIO=ratio, WINDOW=window, DIM=head_dim, rows=rows, LAYOUT=layout,
         HADAMARD=rotate == "hadamard", ALIGN=alignment(k_cache), HARDWARE=native_e4m3(k_cache),
-        SEGMENTS=1 if window == 8 else 8, **meta,
+        SEGMENTS=1 if window == 8 else 8, EARLY=bool(meta.get("launch_pdl", 0)), **meta,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
+from dsv4core.kernels.triton._early import let_next_start, wait_for_last
 from dsv4core.kernels.triton._launch import (
     alignment,
     launch,
@@ -27,8 +28,12 @@ def dequantize_and_gather_kernel(
     out, cache, seq_lens, gather_lens, table, room, width, pages, offset,
     request_stride, row_stride, page_stride, seq_stride, gather_stride, table_stride, column_stride,
     rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr, ROWS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """Program (i, b) dequantises rows i * ROWS .. of request b; those behind its count do nothing."""
+    if EARLY:
+        wait_for_last()
+        let_next_start()
     b = tl.program_id(1).to(tl.int64)
     first = tl.program_id(0) * ROWS
     length = tl.load(seq_lens + b * seq_stride)
@@ -69,7 +74,8 @@ def dequantize_and_gather_k_cache(
         dequantize_and_gather_kernel, grid, out, out, k_cache, seq_lens, lens, block_table, room,
         block_table.shape[1], k_cache.shape[0], offset, out.stride(0), out.stride(1), k_cache.stride(0),
         seq_lens.stride(0), lens.stride(0), block_table.stride(0), block_table.stride(1),
-        rows=rows, LAYOUT=layout, ALIGN=alignment(k_cache), HARDWARE=native_e4m3(out), **meta,
+        rows=rows, LAYOUT=layout, ALIGN=alignment(k_cache), HARDWARE=native_e4m3(out),
+        EARLY=bool(meta.get("launch_pdl", 0)), **meta,
     )  # fmt: skip
 
 

@@ -85,7 +85,7 @@ class _Trial:
     def __init__(
         self, op: str, arguments: dict[str, Any], device: str, compare: Compare, cold: int, end: float
     ) -> None:
-        self.op, self.compare, self.end = OPS[op], compare, end
+        self.op, self.compare, self.end = OPS.get(op), compare, end  # a kernel of `calls.products` has none
         self.function = getattr(import_module(f"{__package__}.{op}"), op)
         size = sum(v.numel() * v.element_size() for v in arguments.values() if isinstance(v, Tensor))
         self.copies = [_on(device, arguments) for _ in range(max(1, min(16, cold // max(size, 1))))]
@@ -99,6 +99,9 @@ class _Trial:
     def run(self) -> list[Tensor | None]:
         """Results of the call, and what it wrote, on the host."""
         arguments = self.copies[0]
+        if self.op is None:
+            result = self.call(**arguments)
+            return [part.cpu() for part in (result if isinstance(result, tuple) else (result,))]
         cleared = {name: torch.zeros_like(arguments[name]) for name in self.op.mutates}
         return outputs(self.op, self.call, {**arguments, **cleared})
 
@@ -164,7 +167,7 @@ class _Trial:
         """Whether two results agree as far as the op's contract asks."""
         if a is None or b is None:
             return a is b
-        if self.op.tolerance.kind == "exact":
+        if self.op is None or self.op.tolerance.kind == "exact":
             return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
         a, b = a.double().nan_to_num(posinf=0, neginf=0), b.double().nan_to_num(posinf=0, neginf=0)
         return bool((a - b).norm() <= self.op.tolerance.bound * a.norm())
@@ -184,7 +187,10 @@ def _on(device: str, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def tuned_file(name: str, outcomes: list[Outcome], measured: str) -> str:
-    """The text of a family's file with the rows found; rows that came from the default become its own."""
+    """The text of a family's file with the rows found; rows that came from the default become its own.
+
+    `measured`: where outcomes come from; beside what the file had, where they leave some of its kernels out.
+    """
     found = devices()[name]
     kernels = {kernel: [dict(row) for row in rows] for kernel, rows in found.kernels.items()}
     for outcome in outcomes:
@@ -192,6 +198,11 @@ def tuned_file(name: str, outcomes: list[Outcome], measured: str) -> str:
         default = devices()[place.family].kernels[place.kernel]
         rows = kernels.setdefault(place.kernel, [dict(row) for row in default])
         rows[place.number].update(outcome.after)
+    tried = {outcome.place.kernel for outcome in outcomes}
+    if tried < set(kernels) and found.measured != measured:
+        added = f"{', '.join(sorted(tried))}: {measured}" if tried else ""
+        notes = [note for note in found.measured.split("; ") if note and note != added]
+        measured = "; ".join([*notes, *filter(None, [added])])
     return text(replace(found, kernels=kernels, measured=measured))
 
 

@@ -1,0 +1,21 @@
+"""A kernel that takes its place beside the one before it, and waits there (NVIDIA, from SM90 on).
+
+Only launches with `launch_pdl` start early; a kernel of such launches waits before it touches memory.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def let_next_start():
+    """The next kernel may take its place beside this one."""
+    tl.inline_asm_elementwise(
+        "griddepcontrol.launch_dependents; // $0", "=r", [], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
+def wait_for_last():
+    """What kernels before have written is there, and what they read may be written."""
+    tl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", [], dtype=tl.int32, is_pure=False, pack=1)
