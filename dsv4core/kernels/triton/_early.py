@@ -19,3 +19,11 @@ def let_next_start():
 def wait_for_last():
     """What kernels before have written is there, and what they read may be written."""
     tl.inline_asm_elementwise("griddepcontrol.wait; // $0", "=r", [], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def start_early(EARLY: tl.constexpr):
+    """First of all in a kernel: wait for those before, and let the next one take its place."""
+    if EARLY:
+        wait_for_last()
+        let_next_start()
