@@ -1,6 +1,8 @@
 """A kernel that takes its place beside the one before it, and waits there (NVIDIA, from SM90 on).
 
 Only launches with `launch_pdl` start early; a kernel of such launches waits before it touches memory.
+That one ended says that those before it did only where it waited or started in order. FlashMLA's combination
+starts early and ends at once where no list was split, so what follows attention (inverse RoPE) does not.
 """
 
 import triton

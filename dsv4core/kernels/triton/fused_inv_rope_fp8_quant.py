@@ -6,7 +6,6 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
-from dsv4core.kernels.triton._early import start_early
 from dsv4core.kernels.triton._heads import angles, token_and_head
 from dsv4core.kernels.triton._launch import launch, pieces
 from dsv4core.kernels.triton._tuning import native_e4m3, tuned
@@ -26,10 +25,8 @@ NAME = "fused_inv_rope_fp8_quant"
 def fused_inv_rope_fp8_quant_kernel(
     o, positions, cos_sin, codes, scales, tokens, heads, token_stride, head_stride, position_stride,
     table_stride, PACKED: tl.constexpr, HARDWARE: tl.constexpr, ROWS: tl.constexpr,
-    EARLY: tl.constexpr,
 ):  # fmt: skip
     """One program turns and quantises ROWS heads: four groups of 128 channels each."""
-    start_early(EARLY)
     t, h = token_and_head(tl.program_id(0) * ROWS + tl.arange(0, ROWS), heads)
     live = t < tokens
     mask = live[:, None]

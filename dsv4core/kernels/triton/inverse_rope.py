@@ -4,7 +4,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dsv4core.kernels.triton._early import start_early
 from dsv4core.kernels.triton._heads import angles, token_and_head
 from dsv4core.kernels.triton._launch import launch, pieces
 from dsv4core.kernels.triton._pages import store_as
@@ -15,10 +14,9 @@ from dsv4core.kernels.triton.numerics import rotate, widen
 @triton.jit(do_not_specialize=["tokens", "positions"])
 def inverse_rope_kernel(
     o, positions, cos_sin, out, tokens, heads, token_stride, head_stride, position_stride, table_stride,
-    ROWS: tl.constexpr, EARLY: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
     """One program copies ROWS heads and turns their last 64 channels."""
-    start_early(EARLY)
     t, h = token_and_head(tl.program_id(0) * ROWS + tl.arange(0, ROWS), heads)
     live = (t < tokens)[:, None]
     d = tl.arange(0, 512)[None, :]
