@@ -10,6 +10,7 @@ which makes a replay on several streams longer: "under the profiler" says by how
 
 from __future__ import annotations
 
+import gc
 import re
 import sys
 from collections import defaultdict
@@ -29,6 +30,7 @@ from dsv4core.cache.specs import CacheSpec, layout_of
 from dsv4core.plan import Limits
 from dsv4core.plan.groups import GROUPS
 from dsv4core.runtime import captured
+from dsv4core_cuda.cutedsl._build import Program
 
 DEVICE = "cuda"
 BYTES, FLOPS = 3.0e12, 786e12  # copy and bf16 product of the H100 that this was written on
@@ -38,10 +40,11 @@ BATCHES = (1, 32, 128)
 LAYERS = 4  # of a graph of several
 PROMPT, CHUNK = 131072, 8192
 SHARES = {
-    "attention": r"mla|splitkv|combine|sparse_attention|sched_meta|clean_list",
-    "index scores": r"score|logits", "top-k": r"topk|select|radix|compute_global",
-    "compress": r"compress_norm|partial_states", "norm rope insert": r"rmsnorm|qnorm|rope|quant_insert",
-    "products": r"gemm|nvjet|cutlass|cublas|splitK|sm90_xmma|gemv|dot_kernel|reduce",
+    "attention": r"mla|splitkv|combine|sparse_(attention|decode)|sched_meta|clean_list|weigh|use_kept|hopper",
+    "index queries": r"indexer_q|index_q", "index scores": r"score|logits|sparse_indexer",
+    "top-k": r"topk|select|radix|compute_global", "compress": r"compress_|partial_states",
+    "norm rope insert": r"rmsnorm|qnorm|rope|quant_insert",
+    "products": r"gemm|nvjet|cutlass|cublas|splitK|sm90_xmma|gemv|dot_kernel|reduce|linear",
 }  # fmt: skip
 
 
@@ -110,6 +113,17 @@ def replayed(calls: dict[str, Callable[[], Tensor]], rounds: int = 11) -> dict[s
     return {n: (found[n, 1], (found[n, LAYERS] - found[n, 1]) / (LAYERS - 1)) for n in calls}
 
 
+def cutedsl_names() -> dict[str, str]:
+    """The files of CuTeDSL's kernels by the names that the profiler shows, which say constants only."""
+    programs = [found for found in gc.get_objects() if type(found) is Program]
+    return {
+        "kernel_cutlass_kernel"
+        + "_" * (len(p.arguments) + 1)
+        + "_".join(map(str, (*p.constants, 0))): p.kernel
+        for p in programs
+    }
+
+
 def profiled(step: Callable[[], Tensor]) -> tuple[dict[str, float], float, float]:
     """Microseconds of a layer's kernels by what they are for; busy and whole time of a replay of several."""
     replay, kept = captured(lambda: [step() for _ in range(LAYERS)], DEVICE)
@@ -120,11 +134,11 @@ def profiled(step: Callable[[], Tensor]) -> tuple[dict[str, float], float, float
     del kept
     events = [e for e in found.events() or () if str(e.device_type).endswith("CUDA")]
     spent: dict[str, float] = defaultdict(float)
+    ours = cutedsl_names()
     for event in events:
-        short = event.name[:40].replace(",", " ")
-        spent[next((k for k, p in SHARES.items() if re.search(p, event.name, re.I)), short)] += (
-            event.device_time
-        )
+        name = ours.get(event.name, event.name)
+        short = name[:40].replace(",", " ")
+        spent[next((k for k, p in SHARES.items() if re.search(p, name, re.I)), short)] += event.device_time
     spans = sorted((e.time_range.start, e.time_range.end) for e in events)
     busy, end = 0.0, spans[0][0]
     for first, last in spans:
@@ -176,7 +190,9 @@ def measured(attention: Any, name: str, batch: int, label: str) -> Iterator[str]
         attention.stream_tokens, attention.flash = tokens, provider
         return step()
 
-    ways = {"one stream": partial(way, 0, flash), "triton's attention": partial(way, 0, None)}
+    ways = {"one stream": partial(way, 0, flash)}
+    if attention.cluster is None:  # the op's own decode kernel would take few tokens otherwise
+        ways["triton's attention"] = partial(way, 0, None)
     if config.layer(layer).ratio:
         ways["side streams"] = partial(way, 1 << 20, flash)
     for what, (alone, more) in replayed(ways).items():
