@@ -2,6 +2,7 @@
 
 torchrun --nproc-per-node 2 benchmarks/tensor_parallel_nccl.py --backend cuda
 torchrun --nproc-per-node 2 benchmarks/tensor_parallel_nccl.py --backend cpu --preset tiny   # gloo
+torchrun --nproc-per-node 2 benchmarks/tensor_parallel_nccl.py --one-device --no-times   # gloo, one GPU
 
 Every rank draws the same weights and keeps its share, and also runs the whole layer. What the ranks share and
 what one device computes are each held against float64 on some rows (`dsv4core_conformance.reference`, on the
@@ -171,21 +172,25 @@ def main() -> int:
     parser.add_argument("--layers", type=int, nargs="+", default=None)
     parser.add_argument("--tokens", type=int, default=None)
     parser.add_argument("--no-times", action="store_true")
+    parser.add_argument("--one-device", action="store_true", help="every rank on the first device, over gloo")
     args = parser.parse_args()
     args.layers = args.layers or ([0, 1, 2] if args.preset == "tiny" else [2, 3])
     args.tokens = args.tokens or (139 if args.preset == "tiny" else 2048)
+    index = 0 if args.one_device else int(os.environ["LOCAL_RANK"])
     if args.backend == "cpu":
         torch.set_num_threads(1)
     else:  # before the backend is made, which looks at the current device
-        torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
+        torch.accelerator.set_device_index(index)
     backend = get_backend(args.backend)
     kind = backend.device_type
-    device = torch.device("cpu") if kind == "cpu" else torch.device(kind, int(os.environ["LOCAL_RANK"]))
-    own = None if kind == "cpu" else device
-    dist.init_process_group({"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}[kind], device_id=own)
+    device = torch.device("cpu") if kind == "cpu" else torch.device(kind, index)
+    gloo = kind == "cpu" or args.one_device  # NCCL refuses two ranks on one device
+    own = None if gloo else device
+    dist.init_process_group("gloo" if gloo else {"cuda": "nccl", "xpu": "xccl"}[kind], device_id=own)
     place = TensorParallel.of()
     if place.rank == 0:
-        print(f"# {device_name(device)} x {place.size}, torch {torch.__version__}, {' '.join(sys.argv)}")
+        count = "" if args.one_device else f" x {place.size}"
+        print(f"# {device_name(device)}{count}, torch {torch.__version__}, {' '.join(sys.argv)}")
         print("layer,step,clock,ranks,ms_shared,ms_alone", flush=True)
     good = compare(args, backend, place, device)
     dist.destroy_process_group()

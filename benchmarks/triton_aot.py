@@ -19,10 +19,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from fnmatch import fnmatchcase
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 os.environ["DSV4CORE_CHECK"] = "0"
 
+import torch  # noqa: E402
 import triton  # noqa: E402
 
 from dsv4core.kernels.triton import aot  # noqa: E402
@@ -42,7 +44,40 @@ SLACK = 64  # spilled bytes that a budget may be passed by: another release of T
 Found = dict[str, Any]
 
 
-CASES = calls()
+def products() -> dict[str, Callable[[], tuple[str, dict[str, Any]]]]:
+    """Projections with stored weights, which are no ops: every format and width, and what goes with them."""
+    rows, inputs = 256, 4096
+    parts = {
+        "fp8_block": (torch.float8_e4m3fn, 1, (2, inputs // 128), torch.uint8),
+        "nvfp4": (torch.uint8, 2, (rows, inputs // 16), torch.float8_e4m3fn),
+        "mxfp4": (torch.uint8, 2, (rows, inputs // 32), torch.uint8),
+    }
+
+    def weight(format: str) -> dict[str, Any]:
+        codes, pack, scales, kind = parts[format]
+        factor = torch.ones(1) if format == "nvfp4" else None
+        stored = torch.zeros(rows, inputs // pack, dtype=torch.uint8).view(codes)
+        scale = torch.zeros(scales, dtype=torch.uint8).view(kind)
+        return {"weight": stored, "scales": scale, "global_scale": factor, "format": format}
+
+    def product(format: str, tokens: int, fp8: bool = False) -> tuple[str, dict[str, Any]]:
+        x = torch.zeros(tokens, 1, inputs, dtype=torch.float8_e4m3fn if fp8 else torch.bfloat16)
+        x_scales = torch.ones(tokens, 1, inputs // 128) if fp8 else None
+        given = {"x": x, "x_scales": x_scales, "out_dtype": torch.bfloat16}
+        return "quantised_linear", {**given, **weight(format)}
+
+    x = torch.zeros(64, inputs, dtype=torch.bfloat16)
+    found: dict[str, Callable[[], tuple[str, dict[str, Any]]]] = {
+        f"quantised_linear/{format}/{tokens}": partial(product, format, tokens)
+        for format in parts
+        for tokens in (1, 64)
+    }
+    found["quantised_linear/fp8_activations"] = partial(product, "fp8_block", 64, True)
+    found |= {f"dequantise_weight/{f}": partial(lambda f: ("dequantise_weight", weight(f)), f) for f in parts}
+    return {**found, "quantise_activation": lambda: ("quantise_activation", {"x": x})}
+
+
+CASES = {**calls(), **products()}
 
 
 def compiled(case: str, target: str) -> Iterator[Found]:

@@ -23,7 +23,7 @@ def usable(device: torch.device | str) -> torch.device:
         where = torch.device(device)
         torch.empty(0, device=where)
     except Exception as error:  # AssertionError, RuntimeError or ImportError: by device and by build of torch
-        here = ["cpu", *([str(_accelerator())] if _accelerator() is not None else [])]
+        here = ["cpu", *([str(accelerator())] if accelerator() is not None else [])]
         raise BackendError(
             f"device {str(device)!r}: torch {torch.__version__} makes no tensor there: {describe(error)}; "
             f"here it has {' and '.join(here)}; `dsv4core info` says what each backend needs"
@@ -31,7 +31,8 @@ def usable(device: torch.device | str) -> torch.device:
     return where
 
 
-def _accelerator() -> torch.device | None:
+def accelerator() -> torch.device | None:
+    """The device beside the processor, where torch was built for one and it is there."""
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
 
 

@@ -159,7 +159,7 @@ def resolve(name: str | None = None, depth: Depth = "device") -> Choice:
             break
     chosen, trace = select(request, specs, answers)
     if chosen is None:
-        raise BackendUnavailableError(f"{_refusal(request, trace)}\n{format_table(known.rows())}")
+        raise BackendUnavailableError(f"{_refusal(request, trace)}\n{format_table(known.rows(depth))}")
     return Choice(request, chosen, trace)
 
 

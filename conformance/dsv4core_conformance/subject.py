@@ -15,6 +15,7 @@ from dsv4core.backend import Backend, create_backend
 from dsv4core.errors import BackendUnavailableError
 from dsv4core.ops import ABSENT, OPS, PORTABLE
 from dsv4core.registry import get_registry
+from dsv4core.runtime import usable
 from dsv4core.selection import format_table, get_backend
 from dsv4core.spec import BackendSpec, Code
 from dsv4core_conformance.case import Case, NotRun, Unclaimed
@@ -129,15 +130,16 @@ class Subject:
 def open_subject(name: str, device: str | None = None) -> Subject:
     """The backend `name`, on its own device, on `device`, or on the CPU where kernels are interpreted.
 
-    Raises UnknownBackendError or BackendUnavailableError with the reasons and the table of backends.
+    Raises UnknownBackendError or BackendUnavailableError with the reasons and the table of backends, and
+    BackendError for a device that torch does not have.
     """
     spec = get_registry().specs.get(name)
     interpreted = os.environ.get("TRITON_INTERPRET") == "1" and spec is not None and spec.device_type != "cpu"
     if spec is None or (device is None and not interpreted):
         backend = get_backend(name)
-        where = torch.device(device or backend.device_type)
+        where = usable(device) if device else torch.device(backend.device_type)
     else:
-        where = torch.device(device or "cpu")
+        where = usable(device or "cpu")
         backend = _elsewhere(name, spec, where)
     return Subject(
         backend,

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from dsv4core import env, registry, selection
-from dsv4core.errors import BackendError, UnknownBackendError
-from dsv4core.probe import describe, installed_version
+from dsv4core.errors import BackendError, ConfigError, UnknownBackendError
+from dsv4core.probe import AVAILABLE, describe, installed_version
 from dsv4core.spec import Depth
 
 DISTRIBUTIONS = ("dsv4core", "torch", "pluggy", "pydantic", "packaging", "safetensors", "numpy")
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report; 0, or 2 when DSV4CORE_BACKEND names nothing, or 4 when nothing asked for can run."""
+    """Print the report; 0, or 2 for a variable that holds what it may not, or 4 when nothing can run."""
     device = args.probe or args.ops or args.linear
     report = collect("device" if device else "static", ops=args.ops, linear=args.linear)
     print(json.dumps(report, indent=2) if args.json else render(report))
@@ -50,8 +50,9 @@ def collect(depth: Depth = "static", *, ops: bool = False, linear: bool = False)
     """Return the whole report as plain JSON values; no part of it can make another part fail."""
     known = registry.get_registry()
     chosen, code = _chosen(depth)
+    wrong = _wrong_variables()
     report: dict[str, Any] = {
-        "exit": code,
+        "exit": code or (2 if wrong else 0),
         "depth": depth,
         "versions": {name: installed_version(name) for name in DISTRIBUTIONS},
         "python": f"{platform.python_version()} ({sys.executable})",
@@ -70,6 +71,7 @@ def collect(depth: Depth = "static", *, ops: bool = False, linear: bool = False)
         "details": {name: _details(known, name) for name in known.specs},
         "variables": env.present(),
         "unknown_variables": env.unknown(known.specs),
+        "wrong_variables": wrong,
         "modules": _or_error(_providers),
         "layouts": _or_error(_layouts),
         "notes": _notes(),
@@ -86,16 +88,13 @@ def collect(depth: Depth = "static", *, ops: bool = False, linear: bool = False)
 def render(report: Mapping[str, Any]) -> str:
     """Return the report as text for people."""
     chosen = report["chosen"]
-    scope = (
-        "devices were looked at"
-        if report["depth"] == "device"
-        else "by installed files; --probe looks at devices"
-    )
+    probed = report["depth"] == "device"
+    scope = "devices were looked at" if probed else "by installed files; --probe looks at devices"
     versions = [f"{name} {version or 'is not installed'}" for name, version in report["versions"].items()]
     sections = [
         ("dsv4core", [*versions, f"Python {report['python']}", report["platform"]]),
-        (f"Backends ({scope})", [_backend_line(row) for row in report["backends"]] or ["none"]),
-        ("Chosen", _chosen_lines(chosen)),
+        (f"Backends ({scope})", [_backend_line(row, probed) for row in report["backends"]] or ["none"]),
+        (f"Chosen ({scope})", _chosen_lines(chosen)),
         (
             "Devices and drivers",
             [f"{name}: {line}" for name, lines in report["details"].items() for line in lines],
@@ -159,6 +158,17 @@ def _chosen(depth: Depth) -> tuple[dict[str, Any], int]:
     return {"name": choice.spec.name, "request": str(choice.request), "trace": trace}, 0
 
 
+def _wrong_variables() -> dict[str, str]:
+    """What is wrong with each variable that holds a word it may not hold."""
+    found: dict[str, str] = {}
+    for variable in env.VARIABLES:
+        try:
+            env.read(variable.name)
+        except ConfigError as error:
+            found[variable.name] = str(error).partition(": ")[2]
+    return found
+
+
 def _details(known: registry.Registry, name: str) -> list[str]:
     try:
         return [line for lines in known.hook.dsv4core_info(spec=known.specs[name]) for line in lines]
@@ -218,9 +228,10 @@ def _notes() -> list[str]:
     return entry_point_differences(Path(__file__).resolve().parents[2])
 
 
-def _backend_line(row: Mapping[str, Any]) -> str:
+def _backend_line(row: Mapping[str, Any], probed: bool) -> str:
     hint = f"  ({row['hint']})" if row["hint"] else ""
-    return f"{row['name']:<8} {row['reason']}{hint}"
+    reason = row["reason"] if probed or row["reason"] != AVAILABLE.reason else "installed"
+    return f"{row['name']:<8} {reason}{hint}"
 
 
 def _chosen_lines(chosen: Mapping[str, Any]) -> list[str]:
@@ -241,6 +252,8 @@ def _variable_lines(report: Mapping[str, Any]) -> list[str]:
         note = ""
         if name in unknown:
             note = "  nothing reads this" + (f"; did you mean {unknown[name]}?" if unknown[name] else "")
+        elif name in report["wrong_variables"]:
+            note = f"  {report['wrong_variables'][name]}"
         lines.append(f"{name}={value}{note}")
     return lines or ["no DSV4CORE_* variable is set"]
 

@@ -14,7 +14,7 @@ import torch
 from dsv4core.bench.timing import alternate, timer
 from dsv4core.errors import BackendUnavailableError, ConfigError
 from dsv4core.probe import installed_version, module_exists
-from dsv4core.runtime import device_name, graph_support
+from dsv4core.runtime import accelerator, device_name, graph_support
 
 ROUNDS = 9
 
@@ -84,9 +84,9 @@ def _device() -> str:
         )
     from dsv4core.kernels.triton._launch import interpreted
 
-    found = torch.accelerator.current_accelerator()
     if interpreted:
         return "cpu"
+    found = accelerator()
     if found is None:
         raise BackendUnavailableError(
             "tune: torch sees no accelerator here; TRITON_INTERPRET=1 measures the interpreter"

@@ -123,8 +123,12 @@ class Contract:
             self.refuse("arguments", f"at most {len(self.names)}: {', '.join(self.names)}", str(len(args)))
         bound = dict(zip(self.names, args, strict=False))
         for name, value in kwargs.items():
-            if name not in self.names or name in bound:
-                self.refuse(name, f"one of {', '.join(self.names)}, given once", "unknown or given twice")
+            if name in bound:
+                self.refuse(name, "given once", "it by place and by name")
+            if name not in self.names:
+                near = env.nearest(name, self.names)
+                hint = f"; did you mean {near}?" if near else ""
+                self.refuse(name, f"one of {', '.join(self.names)}", f"an unknown name{hint}")
             bound[name] = value
         for name in self.names:
             if name not in bound:

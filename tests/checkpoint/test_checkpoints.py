@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from dsv4core.checkpoint.reader import INDEX
 from dsv4core.config import AttentionConfig
 from dsv4core.errors import ConfigError, WeightsError
 from dsv4core.linear import QuantisedWeight
+from dsv4core.tensor_names import FACTOR, QUANTISABLE, SCALE, expected_shapes
 from dsv4core.weights import AttentionWeights
 
 TINY = AttentionConfig.preset("tiny")
@@ -264,21 +266,28 @@ print((memory("VmHWM") - before) / total, total)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the high-water mark from /proc")
-def test_peak_memory_is_the_layer(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("format", "bytes"), [("bf16", 200e6), ("nvfp4", 60e6), ("mxfp4", 60e6)])
+def test_peak_memory_is_the_layer(tmp_path: Path, format: str, bytes: float) -> None:
     config = AttentionConfig.preset("v4-flash")
-    shapes = AttentionWeights.random(TINY, 0).state_dict()
-    from dsv4core.tensor_names import expected_shapes
-
-    tensors = {
-        f"layers.{layer}.attn.{n}": torch.zeros(s, dtype=shapes[n].dtype)
-        for layer in (0, 1) for n, s in expected_shapes(config, layer).items()
-    }  # fmt: skip
+    kinds = {name: tensor.dtype for name, tensor in AttentionWeights.random(TINY, 1).state_dict().items()}
+    group, scale = {"nvfp4": (16, torch.float8_e4m3fn), "mxfp4": (32, torch.uint8)}.get(format, (0, None))
+    tensors: dict[str, torch.Tensor] = {}
+    for layer, (name, shape) in product((2, 4), expected_shapes(config, 2).items()):
+        place = f"layers.{layer}.attn.{name}"
+        if not group or name not in QUANTISABLE:
+            tensors[place] = torch.zeros(shape, dtype=kinds[name])
+            continue
+        rows, inputs = shape
+        tensors[place] = torch.zeros(rows, inputs // 2, dtype=torch.uint8)
+        tensors[place + SCALE] = torch.zeros(rows, inputs // group, dtype=torch.uint8).view(scale)
+        if format == "nvfp4":
+            tensors[place + FACTOR] = torch.ones(())
     save_file(tensors, tmp_path / "model.safetensors")
     out = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path), "0"], capture_output=True, text=True, check=True
+        [sys.executable, "-c", MEASURE, str(tmp_path), "2"], capture_output=True, text=True, check=True
     )
     ratio, total = map(float, out.stdout.split())
-    assert total > 200e6 and ratio <= 1.1, (ratio, total)
+    assert total > bytes and ratio <= 1.1, (ratio, total)
 
 
 def test_damaged_files_never_end_otherwise(tmp_path: Path) -> None:

@@ -22,3 +22,13 @@ def test_without_triton_nothing_can_be_measured(
     monkeypatch.setattr(tune, "module_exists", lambda _: False)
     assert main(["tune"]) == 4
     assert "'triton' is not installed" in capsys.readouterr().err
+
+
+def test_a_torch_for_a_device_that_is_not_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr("dsv4core.kernels.triton._launch.interpreted", False)
+    monkeypatch.setattr(tune, "accelerator", lambda: None)
+    assert main(["tune"]) == 4
+    assert "torch sees no accelerator here" in capsys.readouterr().err

@@ -77,3 +77,11 @@ def test_a_run_of_its_own(command: Callable, tmp_path: Path) -> None:
 def test_what_cannot_run_exits_4(command: Callable) -> None:
     done = command("-m", "dsv4core", "conformance", "--backend", "xpu", "--", "-p", "toy", cases=GOOD)
     assert done.returncode == 4 and "xpu" in done.stderr and "nothing was run" in done.stderr
+
+
+def test_a_device_that_is_not_here_is_refused_in_words(command: Callable[..., Any]) -> None:
+    done = command(
+        "-m", "dsv4core", "conformance", "--backend", "cpu", "--device", "mps", cases=["suite/det/pass"]
+    )
+    assert done.returncode == 4 and "nothing was run: device 'mps'" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr

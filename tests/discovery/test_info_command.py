@@ -87,6 +87,15 @@ def test_info_reports_a_choice_that_fails(
     assert f"DSV4CORE_BACKEND={backend}" in capsys.readouterr().out
 
 
+def test_info_says_what_a_variable_may_hold(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSV4CORE_FALLBACK", "eror")
+    assert cli.main(["info"]) == 2
+    said = capsys.readouterr().out
+    assert "DSV4CORE_FALLBACK=eror  expected error or warn or allow; did you mean error?" in said
+
+
 def test_info_shows_broken_plugins(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     site.add("dsv4core-acme", {"acme": "acme_info"}, "import does_not_exist_sdk")
     assert cli.main(["info"]) == 0

@@ -78,6 +78,14 @@ def test_wrong_dtype_and_rank_name_op_and_argument(name: str, argument: str) -> 
         assert caught.value.expected and caught.value.got
 
 
+def test_wrong_names_of_arguments() -> None:
+    bind, arguments = OPS["inverse_rope"].contract.bind, sample("inverse_rope")
+    with pytest.raises(OpArgumentError, match="'postions' .* got an unknown name; did you mean positions?"):
+        bind((), {**arguments, "postions": arguments["positions"]})
+    with pytest.raises(OpArgumentError, match="'o' must be given once, got it by place and by name"):
+        bind((arguments["o"],), arguments)
+
+
 def test_nan_is_named_in_checked_mode_only(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = sample("inverse_rope")
     arguments["o"][2, 1, 7] = float("nan")

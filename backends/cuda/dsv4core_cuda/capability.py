@@ -19,7 +19,7 @@ OPS: tuple[Op, ...] = ("sparse_decode", "sparse_prefill")
 HEADS = (64, 128)
 FEWEST_HEADS = 33
 """Fewer heads than this are padded to twice their number and more; Triton's kernels take them as they are."""
-FEWEST_ALONE = {64: 513, 128: 128}
+FEWEST_ALONE = {64: 513, 128: 512}
 """Tokens, by padded heads, from which a call goes to FlashMLA that makes a schedule for itself.
 
 Where Triton's kernel measured faster on an H100 it stays: 512 tokens were the most of 64 heads."""

@@ -145,6 +145,10 @@ def test_a_thread_whose_first_act_is_a_launch(op: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(outcome(found[0], call), expected, strict=True))
 
 
+PIECES = ({"a": 2000, "b": 40}, {"a": 500, "b": 30}, {"a": 1, "b": 1}, {"a": 1, "b": 3, "c": 9}, {"a": 2})
+"""New tokens of a step."""
+
+
 @pytest.mark.parametrize("profile", ["vllm", "sglang", "official"])
 def test_a_layer_with_kernels_by_the_table_is_the_layer_without(profile: str) -> None:
     """Outputs and pages of a prefill and of decode steps over more entries than are chosen, bit for bit."""
@@ -159,7 +163,7 @@ def test_a_layer_with_kernels_by_the_table_is_the_layer_without(profile: str) ->
         layer, g = made.attention(config, 1, weights), torch.Generator().manual_seed(5)
         cache = PagedCache.allocate(config, [1], 8192, torch.device("cuda"))
         found: list[Tensor] = []
-        for new in ({"a": 2500, "b": 70}, {"a": 1, "b": 1}, {"a": 1, "b": 3, "c": 9}, {"a": 2}):
+        for new in PIECES:
             hidden = torch.randn(sum(new.values()), config.hidden_size, generator=g).bfloat16()
             found.append(layer(hidden.cuda(), cache, cache.plan(new)).view(torch.int16))
         pages = cache.layer(1)
@@ -187,14 +191,11 @@ def test_threads_and_streams_do_not_mix_arguments() -> None:
         assert all(pool.map(many, range(8)))
 
 
-STARTED = [(op, form) for op, form in FORMS if op != "sparse_indexer"]
-
-
 def own(call: Call) -> Call:
     return {k: v.clone() if isinstance(v, Tensor) else v for k, v in call.items()}
 
 
-@pytest.mark.parametrize(("op", "form"), STARTED)
+@pytest.mark.parametrize(("op", "form"), FORMS)
 def test_a_kernel_waits_for_what_is_before_it(op: str, form: str) -> None:
     """Blocks start while what is before them ends: what that one writes is what they read, in a graph too."""
     calls = [moved(given(op, form, 100)) for _ in range(2)]

@@ -68,7 +68,7 @@ def test_what_only_amd_s_compiler_takes_stays_behind_on_other_devices(
     given: list[set[str]] = []
 
     class Kernel:
-        __name__ = "kernel"
+        __name__, arg_names = "kernel", ()
 
         def __getitem__(self, grid: Any) -> Any:
             return lambda *arguments, **meta: given.append(set(meta) - {"enable_fp_fusion"})

@@ -138,24 +138,6 @@ class World:
             found[spec.group] = start, read_records(pages[spec.key].cpu().numpy(), places, spec)
         return found
 
-    def mapped_records(self, place: int, length: int) -> Records:
-        """The same rows through the tables of the last plan, straight from storage; no code of the cache.
-
-        `place` is the request's number in the plan, `length` its tokens.
-        """
-        if self.plan is None:
-            raise ValueError("no step was run")
-        found: Records = {}
-        for group, storage in self.storages().items():
-            spec = self.cache.layer(self.layer).specs[group]
-            start, end = owned(length, spec.tokens_per_row, spec.sliding)
-            table = self.plan.tables[group][place].cpu().numpy().astype(np.int64)
-            rows = np.arange(start, end)
-            slots = table[rows // spec.rows] * spec.rows + rows % spec.rows
-            pages = raw_bytes(storage).cpu().numpy().reshape(storage.shape[0], -1)
-            found[group] = start, read_records(pages, slots, spec)
-        return found
-
 
 def raw_bytes(tensor: Tensor) -> Tensor:
     """The bytes of pages, in place. Shapes: any [N, ...] -> u8 [N, bytes of a page's rows]"""

@@ -24,7 +24,6 @@ from dsv4core_conformance.subject import Subject
 
 LIMIT = 10.0
 SINKS = ("none", "zero", "distinct", "plus_inf")
-HANG = ("D3", "D4", "D12")
 ROWS = ("leading", "middle", "trailing", "all")
 NO_TOKENS: dict[str, dict[str, Any]] = {
     "fused_q_kv_rmsnorm": {"tokens": 0},

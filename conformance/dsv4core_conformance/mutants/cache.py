@@ -6,7 +6,6 @@ from dsv4core_conformance.mutants.engine import Edit, Mutant
 
 _FORK = "dsv4core.cache.allocator:PageGroup.prepare_fork"
 _PUT = "dsv4core.cache.transfer:put_rows"
-_ROWS = "dsv4core.cache.rows:row_slots"
 _FUSED = "dsv4core.ops.fused_qnorm_rope_kv_insert:fused_qnorm_rope_kv_insert"
 
 MUTANTS = (

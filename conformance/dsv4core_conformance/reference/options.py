@@ -44,11 +44,6 @@ class ReferenceConfig:
         return cls(4_096, 64, 1_024, 8, 1_024, 64, 512)
 
     @classmethod
-    def v4_pro(cls) -> ReferenceConfig:
-        """Sizes of V4-Pro."""
-        return cls(7_168, 128, 1_536, 16, 1_024, 64, 1_024)
-
-    @classmethod
     def tiny(cls) -> ReferenceConfig:
         """Sizes for unit tests, in which the window and a top-k of 4 still bite."""
         return cls(64, 4, 24, 2, 16, 4, 4)

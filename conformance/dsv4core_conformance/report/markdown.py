@@ -36,7 +36,7 @@ def readme(columns: Sequence[Column], folder: Path) -> str:
                 f"{record['device']['name']} | {table.suite}, list {table.case_list} | {record['level']} | "
                 f"[{_verdict(column)}]({link}) | {totals(column)} |"
             )
-    lines += [f"| `{name}` | device | | | | no report | |" for name in _silent(columns)]
+    lines += [f"| `{name}` | device | | | | not run: no report | |" for name in _silent(columns)]
     folded = "\n\n".join(_full(table) for table in found)
     return "\n".join(
         [*lines, "", "<details><summary>By family and op</summary>", "", folded, "", "</details>"]

@@ -80,13 +80,14 @@ def read(paths: Iterable[Path]) -> list[Column]:
 
 
 def tables(columns: Iterable[Column]) -> list[Table]:
-    """Reports in tables that may be read across: newest suite first, tiers in their order."""
+    """Reports in tables that may be read across: newest suite first, tiers in their order, newest list."""
     groups: dict[tuple[str, int, str, str], dict[tuple[str, ...], Column]] = {}
     for column in sorted(columns, key=lambda item: item.record["started"]):
         suite = column.record["suite"]
         group = suite["version"], suite["case_list"], suite["case_list_sha256"], column.record["tier"]
         groups.setdefault(group, {})[column.key] = column
-    ordered = sorted(groups, key=lambda key: (_newest_first(key[0]), -key[1], key[2], TIERS.index(key[3])))
+    latest = sorted(groups, key=lambda key: max(c.record["started"] for c in groups[key].values()))
+    ordered = sorted(latest[::-1], key=lambda key: (_newest_first(key[0]), -key[1], TIERS.index(key[3])))
     return [
         Table(key[0], key[1], key[3], tuple(groups[key][name] for name in sorted(groups[key])))
         for key in ordered

@@ -59,11 +59,14 @@ def launch(
 ) -> None:
     """Start `kernel` over `programs` on the device of `anchor`; nothing to do starts nothing.
 
-    `enable_fp_fusion=False` is CA1 rule 1: no multiply and add may become one rounding.
+    `enable_fp_fusion=False` is CA1 rule 1: no multiply and add may become one rounding. A kernel with EARLY
+    learns from it that it starts beside the one before (`_early`).
     """
     grid = (programs,) if isinstance(programs, int) else programs
     if 0 in grid:
         return None
+    if "EARLY" in kernel.arg_names:
+        meta.setdefault("EARLY", bool(meta.get("launch_pdl", 0)))
     if _recorder is not None:
         return _recorder(kernel, arguments, meta)
     LAUNCHES[kernel.__name__] += 1

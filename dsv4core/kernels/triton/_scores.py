@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
+from dsv4core.kernels.triton._early import start_early
 from dsv4core.kernels.triton._launch import alignment, launch, pieces, power
 from dsv4core.kernels.triton._pages import load_u32
 from dsv4core.kernels.triton._table import table_rows
@@ -129,13 +130,14 @@ def index_scores_kernel(
     heads, first, count, skip, chunk, width, pages,
     len_stride, request_stride, table_stride, column_stride, page_stride, weight_stride, out_stride,
     rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr, FILL: tl.constexpr,
-    HEADS: tl.constexpr, BLOCK: tl.constexpr, WARPS: tl.constexpr,
+    HEADS: tl.constexpr, BLOCK: tl.constexpr, WARPS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Program (t, c) scores entries first + c * chunk .. of token t, BLOCK at a time.
 
     out[t, i] is entry first + i, for i < count. FILL writes -inf where nothing is visible; without it those
     cells are left, and tokens that see at most `skip` entries are not scored at all.
     """
+    start_early(EARLY)
     MXFP4: tl.constexpr = LAYOUT == "index_mxfp4" or LAYOUT == "index_mxfp4_hadamard"
     RECORD: tl.constexpr = 64 if MXFP4 else 128
     t = tl.program_id(0).to(tl.int64)

@@ -9,7 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dsv4core.kernels.triton._early import start_early
 from dsv4core.kernels.triton._launch import interpreted, launch, pieces, power
+from dsv4core.kernels.triton._tuning import tuned
 from dsv4core.kernels.triton.numerics import bits_of
 
 SPAN = 8192  # entries of a row that one program takes
@@ -98,13 +100,14 @@ def _choose(
 def select_kernel(
     scores, listed, lens, out, out_scores, first, count, score_stride, listed_stride, len_stride, out_stride,
     out_score_stride, K: tl.constexpr, K_BLOCK: tl.constexpr, MODE: tl.constexpr, SCORES: tl.constexpr,
-    SPAN: tl.constexpr, BLOCK: tl.constexpr,
+    SPAN: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Program (t, s) chooses among entries first + s * SPAN .. of row t, of which `count` have scores.
 
     A row that sees no more than K entries lists them all, whatever their scores. With "merge" the scores lie
     behind those of the running list; with "listed" `count` counts places.
     """
+    start_early(EARLY)
     t = tl.program_id(0).to(tl.int64)
     span = tl.program_id(1)
     length = tl.load(lens + t * len_stride)
@@ -154,7 +157,7 @@ def select(
     tokens, k = out.shape
     # One block size on a device, so that nothing compiles again; the interpreter takes what there is.
     size = min(BLOCK, power(count, 64)) if interpreted else BLOCK
-    meta = {"K": k, "K_BLOCK": power(k), "BLOCK": size, "num_warps": 8}
+    meta = {"K": k, "K_BLOCK": power(k), "BLOCK": size, **tuned("select", scores)}
     if not candidate_bytes(count, k, span):
         whole = power(max(count, 1))
         launch(
@@ -188,5 +191,6 @@ def fold(
     launch(
         select_kernel, (tokens, 1), out, scores, before, lens, out, after_scores, first, count,
         scores.stride(0), before.stride(0), lens.stride(0), out.stride(0), after_scores.stride(0),
-        K=k, K_BLOCK=power(k), MODE="merge", SCORES=True, SPAN=SPAN, BLOCK=BLOCK, num_warps=8,
+        K=k, K_BLOCK=power(k), MODE="merge", SCORES=True, SPAN=SPAN, BLOCK=BLOCK,
+        **tuned("select", scores),
     )  # fmt: skip

@@ -5,6 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
+from dsv4core.kernels.triton._early import start_early
 from dsv4core.kernels.triton._launch import launch, pieces, power
 from dsv4core.kernels.triton._table import table_slots
 from dsv4core.kernels.triton._tuning import tuned
@@ -17,8 +18,10 @@ def compute_global_topk_kernel(
     topk, requests, table, is_valid, out, lens, tokens, width, list_stride, entry_stride, request_stride,
     valid_stride, table_stride, column_stride,
     COUNT: tl.constexpr, rows: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """ROWS tokens a program: found slots move to the front in their order, -1 fills the rest."""
+    start_early(EARLY)
     t = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = t < tokens
     valid = tl.load(is_valid + t * valid_stride, inside, other=0).to(tl.int32) != 0

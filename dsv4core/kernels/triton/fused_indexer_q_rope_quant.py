@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
+from dsv4core.kernels.triton._early import start_early
 from dsv4core.kernels.triton._heads import angles
 from dsv4core.kernels.triton._launch import launch, pieces, power
 from dsv4core.kernels.triton._pages import quantise_fp8, quantise_mxfp4
@@ -22,9 +23,10 @@ def fused_indexer_q_kernel(
     tokens, heads, position_stride, token_stride, head_stride, table_stride, weight_stride,
     softmax_scale, head_scale,
     FORMAT: tl.constexpr, HADAMARD: tl.constexpr, HARDWARE: tl.constexpr, ROWS: tl.constexpr,
-    HEADS: tl.constexpr,
+    HEADS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One program rotates and quantises ROWS rows: HEADS neighbouring heads of one or more tokens."""
+    start_early(EARLY)
     r = tl.arange(0, ROWS)
     t = (tl.program_id(0) * (ROWS // HEADS) + r // HEADS).to(tl.int64)
     h = tl.program_id(1) * HEADS + r % HEADS

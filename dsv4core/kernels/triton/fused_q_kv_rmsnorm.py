@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dsv4core.kernels.triton._early import start_early
 from dsv4core.kernels.triton._launch import launch, pieces, power
 from dsv4core.kernels.triton._pages import store_as
 from dsv4core.kernels.triton._tuning import tuned
@@ -24,8 +25,10 @@ def _normalise(x, weight, out, row, live, stride, out_stride, eps, WIDTH: tl.con
 def fused_q_kv_rmsnorm_kernel(
     q, kv, q_weight, kv_weight, q_out, kv_out, tokens, q_stride, kv_stride, eps,
     Q: tl.constexpr, KV: tl.constexpr, Q_BLOCK: tl.constexpr, KV_BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """Program 2i normalises ROWS rows of q, program 2i + 1 those of kv."""
+    start_early(EARLY)
     pid = tl.program_id(0)
     row = (pid // 2).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     live = row < tokens

@@ -5,6 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
+from dsv4core.kernels.triton._early import start_early
 from dsv4core.kernels.triton._heads import angles, token_and_head
 from dsv4core.kernels.triton._launch import alignment, launch, pieces, supported
 from dsv4core.kernels.triton._pages import MAIN, store_as, store_main_rows
@@ -62,9 +63,10 @@ def fused_qnorm_rope_kv_insert_kernel(
     tokens, slots_given, q_programs, heads, padded, q_stride, q_head_stride, kv_stride, position_stride,
     table_stride, page_stride, slot_stride, eps,
     rows: tl.constexpr, LAYOUT: tl.constexpr, ALIGN: tl.constexpr, HARDWARE: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """The first q_programs programs take ROWS heads each, the others KEYS key rows."""
+    start_early(EARLY)
     pid = tl.program_id(0)
     if pid < q_programs:
         _heads(

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dsv4core.kernels.triton._early import start_early
 from dsv4core.kernels.triton._launch import launch, pieces, power
 from dsv4core.kernels.triton._tuning import tuned
 
@@ -13,9 +14,10 @@ def save_partial_states_kernel(
     kv, score, ape, positions, state, slots, count, kv_stride, score_stride, ape_stride, position_stride,
     page_stride, row_stride, slot_stride,
     ROWS_OF_PAGE: tl.constexpr, RATIO: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-    ROWS: tl.constexpr,
+    ROWS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One program copies ROWS tokens; the bias of the position inside its window goes on the score."""
+    start_early(EARLY)
     t = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     slot = tl.load(slots + t * slot_stride, t < count, other=-1)
     live = slot >= 0

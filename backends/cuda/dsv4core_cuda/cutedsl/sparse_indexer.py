@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from dsv4core.kernels.triton._launch import alignment, value_checks
+from dsv4core.kernels.triton._launch import alignment, pieces, value_checks
 from dsv4core.kernels.triton._scores import check_queries
 from dsv4core_cuda.cutedsl._build import Program
 from dsv4core_cuda.cutedsl._driver import processors
@@ -23,6 +23,8 @@ GROUPS = 4
 A barrier's parity says odd or even: two groups that took a stage in turn could mistake each other's rounds.
 """
 SHARED = 1024 + 16384 + RING + 8 * 8192 + 8 * 1024 + 4 * (2048 + 64) + 4 * 64 + 1024
+CLEARED = 128
+"""Threads that write 16 bytes of zeros each."""
 WORKSPACE = 1024 + 4
 """i32 that the blocks of a token share."""
 MOST_TOKENS, MOST_K, MOST_HEADS, MOST_PAGES = 64, 2048, 64, 1 << 24
@@ -35,7 +37,15 @@ def program(mxfp4: bool, byte: bool) -> Program:
     """The kernel for keys in mxfp4, or in fp8 with a scale that is a byte or f32."""
     stages = RING // (64 * ((64 if mxfp4 else 128) + 4)) // GROUPS * GROUPS
     constants = (mxfp4, byte, stages)
-    return Program("sparse_indexer", "q" * 10 + "i" * 4 + "q" * 7, constants, 640, SHARED, alone=True)
+    return Program(
+        "sparse_indexer", "q" * 10 + "i" * 4 + "q" * 7, constants, 640, SHARED, alone=True, early=True
+    )
+
+
+@cache
+def clear() -> Program:
+    """Zeros for what the blocks of a token share."""
+    return Program("clear", "qi", (CLEARED,), CLEARED, early=True)
 
 
 def programs(arch: str) -> dict[str, Program]:
@@ -84,8 +94,10 @@ def bind(fallback: Callable[..., Tensor], forms: Forms, arch: str) -> Callable[.
             )  # fmt: skip
         check_queries("sparse_indexer", q, q_scales, layout, rotate)
         out = context_lens.new_empty(tokens, k)
-        counts = torch.zeros(tokens, WORKSPACE, dtype=torch.int32, device=q.device)
+        counts = context_lens.new_empty(tokens, WORKSPACE)
         candidates = q.new_empty(tokens, parts * k, dtype=torch.int64)
+        quads = tokens * WORKSPACE // 4
+        clear().on(q.device.index)((pieces(quads, CLEARED), 1, 1), counts.data_ptr(), quads)
         program(q_scales is not None, layout == "index_fp8_ue8m0x4").on(q.device.index)(
             (parts, tokens, 1),
             q.data_ptr(), 0 if q_scales is None else q_scales.data_ptr(), weights.data_ptr(),

@@ -42,6 +42,7 @@ from dsv4core_cuda.cutedsl.kernels._ptx import (
     read_shared_i64,
     shared_base,
     store_words,
+    wait_turn,
     write_shared,
     write_shared_i64,
 )
@@ -212,6 +213,7 @@ def kernel(
     MXFP4: cutlass.Constexpr, BYTE: cutlass.Constexpr, STAGES: cutlass.Constexpr,
 ):  # fmt: skip
     """Block (s, t) has the s-th share of token t's pages of 64 entries. Strides are bytes."""
+    wait_turn()
     STAGE = cutlass.const_expr(64 * ((64 if MXFP4 else 128) + 4))
     thread = cute.arch.thread_idx()[0]
     split, t, _ = cute.arch.block_idx()
