@@ -288,9 +288,12 @@ def run_hopper(
     weights, stats = workspace(q, programs * tiles, meta)
     use = tuned("use_kept", q, programs=programs)
     kept = torch.empty(q.shape[0] * tiles, 64, 512, dtype=torch.bfloat16, device=q.device)
+    resident = use.pop("weighing", 0)  # programs of the first kernel that the device has at a time
+    each = pieces(programs * tiles, resident) if resident else 1
     launch(
-        weigh_hopper_kernel, programs * tiles, q, q, *lists, weights, stats, kept, scale, parts, tiles,
-        *numbers[:7], *numbers[9:], rows=meta["rows"], num_warps=4, launch_pdl=1,
+        weigh_hopper_kernel, programs * pieces(tiles, each), q, q, *lists, weights, stats, kept, scale, parts,
+        tiles, each, *numbers[:7], *numbers[9:], rows=meta["rows"], SEVERAL=each > 1, num_warps=4,
+        launch_pdl=1,
     )  # fmt: skip
     launch(
         use_kept_kernel, programs * (512 // use["CHANNELS"]), q, weights, stats, kept, lists[2], lists[5],

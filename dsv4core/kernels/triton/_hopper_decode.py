@@ -4,7 +4,16 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from dsv4core.kernels.triton._hopper import LOG2E, Lists, count, follow, lead, share_memory
+from dsv4core.kernels.triton._hopper import (
+    LOG2E,
+    Lists,
+    count,
+    follow,
+    lead,
+    let_next_start,
+    share_memory,
+    wait_for_last,
+)
 
 DYNAMIC = [
     "parts", "limit", "width", "extra_limit", "extra_width", "slots", "lens", "extra_slots", "extra_lens",
@@ -157,6 +166,8 @@ def decode_hopper_kernel(
     rows: gl.constexpr, EXTRA: gl.constexpr,
 ):  # fmt: skip
     """`sparse_attention_kernel` over pages in fp8_ds_mla for `work` pairs of a token and 64 heads."""
+    wait_for_last()
+    let_next_start()
     shared = share_memory(1)
     lists = Lists(lens, len_stride, width, extra_lens, extra_len_stride, extra_width, EXTRA)
     gl.warp_specialize(

@@ -50,71 +50,117 @@ def _score_half(queries, keys, s):
     return warpgroup_mma_wait(0, deps=[s])
 
 
-@gluon.jit(do_not_specialize=["tiles", *DYNAMIC])
+@gluon.jit
+def _find(lists, tile, own, t):
+    """Slots of a tile's rows; they are read up to the list's width, and need not wait for its length."""
+    i = gl.arange(0, 16, layout=ROW)
+    found = ()
+    for k in gl.static_range(4):
+        found += (slots_of(lists, tile, own, t, i + 16 * k, True),)
+    return found
+
+
+@gluon.jit
+def _left(lengths, tile, own):
+    """Keys of a tile and behind it in its list; none or fewer where the list has ended."""
+    length, extra_length = lengths
+    mine = tile < own
+    return gl.where(mine, length, extra_length) - gl.where(mine, tile, tile - own) * 64
+
+
+@gluon.jit
+def _read(found, tile, own, left, pages, rows: gl.constexpr):
+    """The first `left` rows of a tile as they are kept, 16 at a time."""
+    i = gl.arange(0, 16, layout=ROW)
+    read = ()
+    for k in gl.static_range(4):
+        read += (read_rows(gl.where(i + 16 * k < left, found[k], -1), tile < own, pages, rows),)
+    return read
+
+
+@gluon.jit
+def _weigh_tile(now, queries, keys, there, weights, stats, kept, tile, keep, factor):
+    """Weights of a tile for 64 heads, and its rows, into the workspace of a token."""
+    place = kept + tile.to(gl.int64) * 16384
+    weights += tile.to(gl.int64) * 4096
+    stats += tile.to(gl.int64) * 192
+    pairs = keys._reinterpret(gl.int32, [64, 128], PAIRS)
+    late = ()
+    for k in gl.static_range(4):
+        codes, tails, scales, live = now[k]
+        there.slice(16 * k, 16).store(live.to(gl.int32))
+        values = gl.reshape(decode_rows(codes, tails, scales), (16, 2, 128))
+        low, high = gl.split(gl.permute(values, (0, 2, 1)))
+        _keep(pairs, place, low, keep, 16 * k, 0)
+        late += (high,)
+    async_copy.wait_group(0)
+    s = gl.zeros([64, 64], gl.float32, SCORES)
+    s = _score_half(queries.slice(0, 256, dim=1), keys, s)
+    for k in gl.static_range(4):
+        _keep(pairs, place, late[k], keep, 16 * k, 1)
+    s = _score_half(queries.slice(256, 256, dim=1), keys, s)
+    live = there.load(gl.SliceLayout(0, SCORES))
+    s = gl.where((live != 0)[None, :], s * factor, -float("inf"))
+    w, peak, total, rounded = weigh(s)
+    h = gl.arange(0, 64, layout=gl.SliceLayout(1, SCORES))
+    m = gl.arange(0, 64, layout=gl.SliceLayout(0, SCORES))
+    gl.store(weights + h[:, None] * 64 + m[None, :], w.to(gl.bfloat16))
+    gl.store(stats + h, peak)
+    gl.store(stats + 64 + h, total)
+    gl.store(stats + 128 + h, rounded)
+
+
+@gluon.jit(do_not_specialize=["tiles", "each", *DYNAMIC])
 def weigh_hopper_kernel(
     q, cache, slots, lens, extra, extra_slots, extra_lens, weights, stats, kept, scale,
-    parts, tiles, heads, limit, width, extra_limit, extra_width, q_stride, q_head_stride,
+    parts, tiles, each, heads, limit, width, extra_limit, extra_width, q_stride, q_head_stride,
     stride, slot_stride, column_stride, len_stride,
     extra_stride, extra_slot_stride, extra_column_stride, extra_len_stride,
-    rows: gl.constexpr,
+    rows: gl.constexpr, SEVERAL: gl.constexpr,
 ):  # fmt: skip
-    """One tile of keys for 64 heads of a token: its weights, and its rows for `use_kept_kernel`."""
+    """`each` tiles of keys for 64 heads of a token: their weights, and their rows for `use_kept_kernel`.
+
+    SEVERAL: more than one, and rows of the next tile are on their way while one is weighed.
+    """
     wait_for_last()
     let_next_start()  # which reads lengths at once
     pid = gl.program_id(0)
-    tile = pid % tiles
-    part = pid // tiles
+    runs = gl.cdiv(tiles, each)
+    begin = pid % runs * each
+    end = gl.minimum(begin + each, tiles)
+    part = pid // runs
     t = (part // parts).to(gl.int64)
     queries = gl.allocate_shared_memory(gl.bfloat16, [64, 512], OPERAND)
     keys = gl.allocate_shared_memory(gl.bfloat16, [64, 256], OPERAND)  # half of the channels at a time
     there = gl.allocate_shared_memory(gl.int32, [64], LINE)
     copy_query(queries, q, part, parts, heads, q_stride, q_head_stride, True)
     own = gl.cdiv(width, 64)
-    mine = tile < own
-    begin = gl.where(mine, tile, tile - own) * 64
-    length = gl.load(gl.where(mine, lens + t * len_stride, extra_lens + t * extra_len_stride))
-    length = gl.minimum(length, gl.where(mine, width, extra_width))
     lists = (slots, width, slot_stride, column_stride, extra_slots, extra_width, extra_slot_stride,
              extra_column_stride)  # fmt: skip
     pages = (cache, limit, stride, extra, extra_limit, extra_stride)
-    i = gl.arange(0, 16, layout=ROW)
-    # Slots are read up to the list's width: they need not wait for its length.
-    found = ()
-    for k in gl.static_range(4):
-        found += (slots_of(lists, tile, own, t, i + 16 * k, True),)
-    if begin < length:
-        pairs = keys._reinterpret(gl.int32, [64, 128], PAIRS)
-        keep = part % parts == 0  # heads of a token share its rows
-        place = kept.to(gl.pointer_type(gl.int32)) + (t * tiles + tile) * 16384
-        read = ()
-        for k in gl.static_range(4):
-            slot = gl.where(begin + i + 16 * k < length, found[k], -1)
-            read += (read_rows(slot, mine, pages, rows),)
-        late = ()
-        for k in gl.static_range(4):
-            codes, tails, scales, live = read[k]
-            there.slice(16 * k, 16).store(live.to(gl.int32))
-            values = gl.reshape(decode_rows(codes, tails, scales), (16, 2, 128))
-            low, high = gl.split(gl.permute(values, (0, 2, 1)))
-            _keep(pairs, place, low, keep, 16 * k, 0)
-            late += (high,)
-        async_copy.wait_group(0)
-        s = gl.zeros([64, 64], gl.float32, SCORES)
-        s = _score_half(queries.slice(0, 256, dim=1), keys, s)
-        for k in gl.static_range(4):
-            _keep(pairs, place, late[k], keep, 16 * k, 1)
-        s = _score_half(queries.slice(256, 256, dim=1), keys, s)
-        live = there.load(gl.SliceLayout(0, SCORES))
-        s = gl.where((live != 0)[None, :], s * (scale * LOG2E), -float("inf"))
-        w, peak, total, rounded = weigh(s)
-        h = gl.arange(0, 64, layout=gl.SliceLayout(1, SCORES))
-        m = gl.arange(0, 64, layout=gl.SliceLayout(0, SCORES))
-        weights += pid.to(gl.int64) * 4096
-        gl.store(weights + h[:, None] * 64 + m[None, :], w.to(gl.bfloat16))
-        stats += pid.to(gl.int64) * 192
-        gl.store(stats + h, peak)
-        gl.store(stats + 64 + h, total)
-        gl.store(stats + 128 + h, rounded)
+    lengths = (gl.minimum(gl.load(lens + t * len_stride), width),
+               gl.minimum(gl.load(extra_lens + t * extra_len_stride), extra_width))  # fmt: skip
+    keep = part % parts == 0  # heads of a token share its rows
+    kept = kept.to(gl.pointer_type(gl.int32)) + t * tiles * 16384
+    weights += part.to(gl.int64) * tiles * 4096
+    stats += part.to(gl.int64) * tiles * 192
+    found = _find(lists, begin, own, t)
+    if SEVERAL:
+        after = _find(lists, begin + 1, own, t)
+        now = _read(found, begin, own, _left(lengths, begin, own), pages, rows)
+        for tile in range(begin, end):
+            left = _left(lengths, tile, own)
+            following = gl.where(tile + 1 < end, _left(lengths, tile + 1, own), 0)
+            ahead = _read(after, tile + 1, own, following, pages, rows)
+            after = _find(lists, tile + 2, own, t)
+            if left > 0:
+                _weigh_tile(now, queries, keys, there, weights, stats, kept, tile, keep, scale * LOG2E)
+            now = ahead
+    else:
+        left = _left(lengths, begin, own)
+        if left > 0:
+            now = _read(found, begin, own, left, pages, rows)
+            _weigh_tile(now, queries, keys, there, weights, stats, kept, begin, keep, scale * LOG2E)
     async_copy.wait_group(0)
 
 

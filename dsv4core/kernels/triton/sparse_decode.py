@@ -175,7 +175,9 @@ def attend(
     }  # fmt: skip
     parts = pieces(heads, size)
     tiles = pieces(main["width"], keys) + (pieces(extra["width"], keys) if extra else 0)
-    split = tokens * parts <= few and tiles > 2 if side_by_side is None else side_by_side
+    # In Gluon rows of a token are decoded for all of its heads: tokens count. Else programs do.
+    work = tokens if gluon else tokens * parts
+    split = work <= few and tiles > 2 if side_by_side is None else side_by_side
     if split and tiles:
         run = _attention_split.run_hopper if gluon else _attention_split.run
         run(arguments, scale, parts, numbers, {**meta, "HEADS": size, "KEYS": keys})
@@ -185,7 +187,7 @@ def attend(
         work = tokens * parts
         launch(
             decode_hopper_kernel, min(work, resident), q, *arguments, scale, work, parts, *numbers,
-            rows=main["rows"], EXTRA=extra is not None, num_warps=4,
+            rows=main["rows"], EXTRA=extra is not None, num_warps=4, launch_pdl=1,
         )  # fmt: skip
     else:
         programs = tokens * parts
