@@ -80,7 +80,7 @@ def test_wrong_dtype_and_rank_name_op_and_argument(name: str, argument: str) -> 
 
 def test_wrong_names_of_arguments() -> None:
     bind, arguments = OPS["inverse_rope"].contract.bind, sample("inverse_rope")
-    with pytest.raises(OpArgumentError, match=r"'postions' .* got an unknown name; did you mean positions\?"):
+    with pytest.raises(OpArgumentError, match=r"'postions' .* an unknown name; did you mean positions\?"):
         bind((), {**arguments, "postions": arguments["positions"]})
     with pytest.raises(OpArgumentError, match="'o' must be given once, got it by place and by name"):
         bind((arguments["o"],), arguments)

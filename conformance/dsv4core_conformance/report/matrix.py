@@ -86,9 +86,8 @@ def tables(columns: Iterable[Column]) -> list[Table]:
         suite = column.record["suite"]
         group = suite["version"], suite["case_list"], suite["case_list_sha256"], column.record["tier"]
         groups.setdefault(group, {})[column.key] = column
-    latest = sorted(
-        groups, key=lambda key: max(c.record["started"] for c in groups[key].values()), reverse=True
-    )
+    started = {key: max(c.record["started"] for c in groups[key].values()) for key in groups}
+    latest = sorted(groups, key=started.__getitem__, reverse=True)
     ordered = sorted(latest, key=lambda key: (_newest_first(key[0]), -key[1], TIERS.index(key[3])))
     return [
         Table(key[0], key[1], key[3], tuple(groups[key][name] for name in sorted(groups[key])))
