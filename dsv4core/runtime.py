@@ -12,8 +12,27 @@ import torch
 from torch import Tensor
 
 from dsv4core.errors import BackendError
+from dsv4core.probe import describe
 
 Result = TypeVar("Result")
+
+
+def usable(device: torch.device | str) -> torch.device:
+    """The device, after torch has made an empty tensor there. Raises BackendError where it makes none."""
+    try:
+        where = torch.device(device)
+        torch.empty(0, device=where)
+    except Exception as error:  # AssertionError, RuntimeError or ImportError: by device and by build of torch
+        here = ["cpu", *([str(_accelerator())] if _accelerator() is not None else [])]
+        raise BackendError(
+            f"device {str(device)!r}: torch {torch.__version__} makes no tensor there: {describe(error)}; "
+            f"here it has {' and '.join(here)}; `dsv4core info` says what each backend needs"
+        ) from None
+    return where
+
+
+def _accelerator() -> torch.device | None:
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
 
 
 def new_stream(device: torch.device | str) -> torch.Stream:

@@ -14,6 +14,7 @@ from dsv4core.errors import WeightsError
 from dsv4core.linear import QuantisedWeight, Weight, dense
 from dsv4core.parallel import TensorParallel, shard
 from dsv4core.progress import Progress, silent
+from dsv4core.runtime import usable
 from dsv4core.state_dict import named_weights
 from dsv4core.synthetic import hash_normal
 from dsv4core.tensor_names import (
@@ -183,8 +184,9 @@ class AttentionWeights:
         return _flatten(self)
 
     def to(self, device: torch.device | str) -> AttentionWeights:
-        """A copy on a device."""
-        return self._mapped(lambda _, value: value.to(device))
+        """A copy on a device. Raises BackendError where torch has none."""
+        where = usable(device)
+        return self._mapped(lambda _, value: value.to(where))
 
     def _mapped(self, change: Callable[[str, Weight], Weight]) -> AttentionWeights:
         return _assemble({name: change(name, value) for name, value in self.flat().items()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -24,9 +25,11 @@ from dsv4core.checkpoint import write_synthetic
 from dsv4core.linear import QuantisedWeight
 from dsv4core.parallel import REPLICATED, SLICED
 from dsv4core.synthetic import hash_normal
+from dsv4core_conformance.reference import Options, ReferenceConfig, ReferenceLayer
 
 RANKS = 4
 MATMUL = 4e-3
+LAYER = 5e-3  # from float64 over equal cache codes (model.md 5.5)
 # Four groups of two heads; every cut of an fp8 matrix falls between blocks of 128.
 CONFIG = AttentionConfig.preset("tiny", num_attention_heads=8, o_groups=4, o_lora_rank=128)
 STEPS = (139, 1)
@@ -103,6 +106,28 @@ def test_ranks_equal_one_process(world) -> None:
             assert cached == digest, "every rank writes the bytes of the unsharded layer"
             assert torch.equal(out, ranks[0][format, size, layer][0]), "one sum for all"
             assert float((out - whole).float().norm() / whole.float().norm()) <= MATMUL
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_ranks_and_one_process_against_float64(world, layer: int, format: str) -> None:
+    """Each by itself, over rows that attend to every entry."""
+    ranks, weights = world
+    c, weight = CONFIG, weights[format, layer]
+    sizes = ReferenceConfig(
+        c.hidden_size, c.num_attention_heads, c.q_lora_rank, c.o_groups, c.o_lora_rank, c.index_n_heads,
+        c.index_topk, eps=c.rms_norm_eps, theta=c.rope_theta, compress_theta=c.compress_rope_theta,
+    )  # fmt: skip
+    arrays = {name: tensor.float().numpy() for name, tensor in weight.dequantised().state_dict().items()}
+    ratio, options = c.layer(layer).ratio, replace(Options.preset("vllm"), p_dtype="fp32")
+    last = min(sum(STEPS), 4 * c.index_topk + 3 if ratio == 4 else sum(STEPS)) - 1
+    rows = [0, last // 2, last]
+    reference = ReferenceLayer(sizes, ratio, arrays, options)
+    exact = torch.from_numpy(reference.run(hidden().double().numpy(), rows)["out"])
+    whole, _ = run(get_backend("cpu").attention(c, layer, weight), layer)
+    shared = [ranks[0][format, size, layer][0] for size in (2, 4)]
+    for out in (whole, *shared):
+        assert float((out[rows].double() - exact).norm() / exact.norm()) <= LAYER
 
 
 def test_bytes_held_and_read(world) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from dsv4core.backend import Backend
 from dsv4core.errors import ConfigError
+from dsv4core.probe import describe
 from dsv4core.samples import Size, sample
 
 Arguments = dict[str, Any]
@@ -46,7 +48,10 @@ def samples(ops: Sequence[str], size: Size) -> list[Case]:
 
 
 def load(path: Path) -> list[Case]:
-    """The cases of a Python file: what its function `cases()` returns. Raises ConfigError."""
+    """The cases of a Python file: what its function `cases()` returns.
+
+    Raises ConfigError, with the line of the file, where it does not run or gives something else.
+    """
     spec = importlib.util.spec_from_file_location(f"dsv4core_cases_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise ConfigError(f"--cases {path}: no Python file; name one that has a function cases()")
@@ -54,8 +59,22 @@ def load(path: Path) -> list[Case]:
     try:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+        if not hasattr(module, "cases"):
+            raise ConfigError(f"--cases {path}: it has no function cases()")
+        found = list(module.cases())
+    except ConfigError:
+        raise
+    except Exception as error:  # the file may do anything
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == spec.origin]
+        where = f"line {lines[-1]}: " if lines else ""  # the message of a SyntaxError names the line
+        raise ConfigError(
+            f"--cases {path}: it does not run: {where}{describe(error)}; the whole traceback: "
+            f"cd {path.resolve().parent} && python -c 'import {path.stem}; {path.stem}.cases()'"
+        ) from error
     finally:
         sys.path.pop(0)
-    if not hasattr(module, "cases"):
-        raise ConfigError(f"--cases {path}: it has no function cases()")
-    return list(module.cases())
+    wrong = [case for case in found if not isinstance(case, Case)]
+    if wrong:
+        raise ConfigError(f"--cases {path}: cases() gives {wrong[0]!r}, not a dsv4core.bench.case.Case")
+    return found

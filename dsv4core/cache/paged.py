@@ -17,6 +17,7 @@ from dsv4core.errors import CacheError
 from dsv4core.plan.batch import BatchPlan
 from dsv4core.plan.check import whole_number
 from dsv4core.plan.groups import GROUPS
+from dsv4core.runtime import usable
 
 
 class PagedCache(RequestOperations):
@@ -45,14 +46,14 @@ class PagedCache(RequestOperations):
         `max_chunk` defaults to the capacity, at most 2,048 tokens: compressor states of a whole step are
         kept, which is 10 KiB per token of a ratio-4 layer. `rows` replaces the rows per page of groups.
         Errors: `CacheError` for a limit that is no whole number or no layer, `ConfigError` for a layer that
-        is not there.
+        is not there, `BackendError` for a device that is not.
         """
         capacity = whole_number(capacity_tokens, "capacity_tokens", 1)
         limits = CacheLimits(capacity, max_requests, default_chunk(capacity, max_chunk), max_rollback)
         specs = _specs_of(config, layers, rows)
         flat = [spec for of_layer in specs.values() for spec in of_layer]
         counts = counts_for(flat, limits)
-        where = torch.device(device)
+        where = usable(device)
         return cls(
             config, specs, {spec.key: new_storage(spec, counts[spec.group], where) for spec in flat}, limits
         )

@@ -17,6 +17,7 @@ from dsv4core.errors import ConfigError, WeightsError
 from dsv4core.linear import QuantisedWeight
 from dsv4core.parallel import Part, TensorParallel, part
 from dsv4core.progress import Progress, silent
+from dsv4core.runtime import usable
 from dsv4core.tensor_names import STATIC, attention_layers, canonical, prefixes, split
 from dsv4core.weights import AttentionWeights
 
@@ -83,8 +84,10 @@ class Checkpoint:
     ) -> AttentionWeights:
         """The weights of a layer; see `AttentionWeights.from_checkpoint`.
 
-        `progress` gets the bytes read so far. Names, types and shapes are checked before the first of them.
+        `progress` gets the bytes read so far. The device (`BackendError`), names, types and
+        shapes are checked before the first of them.
         """
+        where = usable(device)
         start = self._prefix(layer) if prefix is None else prefix
         files = {name: file for name, file in self.names.items() if name.startswith(start)}
         files = {name: file for name, file in files.items() if not name.endswith(STATIC)}
@@ -107,7 +110,7 @@ class Checkpoint:
 
         tensors: dict[str, Tensor] = {}
         for name, file in files.items():
-            tensors[name] = self._shard(file).read(name, report, pieces.get(name)).to(device)
+            tensors[name] = self._shard(file).read(name, report, pieces.get(name)).to(where)
         return AttentionWeights.from_state_dict(tensors, start)
 
     def _prefix(self, layer: int) -> str:

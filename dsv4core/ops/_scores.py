@@ -41,6 +41,22 @@ def check_queries(op: str, q: Tensor, scales: Tensor | None, layout: CacheLayout
     return width
 
 
+def check_pages(op: str, table: Tensor, token_to_req: Tensor, lens: Tensor, rows: int) -> None:
+    """Checked mode: raise where an entry that a token sees has no page; the numbers lie in their ranges.
+
+    Shapes: table i32 [R, W], token_to_req and lens i32 [T].
+    """
+    if not table.numel() or not lens.numel():
+        return
+    longest = lens.new_zeros(table.shape[0]).scatter_reduce_(0, token_to_req.long(), lens, "amax")
+    first = torch.arange(0, int(longest.max()), rows, device=table.device)  # most of a table may be empty
+    hole = (first < longest.unsqueeze(1)) & (table[:, : first.numel()] < 0)
+    if bool(hole.any()):
+        request, column = (int(i) for i in hole.nonzero()[0])
+        expected = f"a page of this cache for entry {column * rows} of request {request}"
+        raise OpArgumentError(op, "block_table", expected, str(int(table[request, column])))
+
+
 def query_values(q: Tensor, scales: Tensor | None, tokens: Tensor) -> Tensor:
     """Dequantised queries of some tokens, so that nobody holds those of all.
 

@@ -37,13 +37,15 @@ def _fake(
 
 
 def values(op: str) -> Values:
-    """Checked mode: requests exist, contexts fit their tables, tables name pages of this cache."""
+    """Checked mode: requests exist, contexts fit their tables, visible entries have pages of this cache."""
 
     def check(a: Mapping[str, Any], dims: Mapping[str, int]) -> None:
         check_range(op, "token_to_req", a["token_to_req"], 0, max(dims["R"], 1), "requests")
         longest = dims["W"] * a["rows"] if dims["R"] else 0
         check_range(op, "context_lens", a["context_lens"], 0, longest + 1, "lengths")
         check_range(op, "block_table", a["block_table"], -(2**31), dims["N"], "pages")
+        lens = a["context_lens"].clamp(max=a["max_len"]) if "max_len" in a else a["context_lens"]
+        _scores.check_pages(op, a["block_table"], a["token_to_req"], lens, a["rows"])
 
     return check
 

@@ -165,6 +165,28 @@ def test_wrong_options_are_usage_errors(
     assert message in capsys.readouterr().err
 
 
+BROKEN = [
+    ("def cases(:", "SyntaxError"),
+    ("import torch\n\nx = torch.nothing", "line 3: AttributeError"),
+    (
+        "def cases():\n    yield 1 / 0",
+        "line 2: ZeroDivisionError: division by zero; the whole",
+    ),
+    ("def cases():\n    return ['linear']", "cases() gives 'linear', not a dsv4core.bench.case.Case"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), BROKEN)
+def test_a_broken_file_of_cases_is_a_usage_error(
+    text: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    assert main([*SMALL, "--cases", str(file)]) == 2
+    said = capsys.readouterr().err
+    assert f"--cases {file}" in said and message in said and "Traceback" not in said
+
+
 CASES = """
 import torch
 from dsv4core.bench.case import Case

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dsv4core import runtime
+from dsv4core import AttentionConfig, AttentionWeights, PagedCache, runtime
 from dsv4core.errors import BackendError
 
 
@@ -38,6 +38,15 @@ def test_streams_and_events_of_a_missing_device_are_refused() -> None:
     for make in (runtime.new_stream, runtime.new_event):
         with pytest.raises(BackendError, match="run without side streams"):
             make("xpu" if not torch.xpu.is_available() else "mps")
+
+
+@pytest.mark.parametrize("device", ["cudaa", "hpu", "xpu" if not torch.xpu.is_available() else "mps"])
+def test_a_device_that_is_not_here_is_refused_by_name(device: str) -> None:
+    config = AttentionConfig.preset("tiny")
+    weights = AttentionWeights.random(config, 0, 1)
+    for asks in (lambda: PagedCache.allocate(config, [0], 64, device), lambda: weights.to(device)):
+        with pytest.raises(BackendError, match=rf"device '{device}': torch .*; here it has cpu.*core info"):
+            asks()
 
 
 def test_workspace_grows_and_is_shared() -> None:

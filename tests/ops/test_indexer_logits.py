@@ -8,6 +8,8 @@ import torch
 from index_world import LAYOUTS, IndexWorld
 
 from dsv4core.errors import OpArgumentError
+from dsv4core.ops import OPS
+from dsv4core.samples import sample
 
 
 @pytest.mark.parametrize("place", [{}, {"lead": 37, "gap": 91}])
@@ -79,3 +81,20 @@ def test_refusals(ops, rng, monkeypatch) -> None:
     world.table = torch.full_like(world.table, -1)
     with pytest.raises(OpArgumentError, match="block_table"):
         world.logits(ops, 64)
+
+
+@pytest.mark.parametrize("op", ["indexer_logits", "sparse_indexer"])
+def test_checked_mode_names_an_entry_without_a_page(op: str) -> None:
+    """In the contract, so that every backend's kernel and library is spared the question."""
+    arguments = sample(op)
+    request, rows = int(arguments["token_to_req"][0]), arguments["rows"]
+    arguments["block_table"] = arguments["block_table"].repeat(1, 4)
+    arguments |= {"max_len": 2 * rows} if "max_len" in arguments else {}
+    arguments["context_lens"] = torch.full_like(arguments["context_lens"], rows + 1)
+    OPS[op].contract.check(arguments, "1")
+    arguments["block_table"][request, 2:] = -1  # nobody sees these
+    OPS[op].contract.check(arguments, "1")
+    arguments["block_table"][request, 1] = -1
+    with pytest.raises(OpArgumentError, match=f"entry {rows} of request {request}"):
+        OPS[op].contract.check(arguments, "1")
+    OPS[op].contract.check(arguments, "0")

@@ -58,7 +58,7 @@ class TiledPage(CacheLayout):
         """The layout with the same records, row by row."""
         return get_layout(self.id.removesuffix("_tiled"))
 
-    def places(self, rows: int) -> Tensor:
+    def places(self, rows: int, device: torch.device | str = "cpu") -> Tensor:
         """Where the bytes of each record are in a page. Shapes: -> i64 [rows, record_bytes].
 
         Raises LayoutError unless 16 divides `rows`.
@@ -67,8 +67,10 @@ class TiledPage(CacheLayout):
             raise LayoutError(
                 f"layout {self.id!r} has pages of whole tiles of {TILE} rows; {rows} were asked for"
             )
-        row = torch.arange(rows).unsqueeze(1)
-        byte, tail = torch.arange(self.row_bytes), torch.arange(self.tail_bytes)
+        row, byte, tail = (
+            torch.arange(count, device=device) for count in (rows, self.row_bytes, self.tail_bytes)
+        )
+        row = row.unsqueeze(1)
         if self.mode == "fp8":  # tiles of 16 rows by 16 bytes; scales row by row
             values = row // TILE * TILE * self.row_bytes + byte // TILE * TILE * TILE + row % TILE * TILE
             scales = row * self.tail_bytes + tail
@@ -80,12 +82,12 @@ class TiledPage(CacheLayout):
     def read(self, pages: Tensor, slots: Tensor, rows: int) -> Tensor:
         """Records at slots >= 0. Shapes: u8 [N, B], slots any -> u8 [*slots.shape, record_bytes]."""
         index = slots.long()
-        return pages[(index // rows).unsqueeze(-1), self.places(rows).to(pages.device)[index % rows]]
+        return pages[(index // rows).unsqueeze(-1), self.places(rows, pages.device)[index % rows]]
 
     def write(self, pages: Tensor, slots: Tensor, record: Tensor, rows: int) -> None:
         """Put records at slots in place. Shapes: slots [n] >= 0, record u8 [n, record_bytes]."""
         index = slots.long()
-        pages[(index // rows).unsqueeze(-1), self.places(rows).to(pages.device)[index % rows]] = record
+        pages[(index // rows).unsqueeze(-1), self.places(rows, pages.device)[index % rows]] = record
 
     def encode_pages(self, values: Tensor) -> Tensor:
         """Whole pages. Shapes: [N, rows, values] -> u8 [N, page_bytes(rows)]."""
@@ -93,7 +95,7 @@ class TiledPage(CacheLayout):
 
     def decode_pages(self, pages: Tensor, rows: int) -> Tensor:
         """All rows of pages. Shapes: u8 [N, B] -> [N, rows, values]."""
-        return self.decode(pages[:, self.places(rows).to(pages.device)])
+        return self.decode(pages[:, self.places(rows, pages.device)])
 
     def parts(self, pages: Tensor, rows: int) -> NoReturn:
         """Refuse: no view of such a page has a row in it."""

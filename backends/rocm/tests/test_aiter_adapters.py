@@ -117,6 +117,9 @@ def test_prefill_says_why_not(gfx: str, changes: dict[str, Any], words: str) -> 
         ("gfx942", {"block_table": torch.zeros(2, 3, dtype=torch.int32)}, "2 requests"),
         ("gfx950", {"q": torch.zeros(3, 6, 128).to(torch.float8_e4m3fn)}, "no power of two"),
         ("gfx950", {"max_len": 0}, "no entry"),
+        ("gfx950", {"rotate": "hadamard"}, "not the layout's"),
+        ("gfx950", {"q_scales": torch.zeros(3, 8, 4, dtype=torch.uint8)}, "not the layout's"),
+        ("gfx950", {"q": torch.zeros(3, 8, 64).to(torch.float8_e4m3fn)}, "not the layout's"),
     ],
 )
 def test_logits_say_why_not(gfx: str, changes: dict[str, Any], words: str) -> None:

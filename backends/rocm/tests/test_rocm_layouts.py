@@ -71,6 +71,13 @@ def test_tiled_pages_read_write_and_come_back(layout: str) -> None:
     assert tiled.fingerprint != found.fingerprint
 
 
+def test_tiles_do_not_depend_on_torchs_default_device() -> None:
+    plain = encoded("index_mxfp4")
+    moved = layouts.convert(plain, "index_mxfp4", "index_mxfp4_tiled", rows=ROWS)
+    with torch.device("meta"):  # as engines set theirs while they load
+        assert torch.equal(layouts.convert(plain, "index_mxfp4", "index_mxfp4_tiled", rows=ROWS), moved)
+
+
 def test_tiled_pages_are_refused_where_rows_are_meant() -> None:
     page = encoded("index_fp8")
     with pytest.raises(LayoutError, match="holds tiles and no rows"):

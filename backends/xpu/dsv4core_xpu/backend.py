@@ -19,8 +19,6 @@ from dsv4core.ops import OpImpl
 from dsv4core.probe import interpreted
 from dsv4core.providers import Ranked
 from dsv4core_xpu.attention import DeepseekV4XPUAttention
-from dsv4core_xpu.vllm_kernels import check, indexer, record
-from dsv4core_xpu.vllm_kernels.library import PRODUCT, SCORES
 from dsv4core_xpu.vllm_kernels.linear import BlockProduct
 
 log = logging.getLogger("dsv4core")
@@ -64,6 +62,9 @@ class XpuBackend:
         if word == "off" or (word == "auto" and self.device_type != "xpu"):
             self.linear_kernels.append(BlockProduct(None, f"{VARIABLE}={word}, on {self.device_type}"))
             return
+        from dsv4core_xpu.vllm_kernels import check, indexer, record  # not where the option is off
+        from dsv4core_xpu.vllm_kernels.library import PRODUCT, SCORES
+
         operators, missing = check.passed(torch.device(self.device_type))
         if missing and word == "on":
             reasons = "; ".join(dict.fromkeys(missing.values()))

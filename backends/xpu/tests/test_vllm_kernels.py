@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +96,16 @@ def test_settings() -> None:
             assert "DSV4CORE_XPU_VLLM_KERNELS=" in str(own.linear_kernels[1].supports(problem(256, 256)))
 
 
+def test_nothing_of_the_check_is_imported_where_the_option_is_off() -> None:
+    code = (
+        "import sys; from dsv4core_xpu.backend import XpuBackend; XpuBackend({});"
+        "print(*(n for n in sys.modules if n.startswith('dsv4core_xpu.vllm_kernels.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["dsv4core_xpu.vllm_kernels.linear"]
+
+
 def test_auto_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dsv4core_xpu.backend.device_type", lambda settings: "xpu")
     sources = {op: impl.provider for op, impl in XpuBackend({"vllm_kernels": "auto"}).ops.items()}
@@ -107,7 +119,8 @@ def test_auto_keeps_what_passes(name: str, monkeypatch: pytest.MonkeyPatch) -> N
         raise RuntimeError("no image for this device")
 
     monkeypatch.setattr("dsv4core_xpu.backend.device_type", lambda settings: "xpu")
-    monkeypatch.setattr("dsv4core_xpu.backend.torch.device", lambda kind: HOST)
+    passed = check.passed
+    monkeypatch.setattr(check, "passed", lambda device: passed(HOST))
     with vllm_fake.installed(**{name: fails}):
         own = XpuBackend({"vllm_kernels": "auto"})
     source, answer = own.ops["indexer_logits"].provider, own.linear_kernels[1].supports(problem(256, 256))

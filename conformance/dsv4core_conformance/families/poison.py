@@ -242,6 +242,12 @@ FINITE = {
     "linear": ("x",),
 }
 """Inputs in which a NaN or an infinity is a caller's error."""
+WRITTEN = {
+    "fused_qnorm_rope_kv_insert": "kv",
+    "quantize_and_insert_k_cache": "k",
+    "compress_norm_rope_store": "state_cache",
+}
+"""The argument from which a writer of pages takes its rows."""
 
 
 @case("op/{op}/poison/refused_numbers", op=tuple(FINITE), catches=("D8", "B8"))
@@ -262,13 +268,7 @@ def refused_numbers(s: Subject, op: str) -> None:
 )  # fmt: skip
 def finite_pages(s: Subject, op: str, options: dict[str, Any], layout: str) -> None:
     """Unchecked, a NaN or an infinity is written as some finite row, with no scale byte of 0 or 255."""
-    name = (
-        "state_cache"
-        if op == "compress_norm_rope_store"
-        else "kv"
-        if "insert" in op and op[0] == "f"
-        else "k"
-    )
+    name = WRITTEN[op]
     for value in (torch.nan, -torch.nan, torch.inf, -torch.inf):
         arguments = make(op, layout=layout, place=PACKED, **options)
         rows = arguments[name].flatten(0, -2)

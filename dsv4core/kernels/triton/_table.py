@@ -55,15 +55,3 @@ def refuse_holes(
     if bool(outside.any()):
         expected = f"{what} for row {int(index[outside][0])} of request {int(request[outside][0])}"
         raise OpArgumentError(op, "block_table", expected, "-1, a narrower table or a page behind it")
-
-
-def refuse_hidden_holes(
-    op: str, table: Tensor, token_to_req: Tensor, lens: Tensor, rows: int, pages: int
-) -> None:
-    """Checked mode: raise where a visible entry has no page. Shapes: token_to_req, lens i32 [T]."""
-    if not lens.numel() or int(lens.max()) <= 0:
-        return
-    page = torch.arange(-(-int(lens.max()) // rows), device=lens.device)  # one row of every page will do
-    wanted = page * rows < lens.unsqueeze(1)
-    request = token_to_req.long().unsqueeze(1)
-    refuse_holes(op, table, request, page * rows, wanted, rows, pages, "a page of this cache")

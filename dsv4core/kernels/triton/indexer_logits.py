@@ -2,10 +2,9 @@
 
 from torch import Tensor
 
-from dsv4core.kernels.triton._launch import supported, value_checks
+from dsv4core.kernels.triton._launch import supported
 from dsv4core.kernels.triton._pages import INDEX
 from dsv4core.kernels.triton._scores import check_queries, score
-from dsv4core.kernels.triton._table import refuse_hidden_holes
 
 NAME = "indexer_logits"
 
@@ -21,9 +20,6 @@ def indexer_logits(
     """
     supported(NAME, "layout", layout, INDEX)
     check_queries(NAME, q, q_scales, layout, rotate)
-    if value_checks(q):
-        visible = context_lens.clamp(max=max_len)
-        refuse_hidden_holes(NAME, block_table, token_to_req, visible, rows, k_cache.shape[0])
     out = weights.new_empty(q.shape[0], max_len)
     score(
         out, q.contiguous(), q_scales if q_scales is None else q_scales.contiguous(), weights, k_cache,

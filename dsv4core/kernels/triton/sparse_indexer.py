@@ -4,11 +4,10 @@ import torch
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
-from dsv4core.kernels.triton._launch import supported, value_checks
+from dsv4core.kernels.triton._launch import supported
 from dsv4core.kernels.triton._pages import INDEX
 from dsv4core.kernels.triton._scores import check_queries, score
 from dsv4core.kernels.triton._select import candidate_bytes, fold, select
-from dsv4core.kernels.triton._table import refuse_hidden_holes
 
 NAME = "sparse_indexer"
 LEAST_ENTRIES = 64
@@ -33,8 +32,6 @@ def sparse_indexer(
     least = running + LEAST_ENTRIES * 2 * SCORE_BYTES
     if workspace_bytes < least:
         raise OpArgumentError(NAME, "workspace_bytes", f">= {least}", str(workspace_bytes))
-    if value_checks(q):
-        refuse_hidden_holes(NAME, block_table, token_to_req, context_lens, rows, k_cache.shape[0])
     q, q_scales = q.contiguous(), q_scales if q_scales is None else q_scales.contiguous()
     tokens = q.shape[0]
     entries = block_table.shape[1] * rows if block_table.shape[0] else 0

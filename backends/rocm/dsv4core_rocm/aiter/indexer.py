@@ -30,6 +30,9 @@ class Logits:
             return f"aiter scores fp8 on gfx942 and gfx950, this is {self.gfx.name}"
         if call["layout"] != "index_fp8" or q.dtype != torch.float8_e4m3fn:
             return f"aiter takes e4m3 keys with one f32 scale, the layout is {call['layout']}"
+        own = get_layout("index_fp8")
+        if call["rotate"] != own.rotate or q.shape[2] != own.width or call["q_scales"] is not None:
+            return "these queries are not the layout's"  # which the kernel refuses in the contract's words
         if call["block_table"].shape[0] != 1:
             requests = call["block_table"].shape[0]
             return f"{requests} requests: aiter would score every token against the keys of all"

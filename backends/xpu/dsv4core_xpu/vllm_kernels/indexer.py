@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsv4core.kernels.triton._launch import value_checks
-from dsv4core.kernels.triton._table import refuse_hidden_holes
 from dsv4core.layout import get_layout
 from dsv4core.providers import Answer, Call, Provider
 
@@ -46,9 +44,6 @@ class Scores:
     def run(self, call: Call) -> Tensor:
         """f32 [T, max_len], -inf at and behind context_lens."""
         pages, lens = call["k_cache"], call["context_lens"]
-        if value_checks(call["q"]):  # the operator passes over what the contract names
-            seen = lens.clamp(max=call["max_len"])
-            refuse_hidden_holes(OP, call["block_table"], call["token_to_req"], seen, ROWS, pages.shape[0])
         blocks = pages.as_strided(  # a size, not the record: codes of all rows come first, then their scales
             (pages.shape[0], ROWS, 1, RECORD), (pages.stride(0), RECORD, RECORD, 1)
         )
