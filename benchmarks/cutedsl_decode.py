@@ -40,13 +40,13 @@ def cut(call: Arguments, form: Form) -> Tensor:
     return call["out"]
 
 
-def forms(heads: int, keys: int, batch: int, available: int) -> list[Form]:
+def forms(heads: int, keys: int, batch: int, room: sparse_decode.Room) -> list[Form]:
     """Every way to cut that a device runs at once."""
     found: dict[Form, None] = {}
     for size in sparse_decode.KINDS:
         for blocks in range(2, sparse_decode.MOST_BLOCKS + 1):
             form = sparse_decode.cut(size, keys, blocks)
-            if batch * heads // size <= sparse_decode.room(form.blocks, available):
+            if batch * heads // size <= room[form.blocks]:
                 found[form] = None
     return list(found)
 
@@ -68,8 +68,8 @@ def decode(libraries: list[Library], heads: int, extra: int, batch: int, cuts: b
     own = ClusterDecode(torch.cuda.get_device_capability(), any_batch=True)
     bound = ops.sparse_decode(None, kernel("sparse_decode"), own)
     ways["cutedsl"] = lambda c: partial(op, bound, c)
-    available = torch.cuda.get_device_properties().multi_processor_count
-    for form in forms(heads, 128 + extra, batch, available) if cuts else ():
+    room = sparse_decode.room_of(torch.cuda.current_device())
+    for form in forms(heads, 128 + extra, batch, room) if cuts else ():
         name = f"{form.heads} heads in {form.blocks} blocks of {form.tiles} tiles"
         ways[name] = lambda c, f=form: partial(cut, c, f)
     gaps: dict[str, float] = {}

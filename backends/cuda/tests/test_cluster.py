@@ -41,10 +41,14 @@ def call(tokens: int = 2, heads: int = 64) -> dict[str, Any]:
     }  # fmt: skip
 
 
+ROOM = (0, 132, 66, 42, 32, 24, 18, 16, 16, 10)
+"""Clusters by their blocks, in six groups of 16 multiprocessors and two of 18."""
+
+
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Program, tuple[int, ...], tuple[Any, ...]]]:
     found: list[Any] = []
-    monkeypatch.setattr(kernel, "processors", lambda device: 132)
+    monkeypatch.setattr(kernel, "room_of", lambda device: ROOM)
     monkeypatch.setattr(Program, "on", lambda self, device: lambda grid, *v: found.append((self, grid, v)))
     return found
 
@@ -102,7 +106,7 @@ def test_rows_alike_are_cut_by_their_width_alone() -> None:
             (form.blocks, form.tiles, kernel.KINDS[form.heads].keys)
             for tokens in (1, 9, 300)
             for heads in (16, 48, 64, 128)
-            for form in [kernel.fixed(tokens, heads, width, 132)]
+            for form in [kernel.fixed(tokens, heads, width, ROOM)]
         }
         assert len(found) == 1
 
@@ -110,20 +114,15 @@ def test_rows_alike_are_cut_by_their_width_alone() -> None:
 def test_the_fastest_form_takes_fewer_waves() -> None:
     for tokens in (1, 8, 32, 500):
         for heads in (16, 48, 64, 128):
-            form = kernel.fastest(tokens, heads, 640, 132)
+            form = kernel.fastest(tokens, heads, 640, ROOM)
             assert heads % form.heads == 0
-            again = kernel.fastest(tokens + 1, heads, 640, 132)
+            again = kernel.fastest(tokens + 1, heads, 640, ROOM)
             assert duration(again, tokens, heads) >= duration(form, tokens, heads)
 
 
 def duration(form: kernel.Form, tokens: int, heads: int) -> float:
-    waves = -(-tokens * heads // form.heads // kernel.room(form.blocks, 132))
+    waves = -(-tokens * heads // form.heads // ROOM[form.blocks])
     return waves * (kernel.KINDS[form.heads].once + kernel.KINDS[form.heads].tile * form.tiles)
-
-
-def test_a_cluster_lies_in_one_group() -> None:
-    assert [kernel.room(blocks, 132) for blocks in (1, 2, 3, 4, 5, 9)] == [132, 66, 44, 29, 22, 14]
-    assert kernel.room(9, 4) == 1
 
 
 def test_a_product_and_a_shift_divide_slots() -> None:
@@ -146,7 +145,7 @@ def test_a_launch_covers_tokens_heads_and_keys(
     lse = op(**given)
     ((program, grid, values),) = launched
     alone = alike or heads < 33
-    form = (kernel.fixed if alone else kernel.fastest)(tokens, heads, 640, 132)
+    form = (kernel.fixed if alone else kernel.fastest)(tokens, heads, 640, ROOM)
     assert program is kernel.program(form.heads, form.blocks)
     assert lse.shape == (tokens, heads)
     assert grid == (form.blocks, heads // form.heads, tokens) and program.cluster == form.blocks

@@ -74,6 +74,22 @@ class Loaded:
         if failed:
             check(failed, "cuLaunchKernelEx")
 
+    def clusters(self, blocks: int, shared: int) -> int:
+        """How many clusters of blocks with so many bytes of shared memory the device runs at once."""
+        cuda, found = driver(), ctypes.c_int()
+        attribute = _Attribute(id=CLUSTER_DIMENSION, value=(blocks, 1, 1))
+        shape = _Shape(grid=(blocks, 1, 1), block=self._shape.block, shared=shared, count=1)
+        shape.attributes = ctypes.addressof(attribute)
+        with torch.cuda.device(self.device):
+            bind(self.device)
+            done = cuda.cuKernelSetAttribute(MAX_DYNAMIC_SHARED, shared, self.handle, self.device)
+            check(done, f"{shared} bytes of shared memory")
+            done = cuda.cuKernelSetAttribute(NON_PORTABLE_CLUSTER, 1, self.handle, self.device)
+            check(done, f"clusters of {blocks} blocks")
+            done = cuda.cuOccupancyMaxActiveClusters(ctypes.byref(found), self.handle, ctypes.byref(shape))
+            check(done, "cuOccupancyMaxActiveClusters")
+        return found.value
+
 
 def _pointers(layout: struct.Struct, base: int) -> ctypes.Array[ctypes.c_void_p]:
     """Where each argument lies: the driver reads them as C would, each at a multiple of its size."""
@@ -149,6 +165,7 @@ def driver() -> ctypes.CDLL:
     library = ctypes.CDLL("libcuda.so.1")
     pointer, unsigned = ctypes.c_void_p, ctypes.c_uint
     library.cuLaunchKernelEx.argtypes = [pointer] * 4
+    library.cuOccupancyMaxActiveClusters.argtypes = [pointer] * 3
     library.cuLibraryLoadData.argtypes = [
         pointer, ctypes.c_char_p, pointer, pointer, unsigned, pointer, pointer, unsigned
     ]  # fmt: skip

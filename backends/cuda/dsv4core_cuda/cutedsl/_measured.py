@@ -10,7 +10,7 @@ from pathlib import Path
 
 FILE = Path(__file__).with_name("measured.csv")
 NOISE = 0.98
-"""A shorter time counts from here on."""
+"""A shorter time counts from here on; what is between is as fast."""
 Forms = dict[str, int]
 """Forms of an op, with the number of tokens from which its kernel is used."""
 
@@ -44,13 +44,13 @@ def write(arch: str, measured: Iterable[Row]) -> None:
 
 
 def faster(measured: Iterable[Row]) -> Mapping[str, Forms]:
-    """Op -> form -> the number of tokens from which on every measured call takes less time than Triton's."""
+    """Op -> form -> the fewest tokens that measured faster than Triton and from which on none was slower."""
     chosen: dict[str, Forms] = {}
     lost: set[tuple[str, str]] = set()
     for row in sorted(measured, key=lambda row: -row.tokens):
-        if row.cutedsl > NOISE * row.triton:
+        if NOISE * row.cutedsl > row.triton:
             lost.add((row.op, row.form))
-        if (row.op, row.form) not in lost:
+        if row.cutedsl <= NOISE * row.triton and (row.op, row.form) not in lost:
             chosen.setdefault(row.op, {})[row.form] = row.tokens
     return chosen
 

@@ -8,15 +8,15 @@ from functools import cache, lru_cache
 from torch import Tensor
 
 from dsv4core_cuda.cutedsl._build import Program
-from dsv4core_cuda.cutedsl._driver import processors
 from dsv4core_cuda.flashmla import Pages
 
 SEGMENTS = 8
 """Segments of a row at most where they depend on its width alone; every device has clusters of so many."""
 MOST_BLOCKS = 9
 """Blocks of a cluster at most where the device is asked: 1152 keys are nine tiles."""
-GROUP = 18
-"""Multiprocessors of which a cluster takes some, on Hopper; what is beyond whole groups is one more group."""
+ALONE = 120 << 10
+"""Bytes of shared memory of which a multiprocessor has one block's; every form takes more."""
+PROBE = Program("check", "qff", (), 32)
 ARGUMENTS = "q" * 10 + "f" + "q" * 8 + "i" * 8 + "qqi"
 
 
@@ -40,6 +40,10 @@ KINDS = {
     64: Kind("sparse_decode_wide", 64, 512, 9.0, 2.9),
 }
 """By heads of a block."""
+
+
+Room = tuple[int, ...]
+"""By blocks of a cluster: how many clusters a device runs at once."""
 
 
 @dataclass(frozen=True)
@@ -72,32 +76,37 @@ def cut(heads: int, width: int, blocks: int) -> Form:
     return Form(heads, -(-tiles // each), each)
 
 
-def fixed(tokens: int, heads: int, width: int, available: int) -> Form:
+def fixed(tokens: int, heads: int, width: int, room: Room) -> Form:
     """The form whose bits for a row depend on nothing but the row: segments by its width alone.
 
     Blocks of 16 heads are done sooner, blocks of 32 decode each row half as often; no bit depends on it.
     """
     few = cut(16, width, SEGMENTS)
-    if heads % 32 or tokens * heads // 16 <= room(few.blocks, available):
+    if heads % 32 or tokens * heads // 16 <= room[few.blocks]:
         return few
     return cut(32, width, SEGMENTS)
 
 
 @lru_cache(maxsize=1024)
-def fastest(tokens: int, heads: int, width: int, available: int) -> Form:
+def fastest(tokens: int, heads: int, width: int, room: Room) -> Form:
     """The form that should be done first: how often it fills the device, times what a cluster takes."""
 
     def time(form: Form) -> float:
         clusters, kind = tokens * heads // form.heads, KINDS[form.heads]
-        return -(-clusters // room(form.blocks, available)) * (kind.once + kind.tile * form.tiles)
+        return -(-clusters // room[form.blocks]) * (kind.once + kind.tile * form.tiles)
 
     sizes = [n for n in KINDS if heads % n == 0]
     return min({cut(n, width, blocks) for n in sizes for blocks in range(1, MOST_BLOCKS + 1)}, key=time)
 
 
-def room(blocks: int, available: int) -> int:
-    """Clusters that so many multiprocessors run at once: a block fills one, a cluster lies in one group."""
-    return max(1, available // GROUP * (GROUP // blocks) + available % GROUP // blocks)
+@cache
+def room_of(device: int) -> Room:
+    """Clusters of 0, 1, .. MOST_BLOCKS blocks that a device runs at once, a block a multiprocessor.
+
+    A cluster lies in one group of multiprocessors, and how large groups are, a device's driver knows.
+    """
+    probe = PROBE.on(device)
+    return (0, *(max(1, probe.clusters(blocks, ALONE)) for blocks in range(1, MOST_BLOCKS + 1)))
 
 
 def programs(arch: str) -> dict[str, Program]:
@@ -124,7 +133,7 @@ def decode(
     width, extra_width = swa.slots.shape[1], extra.slots.shape[1] if extra else 0
     device = q.device.index
     if form is None:
-        form = (fixed if alike else fastest)(tokens, heads, width + extra_width, processors(device))
+        form = (fixed if alike else fastest)(tokens, heads, width + extra_width, room_of(device))
     (part, shift), (extra_part, extra_shift) = reciprocal(swa.rows), reciprocal(more.rows)
     lse = sink.new_empty(tokens, heads)
     program(form.heads, form.blocks).on(device)(

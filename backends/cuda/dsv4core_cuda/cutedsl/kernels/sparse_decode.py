@@ -13,7 +13,7 @@ from cutlass.cute.nvgpu import warpgroup
 
 from dsv4core_cuda.cutedsl.kernels._cluster import ceil, exp2, peer, write_peer
 from dsv4core_cuda.cutedsl.kernels._fold import LOG2E, SUMS, Whole, add_blocks, read_f32, shares
-from dsv4core_cuda.cutedsl.kernels._listed_rows import listed
+from dsv4core_cuda.cutedsl.kernels._listed_rows import asked, located
 from dsv4core_cuda.cutedsl.kernels._ptx import (
     bits,
     copies_commit,
@@ -30,6 +30,18 @@ from dsv4core_cuda.cutedsl.kernels._rows import fetch, spread
 KEYS = 128
 THREADS = 256
 NEVER = -1.0e30
+
+
+@cute.jit
+def ask(q, head_stride, queries, thread, HEADS: cutlass.Constexpr):
+    """Begin to copy the queries of a block to shared memory."""
+    for i in cutlass.range_constexpr(HEADS * 64 // THREADS):
+        c = thread + i * THREADS
+        h = c // 64
+        w = c % 64
+        to = queries + (w // 8) * (HEADS * 128) + h * 128 + (((w % 8) ^ (h % 8)) << 4)
+        copy_ahead(to, q + (Int64(h) * head_stride + w * 8) * 2, 16)
+    copies_commit()
 
 
 @cute.jit
@@ -133,15 +145,8 @@ def kernel(
     sums = red + 8 * HEADS * 4
     cute.arch.cluster_arrive_relaxed()
     wait_turn()
-
-    q_from = q + (Int64(t) * q_stride + Int64(group * HEADS) * q_head_stride) * 2
-    for i in cutlass.range_constexpr(HEADS * 64 // THREADS):
-        c = thread + i * THREADS
-        h = c // 64
-        w = c % 64
-        to = queries + (w // 8) * (HEADS * 128) + h * 128 + (((w % 8) ^ (h % 8)) << 4)
-        copy_ahead(to, q_from + (Int64(h) * q_head_stride + w * 8) * 2, 16)
-    copies_commit()
+    place = rank * tiles * KEYS + warp * 16 + lane % 16
+    slot, length = asked(place, t, main, entries)
 
     k_major, mn_major = warpgroup.OperandMajorMode.K, warpgroup.OperandMajorMode.MN
     types, shape = (BFloat16, BFloat16), ((2, 1, 1), (64, HEADS))
@@ -168,9 +173,14 @@ def kernel(
     rounded.fill(0.0)
     exact.fill(0.0)
     for tile in cutlass.range(tiles, unroll=1):
-        n = (rank * tiles + tile) * KEYS + warp * 16 + lane % 16
-        row, scales, live = listed(n, t, main, entries, shifts)
+        n = place + tile * KEYS
+        if tile > 0:
+            slot, length = asked(n, t, main, entries)
+        row, scales, live = located(n, slot, length, main, entries, shifts)
         eight, others = fetch(row, scales, 0, lane), fetch(row, scales, 8, lane)
+        if tile == 0:  # rows wait for two reads, one behind the other, queries for one
+            ask(q + (Int64(t) * q_stride + Int64(group * HEADS) * q_head_stride) * 2, q_head_stride,
+                queries, thread, HEADS)  # fmt: skip
         spread(keys + warp * 2048, *eight, live, 0, lane, KEYS)
         spread(keys + warp * 2048 + 1024, *others, live, 8, lane, KEYS)
         copies_wait(0)
