@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
-from dsv4core.kernels.triton._early import let_next_start, wait_for_last
+from dsv4core.kernels.triton._early import start_early
 from dsv4core.kernels.triton._launch import (
     alignment,
     launch,
@@ -181,9 +181,7 @@ def compress_norm_rope_store_kernel(
     CHANNELS: tl.constexpr, VECTOR: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One program goes through ENTRIES runs of tokens side by side, SCAN at a time, and closes windows."""
-    if EARLY:
-        wait_for_last()
-        let_next_start()
+    start_early(EARLY)
     i = tl.arange(0, SCAN)[None, :]
     begin = (tl.program_id(0) * ENTRIES + tl.arange(0, ENTRIES)).to(tl.int64) * run
     for step in range(0, run, SCAN):
@@ -247,7 +245,7 @@ def compress_norm_rope_store(
         block_table.stride(1), cos_sin.stride(0), k_cache.stride(0), eps,
         STATE_ROWS=state_cache.shape[1], RATIO=ratio, WINDOW=window, DIM=head_dim, rows=rows, LAYOUT=layout,
         HADAMARD=rotate == "hadamard", ALIGN=alignment(k_cache), HARDWARE=native_e4m3(k_cache),
-        SEGMENTS=1 if window == 8 else 8, EARLY=bool(meta.get("launch_pdl", 0)), **meta,
+        SEGMENTS=1 if window == 8 else 8, **meta,
     )  # fmt: skip
 
 

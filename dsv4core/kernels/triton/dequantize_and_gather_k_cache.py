@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
-from dsv4core.kernels.triton._early import let_next_start, wait_for_last
+from dsv4core.kernels.triton._early import start_early
 from dsv4core.kernels.triton._launch import (
     alignment,
     launch,
@@ -31,9 +31,7 @@ def dequantize_and_gather_kernel(
     EARLY: tl.constexpr,
 ):  # fmt: skip
     """Program (i, b) dequantises rows i * ROWS .. of request b; those behind its count do nothing."""
-    if EARLY:
-        wait_for_last()
-        let_next_start()
+    start_early(EARLY)
     b = tl.program_id(1).to(tl.int64)
     first = tl.program_id(0) * ROWS
     length = tl.load(seq_lens + b * seq_stride)
@@ -74,8 +72,7 @@ def dequantize_and_gather_k_cache(
         dequantize_and_gather_kernel, grid, out, out, k_cache, seq_lens, lens, block_table, room,
         block_table.shape[1], k_cache.shape[0], offset, out.stride(0), out.stride(1), k_cache.stride(0),
         seq_lens.stride(0), lens.stride(0), block_table.stride(0), block_table.stride(1),
-        rows=rows, LAYOUT=layout, ALIGN=alignment(k_cache), HARDWARE=native_e4m3(out),
-        EARLY=bool(meta.get("launch_pdl", 0)), **meta,
+        rows=rows, LAYOUT=layout, ALIGN=alignment(k_cache), HARDWARE=native_e4m3(out), **meta,
     )  # fmt: skip
 
 
