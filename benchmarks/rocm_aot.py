@@ -1,4 +1,4 @@
-"""Registers, LDS, matrix instructions and occupancy of every Triton kernel on AMD devices that are not here.
+"""Registers, LDS, matrix instructions and occupancy of the Triton kernels of every op on AMD devices not here.
 
     python benchmarks/rocm_aot.py                        # gfx942 and gfx950 against benchmarks/rocm_aot.json
     python benchmarks/rocm_aot.py --target gfx950 --case "sparse*" --write
@@ -62,7 +62,7 @@ def used(launch: aot.Launch, target: str) -> tuple[Resources, Occupancy, list[st
 
 
 def of_case(case: str, target: str) -> Iterator[tuple[str, Resources, Occupancy, list[str]]]:
-    """Every kernel of a case of the ahead-of-time gate, once."""
+    """Every kernel of a case, once."""
     op, arguments = CASES[case]()
     function = getattr(import_module(f"dsv4core.kernels.triton.{op}"), op)
     seen: set[str] = set()
