@@ -1,4 +1,4 @@
-"""Registers, LDS, matrix instructions and occupancy of the Triton kernels of every op on AMD devices not here.
+"""Registers, LDS, matrix instructions and occupancy of the ops' Triton kernels on AMD devices not here.
 
     python benchmarks/rocm_aot.py                        # gfx942 and gfx950 against benchmarks/rocm_aot.json
     python benchmarks/rocm_aot.py --target gfx950 --case "sparse*" --write
