@@ -16,6 +16,7 @@ from dsv4core.indexer import WORKSPACE_BYTES, Indexer
 from dsv4core.numerics import tables
 from dsv4core.parallel import TensorParallel
 from dsv4core.plan import BatchPlan, Limits, prefill_workspace_rows
+from dsv4core.runtime import autocasts
 from dsv4core.weights import AttentionWeights
 
 if TYPE_CHECKING:
@@ -80,8 +81,11 @@ class DeepseekV4Attention(ABC):
         return self.heads
 
     def __call__(self, hidden: Tensor, cache: PagedCache, plan: BatchPlan) -> Tensor:
-        """Attend. Shapes: hidden bf16 [T, hidden] -> bf16 [T, hidden]."""
-        return self.forward(hidden, cache, plan)
+        """Attend, under `torch.autocast` as without. Shapes: hidden bf16 [T, hidden] -> bf16 [T, hidden]."""
+        if not autocasts(self.device.type):
+            return self.forward(hidden, cache, plan)
+        with torch.autocast(self.device.type, enabled=False):
+            return self.forward(hidden, cache, plan)
 
     def forward(self, hidden: Tensor, cache: PagedCache, plan: BatchPlan) -> Tensor:
         """The whole step of this layer; final. Shapes: hidden bf16 [T, hidden] -> bf16 [T, hidden]."""

@@ -36,6 +36,11 @@ def accelerator() -> torch.device | None:
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
 
 
+def autocasts(kind: str) -> bool:
+    """Whether `torch.autocast` is on for a device type: it would round products that ops keep in f32."""
+    return kind != "meta" and torch.is_autocast_enabled(kind)
+
+
 def new_stream(device: torch.device | str) -> torch.Stream:
     """A side stream of the device. Raises BackendError where the device has none (a CPU)."""
     return _made(lambda: torch.Stream(device=torch.device(device)), "streams", device)

@@ -13,6 +13,7 @@ from torch import Tensor
 from dsv4core.errors import FallbackError
 from dsv4core.ops._contract import check_mode
 from dsv4core.ops._op import OPS, Op
+from dsv4core.runtime import autocasts
 
 log = logging.getLogger("dsv4core")
 
@@ -54,8 +55,13 @@ class BoundOp:
         return self.run(*args, **kwargs)
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        """Check the arguments, then call the implementation."""
-        return self.call(self.checked(args, kwargs))
+        """Check the arguments, then call the implementation, under `torch.autocast` as without."""
+        bound = self.checked(args, kwargs)
+        kind = self.device_type or next(iter(bound.values())).device.type
+        if not autocasts(kind):
+            return self.call(bound)
+        with torch.autocast(kind, enabled=False):
+            return self.call(bound)
 
     def checked(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments by name, defaults filled in. Raises OpArgumentError for what breaks the contract."""

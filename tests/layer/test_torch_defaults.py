@@ -1,6 +1,7 @@
 """Engines change torch's default type and device while they build or run a model: nothing depends on it.
 
-DeepSeek's inference code sets both for the whole process, vLLM and SGLang while a model is loaded.
+DeepSeek's inference code sets both for the whole process, vLLM and SGLang while a model is loaded; scripts
+around transformers run models under autocast.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import torch
 from layer_world import KINDS
 
 from dsv4core import AttentionConfig, AttentionWeights, PagedCache, RequestExport, get_backend
+from dsv4core.bench.side import bodies
 from dsv4core.layout import transcode
 from dsv4core.numerics import e2m1, e4m3, minifloat, tables
 from dsv4core.ops import OPS
 from dsv4core.samples import sample
 
 CPU = torch.device("cpu")
-DEFAULTS = [(torch.bfloat16, "cpu"), (torch.float64, "cpu"), (torch.float32, "meta")]
+DEFAULTS = [(torch.bfloat16, "cpu"), (torch.float64, "cpu"), (torch.float32, "meta"), "autocast"]
 
 
 def forget() -> None:
@@ -34,12 +36,17 @@ def defaults(request: pytest.FixtureRequest) -> Iterator[Any]:
     """A context with other defaults."""
 
     class Set:
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=request.param == "autocast")
+
         def __enter__(self) -> None:
             forget()
-            torch.set_default_dtype(request.param[0])
-            torch.set_default_device(request.param[1])
+            self.autocast.__enter__()
+            if request.param != "autocast":
+                torch.set_default_dtype(request.param[0])
+                torch.set_default_device(request.param[1])
 
         def __exit__(self, *_: object) -> None:
+            self.autocast.__exit__(None, None, None)
             torch.set_default_dtype(torch.float32)
             torch.set_default_device(None)
             forget()
@@ -82,7 +89,7 @@ def test_ops_and_samples(name: str, defaults: Any) -> None:
         found = [part for part in (*found, *(arguments[n] for n in OPS[name].mutates)) if part is not None]
         return [part.contiguous().view(torch.uint8) for part in found]
 
-    for function in (OPS[name].body, getattr(get_backend("cpu").ops, name)):
+    for function in (getattr(backend.ops, name) for backend in (bodies("cpu"), get_backend("cpu"))):
         want = results(function)
         with defaults:
             got = results(function)
