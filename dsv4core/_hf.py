@@ -33,6 +33,9 @@ V41_NAMES = ("kv_source_layer_ids", "index_source_layer_ids", "candidate_source_
 
 def hf_values(config: Mapping[str, Any]) -> dict[str, Any]:
     """The values of an `AttentionConfig` in `config`; raises ConfigError where they are missing."""
+    if not isinstance(config, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        got = f"{config!r:.80}"
+        raise ConfigError(f"from_hf takes the dict of a config.json, not {got}: pass json.load(open(path))")
     newer = [name for name in V41_NAMES if config.get(name) is not None]
     if newer:
         raise ConfigError(f"this config.json is DeepSeek-V4.1 (it has {', '.join(newer)}); V4 cannot run it")

@@ -159,8 +159,9 @@ class AttentionConfig(FrozenModel):
     def layer(self, index: int) -> LayerConfig:
         """What layer `index` is. Raises ConfigError for an index that the model does not have."""
         count = len(self.compress_ratios)
-        if not 0 <= index < count:
-            raise ConfigError(f"layer {index} was asked for; this model has layers 0 to {count - 1}")
+        numbered = isinstance(index, int)  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not numbered or not 0 <= index < count:
+            raise ConfigError(f"layer {index!r} was asked for; this model has layers 0 to {count - 1}")
         ratio = self.compress_ratios[index]
         coff = 2 if ratio == 4 else 1
         if ratio == 0:

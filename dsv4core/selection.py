@@ -133,6 +133,10 @@ def use(name: str) -> Generator[None]:
 def current_request(name: str | None = None) -> Request:
     """Return what is asked for right now: argument, ``use``, environment, ``auto``."""
     if name is not None:
+        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise UnknownBackendError(
+                f"get_backend takes a name or names by comma ('cuda,cpu'), not {name!r}"
+            )
         return Request.parse(name, "the argument")
     used = _used.get()
     if used is not None:

@@ -68,7 +68,9 @@ def named_weights(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Weigh
     return weights
 
 
-def type_problem(name: str, tensor: Tensor, scales: Tensor | None, factor: Tensor | None) -> str:
+def type_problem(
+    name: str, tensor: Tensor, scales: Tensor | None = None, factor: Tensor | None = None
+) -> str:
     """What speaks against the types of one tensor and its scales, after its name; empty when nothing does."""
     kind = str(tensor.dtype).removeprefix("torch.")
     if tensor.dtype in FLOATS:

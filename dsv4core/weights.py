@@ -15,7 +15,7 @@ from dsv4core.linear import QuantisedWeight, Weight, dense
 from dsv4core.parallel import TensorParallel, shard
 from dsv4core.progress import Progress, silent
 from dsv4core.runtime import usable
-from dsv4core.state_dict import named_weights
+from dsv4core.state_dict import named_weights, type_problem
 from dsv4core.synthetic import hash_normal
 from dsv4core.tensor_names import (
     COMPRESSOR_NAMES,
@@ -151,13 +151,16 @@ class AttentionWeights:
         return self._mapped(lambda _, value: value if isinstance(value, Tensor) else value.dequantised(dtype))
 
     def validate(self, config: AttentionConfig, layer: int) -> None:
-        """Raise WeightsError unless names and shapes are those of the layer; lists every difference."""
+        """Raise WeightsError unless names, shapes and types are those of a layer; lists every difference."""
         have, want = self.flat(), expected_shapes(config, layer)
         problems = [f"{name} is missing" for name in want if name not in have]
         problems += [f"{name} is not part of such a layer" for name in have if name not in want]
         for name, shape in want.items():
             if name in have and tuple(have[name].shape) != shape:
                 problems.append(f"{name} is {list(have[name].shape)}, expected {list(shape)}")
+        for name, value in have.items():
+            if isinstance(value, Tensor) and (problem := type_problem(name, value)):
+                problems.append(f"{name}{problem}")
         if problems:
             what = f"layer {layer} ({config.layer(layer).kind}, ratio {config.layer(layer).ratio})"
             raise WeightsError(f"weights of {what}: {'; '.join(problems)}")

@@ -241,6 +241,7 @@ class PageGroup:
             self.table = wider
 
 
+@torch.inference_mode(False)  # a table made inside of the mode could not be written outside
 def _unmapped(rows: int, columns: int) -> Tensor:
     """A table without pages; on the host, whatever torch's default device is. Shapes: -> i32."""
     return torch.full((rows, columns), -1, dtype=torch.int32, device="cpu")

@@ -86,7 +86,7 @@ class CacheBase:
         """Return the caches of layer `index`; raise `CacheError` for a layer this cache was not made for."""
         if index not in self._layers:
             raise CacheError(
-                f"layer {index} has no cache here: this cache was made for layers {list(self.layers)}"
+                f"layer {index!r} has no cache here: this cache was made for layers {list(self.layers)}"
             )
         return self._layers[index]
 

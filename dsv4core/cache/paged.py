@@ -90,6 +90,9 @@ class PagedCache(RequestOperations):
                 f"tensors for layers {sorted(specs)}: missing {missing}, not of these layers {unknown}; "
                 f"`cache_specs(config, layer)` lists the keys of a layer"
             )
+        for key, tensor in tensors.items():
+            if not isinstance(tensor, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise CacheError(f"tensor {key!r}: pass a tensor, got {type(tensor).__name__}")
         devices = sorted({str(tensor.device) for tensor in tensors.values()})
         if len(devices) > 1:
             raise CacheError(f"the tensors lie on {devices}: the caches of one PagedCache lie on one device")
@@ -131,6 +134,8 @@ class PagedCache(RequestOperations):
 def _specs_of(
     config: AttentionConfig, layers: Iterable[int], rows: Mapping[str, int] | None
 ) -> dict[int, list[CacheSpec]]:
+    if not isinstance(layers, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise CacheError(f"layers is {layers!r}: pass layer numbers, for example [{layers!r}]")
     chosen = sorted({whole_number(layer, "layers: a layer", 0) for layer in layers})
     if not chosen:
         raise CacheError("layers is empty: name at least one layer, for example [0]")

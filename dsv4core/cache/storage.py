@@ -42,9 +42,16 @@ def layer_cache(specs: Iterable[CacheSpec], tensors: Mapping[str, Tensor]) -> La
     )
 
 
+@torch.inference_mode(False)  # pages made inside of the mode could not be written outside
 def new_storage(spec: CacheSpec, pages: int, device: torch.device) -> Tensor:
-    """Return zeroed pages in the form that ops take."""
-    whole = zeroed(pages * spec.page_bytes, device).view(pages, spec.page_bytes)
+    """Return zeroed pages in the form that ops take; `CacheError` where the host cannot map so many."""
+    try:
+        whole = zeroed(pages * spec.page_bytes, device).view(pages, spec.page_bytes)
+    except (OSError, OverflowError) as error:
+        raise CacheError(
+            f"cache {spec.key!r}: {pages} pages of {spec.page_bytes} bytes cannot be mapped in host memory "
+            f"({error}): take a smaller capacity_tokens"
+        ) from None
     return whole if spec.dtype == "u8" else _rows_of_state(whole.view(torch.float32), spec)
 
 

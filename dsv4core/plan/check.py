@@ -70,6 +70,11 @@ def check_tables(
             f"{unknown}: the groups are {list(GROUPS)}, swa is always needed and those of one ratio go "
             "together"
         )
+    for name, table in tables.items():
+        if not isinstance(table, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise CacheError(
+                f"tables[{name!r}] is a {type(table).__name__}: a page table is torch.int32 [R, W]"
+            )
     sizes: dict[str, int] = {}
     devices = {table.device for table in tables.values()}
     if len(devices) > 1:

@@ -316,6 +316,7 @@ def test_a_step_that_cannot_build_its_plan_changes_nothing(monkeypatch):
         ({"capacity_tokens": 1.5}, "capacity_tokens is 1.5"),
         ({"layers": []}, "layers is empty"),
         ({"layers": ["0"]}, "layers: a layer is '0'"),
+        ({"layers": 1}, r"layers is 1: pass layer numbers, for example \[1\]"),
         ({"max_requests": 0}, "max_requests is 0"),
         ({"max_chunk": 0}, "max_chunk is 0"),
         ({"max_rollback": -1}, "max_rollback is -1"),
@@ -327,6 +328,20 @@ def test_wrong_allocations(arguments, words):
         PagedCache.allocate(TINY, **{"layers": [0, 1], "capacity_tokens": 10, "device": "meta", **arguments})
     with pytest.raises(ConfigError):
         PagedCache.allocate(TINY, [7], 10, "meta")
+
+
+def test_more_than_the_host_can_map_is_refused_with_the_size():
+    with pytest.raises(CacheError, match=r"'c4\.1': \d+ pages of 37440 bytes.*smaller capacity_tokens"):
+        PagedCache.allocate(TINY, [1], 10**30)
+
+
+def test_a_cache_made_in_inference_mode_is_used_outside():
+    with torch.inference_mode():
+        cache = PagedCache.allocate(TINY, [1], 1024)
+        cache.plan({"a": 70})
+    cache.fork("a", "b")
+    cache.import_(cache.export("a"), "c")
+    assert cache.digest("b") == cache.digest("c") == cache.digest("a")
 
 
 def test_a_plan_is_not_touched_by_later_steps():

@@ -91,6 +91,7 @@ WRONG = {
     "rows of 584": (torch.zeros((4, 64, 584), dtype=torch.uint8), "scales lie behind all values"),
     "signed bytes": (torch.zeros((4, 37440), dtype=torch.int8), "torch.uint8"),
     "too short": (torch.zeros((4, 37375), dtype=torch.uint8), "at least 37376"),
+    "no tensor": (None, "pass a tensor, got NoneType"),
     "no page": (torch.zeros((0, 37440), dtype=torch.uint8), "shape \\[0, 37440\\]"),
     "bytes apart": (torch.zeros((4, 2 * 37440), dtype=torch.uint8)[:, ::2], r"stride\(1\) = 1"),
     "pages inside pages": (

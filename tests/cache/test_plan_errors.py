@@ -33,6 +33,7 @@ BAD = {
     "rows": ({"rows": {"swa": 0}}, r"rows\['swa'\] is 0"),
     "table type": ({"tables": {"swa": table(dtype=torch.int64)}}, "torch.int32"),
     "table shape": ({"tables": {"swa": torch.zeros(3, dtype=torch.int32)}}, "torch.int32"),
+    "no table": ({"tables": {"swa": [[0]]}}, r"tables\['swa'\] is a list: a page table is torch.int32"),
     "table rows": ({"tables": {"swa": table(rows=2)}}, "2 rows for 1 requests"),
     "table columns": ({"seq_lens": [65]}, r"has 1 pages of 64 rows.*needs 2"),
     "entry columns": (

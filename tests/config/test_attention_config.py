@@ -81,8 +81,8 @@ def test_layers():
         c.yarn,
     )
     assert (hca.ratio, hca.kind, hca.coff, hca.rope, hca.theta) == (128, "hca", 1, "compress", 160000.0)
-    for index in (-1, 3):
-        with pytest.raises(ConfigError, match=f"layer {index} was asked for; this model has layers 0 to 2"):
+    for index in (-1, 3, "1", None, 1.0):
+        with pytest.raises(ConfigError, match=f"layer {index!r} was asked for; this model has layers 0 to 2"):
             c.layer(index)
 
 

@@ -1,6 +1,7 @@
 """Weights: shapes, statistics, exactness, and reading state dicts in every accepted spelling."""
 
 import hashlib
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -207,6 +208,21 @@ def test_validate_lists_every_difference():
         weights.validate(TINY, 2)
     with pytest.raises(WeightsError, match=r"compressor\.wkv is missing"):
         AttentionWeights.random(TINY, 0, seed=0).validate(TINY, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "message"),
+    [
+        ("wq_a", torch.float8_e4m3fn, r"wq_a is float8_e4m3fn without scales"),
+        ("wkv", torch.int8, r"wkv is int8 without scales"),
+        ("wo_b", torch.float16, r"wo_b is float16; only bfloat16 and float32"),
+        ("q_norm", torch.float64, r"q_norm is float64; only bfloat16 and float32"),
+    ],
+)
+def test_validate_refuses_codes_taken_for_values(name, dtype, message):
+    weights = AttentionWeights.random(TINY, 0, seed=0)
+    with pytest.raises(WeightsError, match=message):
+        replace(weights, **{name: getattr(weights, name).to(dtype)}).validate(TINY, 0)
 
 
 def test_prepared_casts_projections_only():

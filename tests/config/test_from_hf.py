@@ -115,6 +115,12 @@ def test_traps_are_refused(changes, message):
         AttentionConfig.from_hf(flash(**changes))
 
 
+@pytest.mark.parametrize("given", ["config.json", None, [1]])
+def test_what_is_no_dict_is_refused(given):
+    with pytest.raises(ConfigError, match=r"takes the dict of a config.json, .*json.load"):
+        AttentionConfig.from_hf(given)
+
+
 def test_unknown_profile():
     with pytest.raises(ConfigError, match="profile 'fast' does not exist"):
         AttentionConfig.from_hf(flash(), profile="fast")

@@ -81,6 +81,15 @@ def test_the_finding_decides(name: str, torch: ModuleType, finding: str, device:
     assert answer.code is (Code.OK if device else Code.NO_DEVICE)
 
 
+@pytest.mark.usefixtures("no_driver")
+@pytest.mark.parametrize(("name", "torch", "finding", "device"), CASES)
+def test_another_build_is_answered_with_what_to_install(
+    name: str, torch: ModuleType, finding: str, device: str
+) -> None:
+    if "build" in finding:
+        assert PLUGINS[name]._look(torch).hint.startswith("install ")
+
+
 def test_a_driver_without_a_matching_torch_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     control = tmp_path / "nvidiactl"  # type: ignore[operator]
     control.touch()

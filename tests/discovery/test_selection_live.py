@@ -4,6 +4,7 @@ import logging
 import threading
 
 import pytest
+import torch
 from fake_plugins import Site, backend_source, probe_source
 
 import dsv4core
@@ -77,6 +78,12 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_the_table(
     shown = said.get(source, "DSV4CORE_BACKEND=cpu,xpuu")
     assert text.startswith(f"no backend is called 'xpuu' ({shown}). Did you mean 'xpu'?\nBackends here:\n")
     assert all(f"  {name} " in text for name in ("cuda", "rocm", "xpu", "acme", "cpu", "zinc"))
+
+
+@pytest.mark.parametrize("given", [torch.device("cpu"), ["cuda", "cpu"], 3])
+def test_what_is_no_name_is_refused(given: object) -> None:
+    with pytest.raises(dsv4core.UnknownBackendError, match=r"by comma \('cuda,cpu'\), not "):
+        dsv4core.get_backend(given)  # type: ignore[arg-type]
 
 
 def test_a_name_like_no_other_gets_no_suggestion() -> None:

@@ -83,8 +83,7 @@ def _look(torch: Any) -> Availability:
     driver = str(CONTROL) if CONTROL.exists() else ""
     if build is None:
         kind = "a ROCm build" if torch.version.hip else "built without CUDA"
-        hint = TORCH_FIRST if driver else ""
-        return other_build(torch, kind, hint, driver)
+        return other_build(torch, kind, TORCH_FIRST, driver)
     with _no_context():
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     hint = "check nvidia-smi and CUDA_VISIBLE_DEVICES" if driver else ""
