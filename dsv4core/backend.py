@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 from dsv4core import env
-from dsv4core.errors import PluginError
+from dsv4core.errors import DSV4CoreError, PluginError
 from dsv4core.linear import LinearKernel, Linears
 from dsv4core.ops import ABSENT, PORTABLE, OpTable
+from dsv4core.probe import describe
 from dsv4core.runtime import Workspace
 
 if TYPE_CHECKING:
@@ -81,14 +82,27 @@ def create_backend(spec: BackendSpec, hook: Any) -> Backend:
     `hook` is pluggy's relay. Raises PluginError when the provider breaks the contract or two plugins claim
     one op.
     """
-    provider = hook.dsv4core_create(spec=spec, settings=env.settings(spec.name))
+    try:
+        provider = hook.dsv4core_create(spec=spec, settings=env.settings(spec.name))
+    except DSV4CoreError:
+        raise
+    except Exception as error:  # a provider may do anything
+        raise PluginError(
+            f"backend {spec.name!r} cannot be created: {describe(error)};"
+            f" DSV4CORE_DISABLE_BACKENDS={spec.name} does without it"
+        ) from error
     missing = [a for a in ("name", "device_type", "ops") if not hasattr(provider, a)]
     if missing:
         raise PluginError(
             f"backend {spec.name!r}: {type(provider).__name__} lacks {', '.join(missing)};"
             " a provider has name, device_type and a mapping ops"
         )
-    implementations: dict[str, Callable[..., Any]] = dict(provider.ops)
+    if not isinstance(provider.ops, Mapping):
+        raise PluginError(
+            f"backend {spec.name!r}: ops of {type(provider).__name__} is a {type(provider.ops).__name__};"
+            " a provider has name, device_type and a mapping ops"
+        )
+    implementations: dict[str, Any] = dict(cast(Mapping[str, Any], provider.ops))
     claimed: set[str] = set()
     for overrides in hook.dsv4core_op_overrides(backend=provider):
         twice = claimed & set(overrides or ())
@@ -99,6 +113,11 @@ def create_backend(spec: BackendSpec, hook: Any) -> Backend:
             )
         claimed |= set(overrides or ())
         implementations.update(overrides or {})
+    for op, function in implementations.items():
+        if not callable(getattr(function, "function", function)):
+            raise PluginError(
+                f"backend {spec.name!r}: op {op} is a {type(function).__name__}; a function is expected"
+            )
     return Backend(spec, provider, implementations, _linear_kernels(spec, provider, hook))
 
 

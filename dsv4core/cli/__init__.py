@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any, cast
 
 from dsv4core import env
 from dsv4core.errors import BackendUnavailableError, ConfigError, DSV4CoreError, UnknownBackendError
@@ -33,6 +34,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal may lack letters, a tick for example
+        cast(Any, sys.stdout).reconfigure(errors="backslashreplace")
     try:
         logging.basicConfig(
             level=env.read("DSV4CORE_LOG").upper(), format="%(levelname)s %(name)s: %(message)s"

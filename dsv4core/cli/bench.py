@@ -132,7 +132,7 @@ def _op_names(text: str) -> list[str]:
     for name in names:
         if name not in OPS:
             near = env.nearest(name, OPS)
-            hint = f"; did you mean {near}?" if near else ""
+            hint = f"; did you mean {near}?" if near else "."
             raise ConfigError(f"--op {name}: no op has this name{hint} The ops are: {', '.join(OPS)}")
     if not names:
         raise ConfigError(f"--op is empty; type all or some of: {', '.join(OPS)}")

@@ -176,7 +176,7 @@ def _show(
     say(f"\nlayer {run.layer} ({run.kind}): {spent}, reference {reference.seconds:.1f} s")
     for phase, ops in run.stages.items():
         for op, seconds in sorted(ops.items(), key=lambda item: -item[1]):
-            say(f"  {phase:8} {op:38} {seconds * 1e3:9.1f} ms  {provenance[op]}")
+            say(f"  {phase:8} {op:38} {seconds * 1e3:9.1f} ms  {provenance.get(op, '')}".rstrip())
     for key, sha in run.digests.items():
         state = (
             "not pinned for this text"

@@ -17,6 +17,8 @@ from dsv4core.demo.timing import TimedOps
 from dsv4core.progress import Progress
 from dsv4core.weights import AttentionWeights
 
+REST = "projections and the rest"  # of a step, beside the ops that the layer calls by name
+
 
 @dataclass
 class LayerRun:
@@ -84,7 +86,9 @@ def _steps(
         starts = {name: cache.length(name) if name in cache.requests else 0 for name in step}
         plan = cache.plan(step)
         rows = torch.cat([hidden[name][starts[name] : starts[name] + n] for name, n in step.items()])
+        start = time.perf_counter()
         out = attention(rows, cache, plan)
+        timed.seconds[REST] = time.perf_counter() - start - sum(timed.seconds.values())
         for (name, _), part in zip(step.items(), out.split_with_sizes(list(step.values())), strict=True):
             parts[name].append(part)
         phase = stages.setdefault("prefill" if max(step.values()) > 1 else "decode", {})

@@ -141,7 +141,8 @@ def test_the_gate_finds(name: str, function: Callable[..., Any], reason: str) ->
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--op", "linar"], "did you mean linear?"),
+        (["--op", "linar"], "did you mean linear? The ops are: fused_q_kv_rmsnorm, "),
+        (["--op", "none"], "no op has this name. The ops are: fused_q_kv_rmsnorm, "),
         (["--op", ","], "--op is empty"),
         (["--tokens", "0"], "--tokens 0"),
         (["--runs", "-1"], "--runs -1"),

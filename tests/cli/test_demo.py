@@ -69,6 +69,7 @@ def test_a_tiny_layer_from_a_file(capsys: pytest.CaptureFixture[str], tmp_path: 
         "swa", "c4", "indexer", "state_c4", "state_indexer",
     }  # fmt: skip
     assert all(seconds >= 0 for stage in layer["stages"].values() for seconds in stage.values())
+    assert all("projections and the rest" in stage for stage in layer["stages"].values())
 
 
 def test_a_corrupted_page_fails(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

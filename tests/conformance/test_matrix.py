@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,6 +186,13 @@ def test_command(passed: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureF
     assert main(["matrix", "--json", str(file)]) == 0
     (table,) = json.loads(capsys.readouterr().out)
     assert table["tier"] == "device" and {"kind": "op", "name": "linear", "cells": ["✓ 1"]} in table["rows"]
+
+
+def test_command_on_a_terminal_without_the_letters(passed: dict[str, Any], tmp_path: Path) -> None:
+    record.save(passed, tmp_path / "r.json")
+    command = [sys.executable, "-m", "dsv4core", "matrix", str(tmp_path / "r.json")]
+    done = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True)
+    assert done.returncode == 0 and b"| \\u2713 1 |" in done.stdout
 
 
 def test_command_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,6 +82,31 @@ def test_a_broken_plugin_is_a_row_with_its_reason(site: Site, source: str, reaso
         dsv4core.get_backend("acme")
 
 
+PROVIDER = """
+class Provider:
+    name, device_type = "acme", "cpu"
+    def __init__(self, settings):
+        {body}
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "factory", "reason"),
+    [
+        ("self.ops = [print]", "Provider", "ops of Provider is a list; a provider has .* a mapping ops"),
+        ("self.ops = {'linear': 'fast'}", "Provider", "op linear is a str; a function is expected"),
+        ("raise OSError('no licence')", "Provider", "OSError: no licence; DSV4CORE_DISABLE_BACKENDS=acme"),
+        ("import no_such_sdk", "Provider", "No module named 'no_such_sdk'; DSV4CORE_DISABLE_BACKENDS=acme"),
+        ("self.ops = {}", "Supplier", "no attribute 'Supplier'; DSV4CORE_DISABLE_BACKENDS=acme"),
+    ],
+)
+def test_a_broken_provider_is_named(site: Site, body: str, factory: str, reason: str) -> None:
+    source = backend_source("acme", factory=f"acme_provider:{factory}") + PROVIDER.format(body=body)
+    site.add("dsv4core-acme", {"acme": "acme_provider"}, source)
+    with pytest.raises(dsv4core.PluginError, match=f"backend 'acme'.*{reason}"):
+        dsv4core.get_backend("acme")
+
+
 def test_a_plugin_whose_module_is_gone_is_a_row(site: Site) -> None:
     site.add("dsv4core-acme", {"acme": "acme_gone"})
     assert "No module named 'acme_gone'" in row_of("dsv4core-acme").reason
