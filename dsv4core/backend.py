@@ -97,12 +97,13 @@ def create_backend(spec: BackendSpec, hook: Any) -> Backend:
             f"backend {spec.name!r}: {type(provider).__name__} lacks {', '.join(missing)};"
             " a provider has name, device_type and a mapping ops"
         )
-    if not isinstance(provider.ops, Mapping):
+    ops: Any = provider.ops
+    if not isinstance(ops, Mapping):
         raise PluginError(
-            f"backend {spec.name!r}: ops of {type(provider).__name__} is a {type(provider.ops).__name__};"
+            f"backend {spec.name!r}: ops of {type(provider).__name__} is a {type(ops).__name__};"
             " a provider has name, device_type and a mapping ops"
         )
-    implementations: dict[str, Any] = dict(cast(Mapping[str, Any], provider.ops))
+    implementations: dict[str, Any] = dict(cast(Mapping[str, Any], ops))
     claimed: set[str] = set()
     for overrides in hook.dsv4core_op_overrides(backend=provider):
         twice = claimed & set(overrides or ())
