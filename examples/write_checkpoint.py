@@ -7,6 +7,8 @@ import torch
 from dsv4core import AttentionConfig, AttentionWeights, PagedCache, get_backend
 from dsv4core.checkpoint import Checkpoint, write_synthetic
 
+if len(sys.argv) != 2:
+    sys.exit(__doc__)
 path = sys.argv[1]
 tiny = AttentionConfig.preset("tiny")
 write_synthetic(path, tiny, [0, 1, 2], names="hf", scale="ue8m0", shard_bytes=200_000)

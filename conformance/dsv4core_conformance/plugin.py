@@ -11,6 +11,7 @@ import os
 import traceback
 from collections.abc import Generator
 from datetime import date
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,12 +70,28 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(
             f"nothing was run: no case of level {levels[-1]} matches {' or '.join(globs) or '*'}"
         )
+    for option in ("report", "html"):  # a run takes minutes: what cannot be kept is said before
+        _writable(option, config.getoption(f"dsv4core_{option}"))
     config.stash[_SUBJECT] = subject
     config.stash[_CASES] = cases
     config.stash[_DECLARED] = {} if config.option.runxfail else deviations.by_case(declared)
     if not hasattr(config, "workerinput"):
         recorder = Recorder(config, subject, {case.id: case for case in of_level}, list(everything), declared)
         config.pluginmanager.register(recorder, RECORDER)
+
+
+def _writable(option: str, file: str | None) -> None:
+    """Make the folder of a file that is to be written; end as a usage error where it cannot be."""
+    if not file:
+        return
+    path = Path(file)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(path if path.exists() else path.parent, os.W_OK) else "no permission"
+    except OSError as error:
+        reason = str(error)
+    if reason or path.is_dir():
+        raise pytest.UsageError(f"nothing was run: --{option} {file}: {reason or 'a folder, not a file'}")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

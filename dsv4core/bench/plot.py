@@ -19,12 +19,17 @@ MS_TICKS = [digit * 10.0**power for power in range(-3, 5) for digit in (1, 2, 3,
 TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 10, 15, 20, 30, 50, 100, 200, 500, 1000)
 
 
-def png(rows: Sequence[Row], title: str) -> bytes:
-    """The picture as a PNG file. Raises ConfigError without matplotlib."""
+def library() -> Any:
+    """matplotlib's figures. Raises ConfigError without matplotlib."""
     try:
-        figures: Any = import_module("matplotlib.figure")
+        return import_module("matplotlib.figure")
     except ImportError:
         raise ConfigError('plots need matplotlib; type: pip install "dsv4core[bench]"') from None
+
+
+def png(rows: Sequence[Row], title: str) -> bytes:
+    """The picture as a PNG file. Raises ConfigError without matplotlib."""
+    figures = library()
     timed = [row for row in rows if row.median_us is not None]
     curves = list(dict.fromkeys(row.curve for row in timed if row.curve))
     if curves:

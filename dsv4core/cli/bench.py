@@ -68,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
     chosen = [case for case in _cases(args) if args.only in case.name]
     if not chosen:
         raise ConfigError(f"--only {args.only!r}: no case has this in its name")
+    if args.png or args.html:
+        plot.library()  # before anything is measured
     before = torch.get_num_threads()
     torch.set_num_threads(args.threads or before)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,15 @@ def test_wrong_options_are_usage_errors(
 ) -> None:
     assert main([*SMALL, *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_picture_without_matplotlib_is_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main([*SMALL, "--op", "inverse_rope", "--png", str(tmp_path / "x.png")]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and 'pip install "dsv4core[bench]"' in said.err
 
 
 BROKEN = [

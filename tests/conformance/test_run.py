@@ -87,6 +87,8 @@ def test_levels_and_globs(suite: Callable) -> None:
         (["--backend", "cuda"], "cuda"),
         (["--backend", "cpuu"], "cpuu"),
         (["--case", "no/such/*"], "no case of level core matches no/such/*"),
+        (["--dsv4core-html", f"{__file__}/x.html"], "nothing was run: --html"),
+        (["--dsv4core-html", str(Path(__file__).parent)], "a folder, not a file"),
     ],
 )
 def test_what_cannot_run_exits_4_with_reasons(suite: Callable, words: list[str], text: str) -> None:
