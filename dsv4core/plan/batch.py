@@ -127,7 +127,8 @@ class BatchPlan:
         copied. `device` defaults to the device of the tables.
 
         Shapes: tables[group] i32 [R, W] with W pages covering the longest request.
-        Errors: `CacheError` naming the argument; nothing is changed by building a plan.
+        Errors: `CacheError` naming the argument, `BackendError` for a device that is not there; nothing is
+        changed by building a plan.
         """
         from dsv4core.plan.build import build_plan
 

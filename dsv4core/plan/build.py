@@ -15,6 +15,7 @@ from dsv4core.ops.compressed_slot_mapping import compressed_slot_mapping
 from dsv4core.plan.batch import BatchPlan, PrefillChunk
 from dsv4core.plan.check import check_lengths, check_tables, whole_number
 from dsv4core.plan.groups import GROUPS, RATIOS, SWA
+from dsv4core.runtime import usable
 from dsv4core.slots import table_slots
 
 C128_WIDTH_STEP = 64
@@ -55,7 +56,7 @@ def build_plan(
     order = _decodes_first(config, queries, lengths)
     host = torch.device("cpu")
     home = tables[SWA].device
-    target = home if device is None else torch.device(device)
+    target = home if device is None else usable(device) if isinstance(device, str) else device
 
     def send(tensor: Tensor, to: torch.device) -> Tensor:
         return tensor.to(to, non_blocking=tensor.device == host)

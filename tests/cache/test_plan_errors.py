@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dsv4core.config import AttentionConfig
-from dsv4core.errors import CacheError
+from dsv4core.errors import BackendError, CacheError
 from dsv4core.plan import BatchPlan, Limits
 
 TINY = AttentionConfig.preset("tiny")
@@ -54,6 +54,11 @@ def test_refused_with_a_reason(name):
     BatchPlan.build(TINY, **good)
     with pytest.raises(CacheError, match=words):
         BatchPlan.build(TINY, **{**good, **arguments})
+
+
+def test_a_device_that_is_not_here_is_named():
+    with pytest.raises(BackendError, match=r"device 'gpu': torch .* makes no tensor there"):
+        BatchPlan.build(TINY, query_lens=[1], seq_lens=[1], tables={"swa": table()}, device="gpu")
 
 
 @pytest.mark.parametrize("bad", [0, -1, 1.0, True, None])
