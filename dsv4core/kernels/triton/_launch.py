@@ -88,11 +88,11 @@ def launch(
         lockstep.run(kernel, grid, arguments, meta)
         return False
     with on(anchor.device):
-        first = start and _start(kernel, grid, arguments, meta)
-        if first or not start:
-            for form in (meta, *forms()):
-                _compile(kernel, arguments, _complete(kernel, form))
-    return first
+        if start and not _start(kernel, grid, arguments, meta):
+            return False
+        for form in (meta, *forms()):
+            _compile(kernel, arguments, _complete(kernel, form))
+    return start
 
 
 def _complete(kernel: Any, meta: dict[str, Any]) -> dict[str, Any]:
