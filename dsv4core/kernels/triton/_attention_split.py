@@ -276,19 +276,20 @@ def run(
     rest = (*arguments, *workspace(q, programs * tiles, meta), scale, parts, tiles, *numbers)
     use, weigh = tuned("use_weights", q, programs=programs), tuned("weigh_keys", q)
 
-    def rows() -> list[dict[str, Any]]:
-        return [{**meta, "EARLY": bool(row.get("launch_pdl", 0)), **row} for row in rows_of("use_weights", q)]
+    def users() -> list[dict[str, Any]]:
+        return [{**meta, **row} for row in rows_of("use_weights", q)]
 
-    def beside() -> list[dict[str, Any]]:
-        return [{**meta, "EARLY": row["EARLY"], **weigh} for row in rows()]
+    def weighers() -> list[dict[str, Any]]:
+        return [{**meta, "EARLY": bool(user.get("launch_pdl", 0)), **weigh} for user in users()]
 
-    early = bool(use.get("launch_pdl", 0))
+    early = bool(use.get("launch_pdl", 0))  # of the second kernel, which the first one lets start
     first = launch(
-        weigh_keys_kernel, programs * tiles, q, *rest, **meta, EARLY=early, **weigh, forms=beside, start=start
-    )
+        weigh_keys_kernel, programs * tiles, q, *rest, **meta, EARLY=early, **weigh, forms=weighers,
+        start=start,
+    )  # fmt: skip
     second = launch(
-        use_weights_kernel, programs * (512 // use["CHANNELS"]), q, *rest, **meta, EARLY=early, **use,
-        forms=rows, start=start,
+        use_weights_kernel, programs * (512 // use["CHANNELS"]), q, *rest, **meta, **use, forms=users,
+        start=start,
     )  # fmt: skip
     return first or second
 
@@ -310,22 +311,22 @@ def run_hopper(
     each = pieces(programs * tiles, resident) if resident else 1
     fixed = {"num_warps": 4, "launch_pdl": 1}
 
-    def several() -> list[dict[str, Any]]:
-        return [{"rows": meta["rows"], "SEVERAL": some, **fixed} for some in (False, True)]
+    def weighers() -> list[dict[str, Any]]:
+        return [{"rows": meta["rows"], "SEVERAL": several, **fixed} for several in (False, True)]
 
-    def rows() -> list[dict[str, Any]]:
+    def users() -> list[dict[str, Any]]:
         found = [{"EXTRA": meta["EXTRA"], **fixed, **row} for row in rows_of("use_kept", q)]
         return [{k: v for k, v in row.items() if k != "weighing"} for row in found]
 
     first = launch(
         weigh_hopper_kernel, programs * pieces(tiles, each), q, q, *lists, weights, stats, kept, scale, parts,
         tiles, each, *numbers[:7], *numbers[9:], rows=meta["rows"], SEVERAL=each > 1, **fixed,
-        forms=several, start=start,
+        forms=weighers, start=start,
     )  # fmt: skip
     second = launch(
         use_kept_kernel, programs * (512 // use["CHANNELS"]), q, weights, stats, kept, lists[2], lists[5],
         sink, out, lse, parts, tiles, heads, width, extra_width, *numbers[7:9], numbers[12], numbers[16],
-        EXTRA=meta["EXTRA"], **fixed, **use, forms=rows, start=start,
+        EXTRA=meta["EXTRA"], **fixed, **use, forms=users, start=start,
     )  # fmt: skip
     return first or second
 
