@@ -35,6 +35,18 @@ def test_compiled_decode_step_equals_eager(kind: str) -> None:
     assert compiled.same_pages(eager, "a") and compiled.same_pages(eager, "b")
 
 
+def test_layers_compile_one_after_the_other() -> None:
+    torch._dynamo.reset()  # then never again: torch takes the index of the second layer for a variable
+    for kind in KINDS:
+        compiled, eager = World(kind), World(kind)
+        for world in (compiled, eager):
+            world.step({"a": 203, "b": 129})
+        rows, new = compiled.rows({"a": 1, "b": 1}), {"a": 1, "b": 1}
+        call = torch.compile(compiled.attention.forward, fullgraph=True, backend="aot_eager")
+        mine = call(rows, compiled.cache, compiled.cache.plan(new))
+        assert torch.equal(mine, eager.attention(rows, eager.cache, eager.cache.plan(new)))
+
+
 def test_layers_on_a_device_hold_one_rotation_table_together() -> None:
     config = AttentionConfig.preset("tiny", compress_ratios=(4, 4, 128, 0))
     backend = bodies("meta")
