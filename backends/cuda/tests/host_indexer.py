@@ -25,7 +25,7 @@ def codes_e2m1(values: np.ndarray) -> np.ndarray:
 def differing(
     layout: str, lens: list[int], k: int, parts: int, seed: int = 3,
     weights: tuple[float, ...] = (-1.0, 0.5, 2.0), heads: int = 2, stages: int = 0, late: bool = False,
-    restless: float = 0.0,
+    restless: float = 0.0, shares: int = 0, most: int = 1 << 24,
 ) -> str:  # fmt: skip
     """What is wrong with the lists of a call of small numbers that misses some pages: "" or text."""
     rng = np.random.default_rng(seed)
@@ -50,7 +50,7 @@ def differing(
         counts, candidates,
     )  # fmt: skip
     addresses = [host_cutlass.Int64(device.memory.add(np.ascontiguousarray(x))) for x in arrays]
-    numbers = [host_cutlass.Int32(x) for x in (heads, pages, pages, k)]
+    numbers = [host_cutlass.Int32(x) for x in (heads, pages, pages, k, shares or parts, most)]
     strides = (4, 4, 4 * pages, 4, cache.stride(0), 4 * heads, 4 * k)
     constants = (*program.constants[:2], stages or program.constants[2])
     arguments = [*addresses, *numbers, *map(host_cutlass.Int64, strides), *constants]

@@ -28,6 +28,8 @@ CLEARED = 128
 WORKSPACE = 1024 + 4
 """i32 that the blocks of a token share."""
 MOST_TOKENS, MOST_K, MOST_HEADS, MOST_PAGES = 64, 2048, 64, 1 << 24
+MOST_SHARE = 1024
+"""Pages of a token that a block takes at most: a long context among short ones is not one block's alone."""
 WAVE = 0.03
 """What a wave of blocks more counts, as a share of the work."""
 
@@ -38,7 +40,7 @@ def program(mxfp4: bool, byte: bool) -> Program:
     stages = RING // (64 * ((64 if mxfp4 else 128) + 4)) // GROUPS * GROUPS
     constants = (mxfp4, byte, stages)
     return Program(
-        "sparse_indexer", "q" * 10 + "i" * 4 + "q" * 7, constants, 640, SHARED, alone=True, early=True
+        "sparse_indexer", "q" * 10 + "i" * 6 + "q" * 7, constants, 640, SHARED, alone=True, early=True
     )
 
 
@@ -80,11 +82,12 @@ def bind(fallback: Callable[..., Tensor], forms: Forms, arch: str) -> Callable[.
     ) -> Tensor:  # fmt: skip
         """The k entries with the highest scores, ascending; ties to the lower index, -1 behind."""
         tokens, heads = q.shape[0], q.shape[1]
-        parts = splits(max(tokens, 1), q.device.index) if tokens <= MOST_TOKENS else 1
-        taken = tokens * (4 * WORKSPACE + 8 * parts * k)
+        shares = splits(max(tokens, 1), q.device.index) if tokens <= MOST_TOKENS else 1
+        room = workspace_bytes // max(tokens, 1) - 4 * WORKSPACE
+        parts = max(shares, min(pieces(block_table.shape[1], MOST_SHARE), room // (8 * max(k, 1))))
         if (
             not chosen(forms, layout, tokens) or tokens > MOST_TOKENS or not 1 <= k <= MOST_K
-            or heads > MOST_HEADS or rows != 64 or taken > workspace_bytes or alignment(k_cache) < 16
+            or heads > MOST_HEADS or rows != 64 or 8 * parts * k > room or alignment(k_cache) < 16
             or block_table.shape[0] == 0 or block_table.shape[1] > MOST_PAGES
             or not _reachable(q, q_scales) or value_checks(q)
         ):  # fmt: skip
@@ -103,7 +106,7 @@ def bind(fallback: Callable[..., Tensor], forms: Forms, arch: str) -> Callable[.
             q.data_ptr(), 0 if q_scales is None else q_scales.data_ptr(), weights.data_ptr(),
             k_cache.data_ptr(), context_lens.data_ptr(), token_to_req.data_ptr(), block_table.data_ptr(),
             out.data_ptr(), counts.data_ptr(), candidates.data_ptr(), heads, block_table.shape[1],
-            k_cache.shape[0], k, 4 * context_lens.stride(0), 4 * token_to_req.stride(0),
+            k_cache.shape[0], k, shares, MOST_SHARE, 4 * context_lens.stride(0), 4 * token_to_req.stride(0),
             4 * block_table.stride(0), 4 * block_table.stride(1), k_cache.stride(0), 4 * weights.stride(0),
             4 * out.stride(0),
         )  # fmt: skip
