@@ -86,14 +86,9 @@ def bind(fallback: Callable[..., Tensor], forms: Forms, arch: str) -> Callable[.
         """
         tokens, heads, width = q.shape[0], q.shape[1], block_table.shape[1]
         at_once = min(workspace_bytes // (4 * WORKSPACE + 8 * max(k, 1)), MOST_RUN)
-        run = max(1, pieces(tokens, max(1, pieces(tokens, max(1, at_once)))))
-        room = workspace_bytes // run - 4 * WORKSPACE
-        shares = splits(run, min(width, MOST_SHARE), q.device.index)
-        parts = max(shares, min(pieces(width, MOST_SHARE), room // (8 * max(k, 1))))
         if (
             not chosen(forms, layout, tokens) or not 1 <= k <= MOST_K or heads > MOST_HEADS or rows != 64
-            or 8 * parts * k > room or alignment(k_cache) < 16
-            or block_table.shape[0] == 0 or width > MOST_PAGES
+            or not at_once or alignment(k_cache) < 16 or block_table.shape[0] == 0 or width > MOST_PAGES
             or not _reachable(q, q_scales) or value_checks(q)
         ):  # fmt: skip
             return fallback(
@@ -101,6 +96,10 @@ def bind(fallback: Callable[..., Tensor], forms: Forms, arch: str) -> Callable[.
                 rows=rows, layout=layout, k=k, workspace_bytes=workspace_bytes, rotate=rotate,
             )  # fmt: skip
         check_queries("sparse_indexer", q, q_scales, layout, rotate)
+        run = max(1, pieces(tokens, max(1, pieces(tokens, at_once))))
+        room = (workspace_bytes // run - 4 * WORKSPACE) // (8 * k)  # blocks of a token
+        shares = min(splits(run, min(width, MOST_SHARE), q.device.index), room)
+        parts = max(shares, min(pieces(width, MOST_SHARE), room))
         out = context_lens.new_empty(tokens, k)
         counts = context_lens.new_empty(run, WORKSPACE)
         candidates = q.new_empty(run, parts * k, dtype=torch.int64)
