@@ -19,7 +19,7 @@ from dsv4core.layout import get_layout, transcode
 from dsv4core.ops import OPS
 from dsv4core.samples import Size, sample
 from dsv4core_cuda.backend import CudaBackend
-from dsv4core_cuda.cutedsl import install, sparse_indexer
+from dsv4core_cuda.cutedsl import install
 from dsv4core_cuda.cutedsl._probe import ARCHITECTURES, reason_against
 from dsv4core_cuda.plugin import SPEC
 
@@ -43,7 +43,7 @@ def given(op: str, form: str, tokens: int = 300) -> Call:
     if op == "compress_norm_rope_store":
         return closing(tokens, int(words[1]), words[2])[1]
     if op == "sparse_indexer":
-        return entries(min(tokens, sparse_indexer.MOST_TOKENS), form)
+        return entries(tokens, form)
     call = sample(op, Size(tokens, 40, AttentionConfig.preset("v4-flash")))
     if op == "fused_indexer_q_rope_quant":
         call |= {"format": words[0], "rotate": words[1]}
@@ -114,6 +114,24 @@ def test_a_first_call_inside_a_capture(op: str, form: str) -> None:
     torch.cuda.synchronize()
     found = outcome(result, call)
     assert [torch.equal(a, b) for a, b in zip(found, expected, strict=True)] == [True] * len(found)
+
+
+@pytest.mark.parametrize("form", [form for op, form in FORMS if op == "sparse_indexer"])
+def test_lists_are_the_same_in_any_runs_and_shares(form: str) -> None:
+    """Runs that start early use the same memory; one context is longer than a block's share."""
+    call = entries(100, form, context=40000)
+    lens = call["context_lens"]
+    lens[1:] = lens[1:] % 3000 + 1
+    call, function = moved(call), ours("sparse_indexer")
+    expected = function(**call)
+    for workspace in (1 << 18, 1 << 20):
+        small = {**call, "workspace_bytes": workspace}
+        found = [function(**small) for _ in range(5)]
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found += [function(**small) for _ in range(5)]
+        graph.replay()
+        assert [torch.equal(x, expected) for x in found] == [True] * 10
 
 
 @pytest.mark.parametrize(("op", "form"), [f for f in FORMS if f[0].startswith(("compress", "fused_qnorm"))])
