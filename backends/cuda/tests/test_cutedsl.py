@@ -134,7 +134,7 @@ def test_tokens_beyond_the_workspace_go_in_equal_runs(monkeypatch: pytest.Monkey
     assert op(**given | {"workspace_bytes": 20 * taken}).shape == (50, 8)
     assert [kernel for kernel, _, _ in launched] == ["clear", "sparse_indexer"] * 3
     runs = [(grid, values) for kernel, grid, values in launched if kernel == "sparse_indexer"]
-    assert [(grid[:2], values[14]) for grid, values in runs] == [((1, 17), 0), ((1, 17), 17), ((1, 16), 34)]
+    assert [(grid[:2], values[14]) for grid, values in runs] == [((7, 17), 0), ((7, 17), 17), ((7, 16), 34)]
     assert len({values[8:10] for _, values in runs}) == 1
     assert [values[1] * 16 for kernel, _, values in launched if kernel == "clear"] == [
         4 * sparse_indexer.WORKSPACE * n for n in (17, 17, 16)
