@@ -25,9 +25,12 @@ def codes_e2m1(values: np.ndarray) -> np.ndarray:
 def differing(
     layout: str, lens: list[int], k: int, parts: int, seed: int = 3,
     weights: tuple[float, ...] = (-1.0, 0.5, 2.0), heads: int = 2, stages: int = 0, late: bool = False,
-    restless: float = 0.0,
+    restless: float = 0.0, shares: int = 0, most: int = 1 << 24, run: int = 0,
 ) -> str:  # fmt: skip
-    """What is wrong with the lists of a call of small numbers that misses some pages: "" or text."""
+    """What is wrong with the lists of a call of small numbers that misses some pages: "" or text.
+
+    `run`: tokens of a launch, all where it is 0.
+    """
     rng = np.random.default_rng(seed)
     tokens, pages = len(lens), max(1, -(-max(lens) // 64))
     mxfp4 = layout.startswith("index_mxfp4")
@@ -43,23 +46,26 @@ def differing(
     codes = codes_e2m1(q) if mxfp4 else torch.from_numpy(q).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
     host_cutlass.device = device = Device(seed, late, restless)
     out = np.full((tokens, k), -7, np.int32)
-    candidates = rng.integers(0, 1 << 62, (tokens, parts * k))  # what memory happens to hold
-    counts = np.zeros((tokens, launcher.WORKSPACE), np.int32)
+    candidates = rng.integers(0, 1 << 62, (run or tokens, parts * k))  # what memory happens to hold
+    counts = np.zeros((run or tokens, launcher.WORKSPACE), np.int32)
     arrays = (
         codes, scales, w, cache.numpy(), np.array(lens, np.int32), np.zeros(tokens, np.int32), table, out,
         counts, candidates,
     )  # fmt: skip
     addresses = [host_cutlass.Int64(device.memory.add(np.ascontiguousarray(x))) for x in arrays]
-    numbers = [host_cutlass.Int32(x) for x in (heads, pages, pages, k)]
     strides = (4, 4, 4 * pages, 4, cache.stride(0), 4 * heads, 4 * k)
     constants = (*program.constants[:2], stages or program.constants[2])
-    arguments = [*addresses, *numbers, *map(host_cutlass.Int64, strides), *constants]
     from dsv4core_cuda.cutedsl.kernels.sparse_indexer import kernel
 
-    try:
-        host_cutlass.launch(kernel, (parts, tokens, 1), program.threads, program.shared, arguments)
-    except Fault as fault:
-        return f"fault: {fault}"
+    for start in range(0, tokens, run or tokens):
+        now = min(run or tokens, tokens - start)
+        counts[:] = 0
+        numbers = [host_cutlass.Int32(x) for x in (heads, pages, pages, k, start, shares or parts, most)]
+        arguments = [*addresses, *numbers, *map(host_cutlass.Int64, strides), *constants]
+        try:
+            host_cutlass.launch(kernel, (parts, now, 1), program.threads, program.shared, arguments)
+        except Fault as fault:
+            return f"fault: {fault}"
     wrong: list[str] = []
     for t, length in enumerate(lens):
         scores = np.maximum(keys[order] @ q[t].T, 0) @ w[t].astype(np.float64)  # [pages, 64]

@@ -103,11 +103,47 @@ def test_a_form_is_chosen_from_the_size_on_at_which_it_is_faster() -> None:
     assert _measured.rows("sm_70") == ()
 
 
-def test_blocks_of_every_number_of_tokens_fill_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_of_a_token_by_the_time_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few multiprocessors idle at long contexts; at short ones, starts are not worth it."""
     monkeypatch.setattr(sparse_indexer, "processors", lambda device: 132)
-    for tokens in range(1, sparse_indexer.MOST_TOKENS + 1):
-        blocks = sparse_indexer.splits(tokens, 0) * tokens
-        assert blocks / (-(-blocks // 132) * 132) > 0.89, tokens
+    for tokens in range(1, 600):
+        blocks = sparse_indexer.splits(tokens, 4096, 0) * tokens
+        assert blocks / (-(-blocks // 132) * 132) >= 0.8, tokens
+    assert [sparse_indexer.splits(tokens, 512, 0) for tokens in (1, 8, 64, 128, 200, 300)] == [
+        132,
+        16,
+        2,
+        1,
+        3,
+        3,
+    ]
+    assert [sparse_indexer.splits(tokens, 32, 0) for tokens in (96, 200, 300, 9999)] == [1, 1, 1, 1]
+
+
+def test_tokens_beyond_the_workspace_go_in_equal_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zeros before each run, the same memory for all, every token once, within `workspace_bytes`."""
+    monkeypatch.setenv("DSV4CORE_CHECK", "0")
+    monkeypatch.setattr(sparse_indexer, "processors", lambda device: 132)
+    launched: list[tuple[str, Any, Any]] = []
+    monkeypatch.setattr(
+        Program, "on", lambda self, device: lambda grid, *values: launched.append((self.kernel, grid, values))
+    )
+    given = sample("sparse_indexer", Size(tokens=50, context=40)) | {"k": 8}
+    taken = 4 * sparse_indexer.WORKSPACE + 8 * 8
+    op = sparse_indexer.bind(lambda *a, **k: pytest.fail("passed on"), {given["layout"]: 0}, "sm_90a")
+    assert op(**given | {"workspace_bytes": 20 * taken}).shape == (50, 8)
+    assert [kernel for kernel, _, _ in launched] == ["clear", "sparse_indexer"] * 3
+    runs = [(grid, values) for kernel, grid, values in launched if kernel == "sparse_indexer"]
+    assert [(grid[:2], values[14]) for grid, values in runs] == [((7, 17), 0), ((7, 17), 17), ((7, 16), 34)]
+    assert len({values[8:10] for _, values in runs}) == 1
+    assert [values[1] * 16 for kernel, _, values in launched if kernel == "clear"] == [
+        4 * sparse_indexer.WORKSPACE * n for n in (17, 17, 16)
+    ]
+    launched.clear()
+    op(**given | {"workspace_bytes": 50 * (taken + 8 * 8)})
+    assert [(grid, values[14:16]) for kernel, grid, values in launched if kernel != "clear"] == [
+        ((2, 50, 1), (0, 2))
+    ]
 
 
 def test_every_group_of_threads_has_its_own_stages_of_the_ring() -> None:

@@ -17,6 +17,16 @@ CASES: dict[str, dict[str, Any]] = {
     "bytes as scales": {"layout": "index_fp8_ue8m0x4", "lens": [100], "k": 1, "parts": 1},
     "f32 scales": {"layout": "index_fp8_hadamard_f32", "lens": [200], "k": 100, "parts": 1, "restless": 0.01},
     "mxfp4": {"layout": "index_mxfp4", "lens": [150], "k": 64, "parts": 1, "heads": 5},
+    "a long one": {"layout": "index_mxfp4", "lens": [90, 330], "k": 64, "parts": 3, "shares": 1, "most": 2},
+    "runs": {
+        "layout": "index_fp8",
+        "lens": [70, 0, 150],
+        "k": 64,
+        "parts": 2,
+        "shares": 1,
+        "most": 2,
+        "run": 2,
+    },
     "a late copy": {"layout": "index_mxfp4", "lens": [500], "k": 64, "parts": 1, "stages": 8, "late": True},
 }
 

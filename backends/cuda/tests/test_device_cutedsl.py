@@ -19,7 +19,7 @@ from dsv4core.layout import get_layout, transcode
 from dsv4core.ops import OPS
 from dsv4core.samples import Size, sample
 from dsv4core_cuda.backend import CudaBackend
-from dsv4core_cuda.cutedsl import install
+from dsv4core_cuda.cutedsl import install, sparse_indexer
 from dsv4core_cuda.cutedsl._probe import ARCHITECTURES, reason_against
 from dsv4core_cuda.plugin import SPEC
 
@@ -43,7 +43,7 @@ def given(op: str, form: str, tokens: int = 300) -> Call:
     if op == "compress_norm_rope_store":
         return closing(tokens, int(words[1]), words[2])[1]
     if op == "sparse_indexer":
-        return entries(min(tokens, 64), form)
+        return entries(tokens, form)
     call = sample(op, Size(tokens, 40, AttentionConfig.preset("v4-flash")))
     if op == "fused_indexer_q_rope_quant":
         call |= {"format": words[0], "rotate": words[1]}
@@ -56,14 +56,14 @@ PROFILES = {"index_fp8_hadamard_f32": "sglang", "index_fp8": "vllm", "index_mxfp
 
 
 def entries(tokens: int, layout: str, context: int = 3000, k: int = 512) -> Call:
-    """Requests of different lengths, one with a hole, one that sees no more than k entries."""
+    """Requests of different lengths, some that see no more than k entries, or none."""
     profile = next(profile for start, profile in PROFILES.items() if layout.startswith(start))
     config = AttentionConfig.preset("v4-flash", profile=profile)
     call = sample("sparse_indexer", Size(tokens, context, config))
     if layout == "index_fp8_ue8m0x4":
         call["k_cache"] = transcode(call["k_cache"], "index_fp8", layout, rows=64)
     lens = torch.arange(tokens, dtype=torch.int32) * 701 % context + 1
-    lens[0] = context
+    lens[tokens // 3], lens[0] = 0, context
     return {**call, "layout": layout, "rotate": get_layout(layout).rotate, "context_lens": lens, "k": k}
 
 
@@ -114,6 +114,22 @@ def test_a_first_call_inside_a_capture(op: str, form: str) -> None:
     torch.cuda.synchronize()
     found = outcome(result, call)
     assert [torch.equal(a, b) for a, b in zip(found, expected, strict=True)] == [True] * len(found)
+
+
+@pytest.mark.parametrize("form", [form for op, form in FORMS if op == "sparse_indexer"])
+def test_lists_are_the_same_in_any_runs_and_shares(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that start early use the same memory; contexts are longer than a block's share."""
+    call, function = moved(entries(100, form)), ours("sparse_indexer")
+    expected = function(**call)
+    monkeypatch.setattr(sparse_indexer, "MOST_SHARE", 8)
+    for workspace in (1 << 18, 1 << 20):
+        small = {**call, "workspace_bytes": workspace}
+        found = [function(**small) for _ in range(5)]
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found += [function(**small) for _ in range(5)]
+        graph.replay()
+        assert [torch.equal(x, expected) for x in found] == [True] * 10
 
 
 @pytest.mark.parametrize(("op", "form"), [f for f in FORMS if f[0].startswith(("compress", "fused_qnorm"))])

@@ -208,16 +208,21 @@ def finish(entries, bins, counter, ring, common, room, k, visible, to, thread):
 def kernel(
     q: Int64, q_scales: Int64, weights: Int64, cache: Int64, lens: Int64, requests: Int64, table: Int64,
     out: Int64, shared_counts: Int64, candidates: Int64, heads: Int32, width: Int32, limit: Int32, k: Int32,
-    len_stride: Int64, request_stride: Int64, table_stride: Int64, column_stride: Int64, page_stride: Int64,
-    weight_stride: Int64, out_stride: Int64,
+    start: Int32, shares: Int32, most: Int32, len_stride: Int64, request_stride: Int64, table_stride: Int64,
+    column_stride: Int64, page_stride: Int64, weight_stride: Int64, out_stride: Int64,
     MXFP4: cutlass.Constexpr, BYTE: cutlass.Constexpr, STAGES: cutlass.Constexpr,
 ):  # fmt: skip
-    """Block (s, t) has the s-th share of token t's pages of 64 entries. Strides are bytes."""
+    """Block (s, i) has the s-th share of the pages of 64 entries of token `start` + i. Strides are bytes.
+
+    A token's pages are cut into `shares`, or into more where a share would be more than `most` pages; blocks
+    beyond them have nothing to do. `shared_counts` and `candidates` have a row for each i.
+    """
     wait_turn()
     STAGE = cutlass.const_expr(64 * ((64 if MXFP4 else 128) + 4))
     thread = cute.arch.thread_idx()[0]
-    split, t, _ = cute.arch.block_idx()
-    splits = cute.arch.grid_dim()[0]
+    split, row, _ = cute.arch.block_idx()
+    t = start + row
+    blocks = cute.arch.grid_dim()[0]
     warp = cute.arch.make_warp_uniform(thread // 32)
     queries = (shared_base() + 1023) & -1024
     ring = queries + 16384
@@ -237,17 +242,18 @@ def kernel(
     request = Int64(load_i32(requests + Int64(t) * request_stride)) * table_stride
     visible = cutlass.min(cutlass.max(visible, 0), width * 64)
     to = out + Int64(t) * out_stride
+    pages = (visible + 63) // 64
+    splits = cutlass.min(cutlass.max(shares, (pages + most - 1) // most), blocks)
     if visible <= k:
         if split == 0:
             for i in cutlass.range(thread, k, THREADS, unroll=1):
                 store_words(to + Int64(i) * 4, [choose(Int32, i < visible, i, -1)])
-    else:
-        pages = (visible + 63) // 64
+    elif split < splits:
         each, rest = pages // splits, pages % splits
         first = split * each + cutlass.min(split, rest)
         pages = each + choose(Int32, split < rest, 1, 0)
-        common = shared_counts + Int64(t) * (4 * WORKSPACE)
-        room = candidates + Int64(t) * Int64(splits * k) * 8
+        common = shared_counts + Int64(row) * (4 * WORKSPACE)
+        room = candidates + Int64(row) * Int64(blocks * k) * 8
         if warp >= 4 * GROUPS:
             cute.arch.setmaxregister_decrease(64)
             if warp == 4 * GROUPS:  # the first pages come while queries are laid out
