@@ -119,7 +119,8 @@ RATIO_4 = {
 }  # fmt: skip
 """Entries and index rows have their own widths; top-k of one span, of a span among several, of the spans."""
 RATIO_128 = {
-    "save_partial_states_kernel": 1, "compress_norm_rope_store_kernel": 1, "dequantize_and_gather_kernel": 2,
+    "save_partial_states_kernel": 1, "pool_windows_kernel": 1, "compress_norm_rope_store_kernel": 1,
+    "dequantize_and_gather_kernel": 2,
 }  # fmt: skip
 """Entries have pages of two rows, the window has pages of 64; Gluon takes pages of one kind."""
 

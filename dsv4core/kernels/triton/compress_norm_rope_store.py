@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
-from dsv4core.kernels.triton._early import start_early
+from dsv4core.kernels.triton._early import let_next_start, start_early, wait_for_last
 from dsv4core.kernels.triton._launch import (
     alignment,
     launch,
@@ -87,21 +87,19 @@ def _once(pointer, mask, other):
 
 
 @triton.jit
-def _windows(
+def _states(
     state, table, request, last, live, width, page_stride, row_stride, table_stride, column_stride,
     STATE_ROWS: tl.constexpr, RATIO: tl.constexpr, WINDOW: tl.constexpr, DIM: tl.constexpr,
-    SEGMENTS: tl.constexpr, CHANNELS: tl.constexpr, VECTOR: tl.constexpr,
+    SEGMENTS: tl.constexpr,
 ):  # fmt: skip
-    """Pooled windows that end at `last`. Shapes: request i64, last i32, live bool [E] -> f32 [E, DIM].
+    """Where the values of windows that end at `last` lie, and whether they do: scores lie behind all values.
 
-    The older half of an overlapping window reads the first half of the projection, the newer one the second.
-    All scores lie behind all values.
+    Shapes: request i64, last i32, live bool [E] -> [E * SEGMENTS, K] twice, K rows a segment. The older half
+    of an overlapping window reads the first half of the projection, the newer one the second.
     """
     E: tl.constexpr = last.shape[0]
     K: tl.constexpr = WINDOW // SEGMENTS
     M: tl.constexpr = E * SEGMENTS
-    BLOCKS: tl.constexpr = (DIM + CHANNELS - 1) // CHANNELS
-    SCORE: tl.constexpr = DIM * (WINDOW // RATIO)
     every = tl.zeros([E, SEGMENTS], tl.int32)
     segment = tl.reshape(tl.arange(0, SEGMENTS)[None, :] + every, (M, 1))
     end = tl.reshape(last[:, None] + every, (M, 1))
@@ -116,33 +114,88 @@ def _windows(
     place = tl.where(valid, page, 0).to(tl.int64) * page_stride + row.to(tl.int64) * row_stride
     if WINDOW != RATIO:
         place += tl.where(j >= RATIO, DIM, 0)
-    row = state + place[:, :, None]
-    mask = valid[:, :, None]
-    if BLOCKS == 1:
-        c = tl.max_contiguous(tl.arange(0, DIM)[None, None, :], (1, 1, VECTOR))
-        scores = _once(row + c + SCORE, mask & (c >= 0), -float("inf"))
-        values = _once(row + c, mask & (c >= 0), 0.0)
-        return _pool(scores, values, E, SEGMENTS)
-    else:
-        number = tl.arange(0, BLOCKS)[None, :, None]
-        pooled = tl.zeros([E, BLOCKS, CHANNELS], tl.float32)
-        for b in range(BLOCKS):
-            c = tl.max_contiguous(b * CHANNELS + tl.arange(0, CHANNELS)[None, None, :], (1, 1, VECTOR))
-            scores = _once(row + c + SCORE, mask & (c >= 0), -float("inf"))
-            values = _once(row + c, mask & (c >= 0), 0.0)
-            pooled = tl.where(number == b, _pool(scores, values, E, SEGMENTS)[:, None, :], pooled)
-        return tl.reshape(pooled, (E, DIM))
+    return state + place, valid
+
+
+@triton.jit
+def _pooled(
+    rows, valid, first, SCORE: tl.constexpr, SEGMENTS: tl.constexpr, CHANNELS: tl.constexpr,
+    VECTOR: tl.constexpr,
+):  # fmt: skip
+    """CHANNELS channels from `first` on of pooled windows, of which `_states` said where they lie."""
+    c = tl.max_contiguous(first + tl.arange(0, CHANNELS)[None, None, :], (1, 1, VECTOR))
+    mask = valid[:, :, None] & (c >= 0)
+    scores = _once(rows[:, :, None] + c + SCORE, mask, -float("inf"))
+    values = _once(rows[:, :, None] + c, mask, 0.0)
+    return _pool(scores, values, rows.shape[0] // SEGMENTS, SEGMENTS)
+
+
+@triton.jit
+def _closing(
+    positions, requests, slots, kv_slots, t, inside, position_stride, request_stride, slot_stride,
+    kv_slot_stride, RATIO: tl.constexpr,
+):  # fmt: skip
+    """Positions of tokens, slots of their entries, their requests, and which of them close a window."""
+    position = tl.load(positions + t * position_stride, inside, other=-1).to(tl.int32)
+    given = tl.load(slots + t * slot_stride, inside, other=-1)
+    target = tl.load(kv_slots + t * kv_slot_stride, inside, other=-1)
+    whose = tl.load(requests + t * request_stride, inside, other=-1)
+    closes = (given >= 0) & (target >= 0) & (whose >= 0) & (position >= 0) & ((position + 1) % RATIO == 0)
+    return position, target, whose, closes
+
+
+@triton.jit(
+    do_not_specialize=["tokens", "run", "width", "table_stride", "positions", "requests", "slots", "table",
+                       "kv_slots"]
+)  # fmt: skip
+def pool_windows_kernel(
+    state, positions, requests, slots, table, kv_slots, pooled,
+    tokens, run, width, position_stride, request_stride, slot_stride, kv_slot_stride, state_stride,
+    state_row_stride, table_stride, column_stride,
+    STATE_ROWS: tl.constexpr, RATIO: tl.constexpr, WINDOW: tl.constexpr, DIM: tl.constexpr,
+    SCAN: tl.constexpr, ENTRIES: tl.constexpr, SEGMENTS: tl.constexpr, CHANNELS: tl.constexpr,
+    VECTOR: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """CHANNELS channels of windows that ENTRIES runs of tokens close, into rows of the closing tokens."""
+    start_early(EARLY)
+    PARTS: tl.constexpr = DIM // CHANNELS
+    first = tl.program_id(0) % PARTS * CHANNELS
+    i = tl.arange(0, SCAN)[None, :]
+    begin = (tl.program_id(0) // PARTS * ENTRIES + tl.arange(0, ENTRIES)).to(tl.int64) * run
+    for step in range(0, run, SCAN):
+        t = begin[:, None] + step + i
+        position, _, whose, closes = _closing(
+            positions, requests, slots, kv_slots, t, (step + i < run) & (t < tokens), position_stride,
+            request_stride, slot_stride, kv_slot_stride, RATIO,
+        )  # fmt: skip
+        done = tl.full([ENTRIES], -1, tl.int32)
+        for _ in range(tl.max(tl.sum(closes.to(tl.int32), 1), 0)):
+            done = tl.min(tl.where(closes & (i > done[:, None]), i, SCAN), 1)
+            chosen = i == done[:, None]
+            last = tl.sum(tl.where(chosen, position, 0), 1)
+            request = tl.sum(tl.where(chosen, whose, 0), 1).to(tl.int64)
+            live = done < SCAN
+            rows, valid = _states(
+                state, table, request, last, live, width, state_stride, state_row_stride, table_stride,
+                column_stride, STATE_ROWS, RATIO, WINDOW, DIM, SEGMENTS,
+            )  # fmt: skip
+            y = _pooled(rows, valid, first, DIM, SEGMENTS, CHANNELS, VECTOR)
+            place = pooled + ((begin + step + done) * DIM + first)[:, None] + tl.arange(0, CHANNELS)[None, :]
+            tl.store(place, y, live[:, None])
 
 
 @triton.jit
 def _entries(
-    state, table, cos_sin, weight, cache, request, last, slot, live, width, state_stride, state_row_stride,
-    table_stride, column_stride, angle_stride, page_stride, eps,
+    state, table, pooled, place, cos_sin, weight, cache, request, last, slot, live, width, state_stride,
+    state_row_stride, table_stride, column_stride, angle_stride, page_stride, eps,
     STATE_ROWS: tl.constexpr, RATIO: tl.constexpr, WINDOW: tl.constexpr, DIM: tl.constexpr,
     rows: tl.constexpr, LAYOUT: tl.constexpr, HADAMARD: tl.constexpr, ALIGN: tl.constexpr,
-    HARDWARE: tl.constexpr, SEGMENTS: tl.constexpr, CHANNELS: tl.constexpr, VECTOR: tl.constexpr,
+    HARDWARE: tl.constexpr, POOLED: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """Make and store the entries of windows that end at `last`. Shapes: request, slot i64, last i32 [E]."""
+    """Make and store the entries of windows that end at `last`, pooled at `place` where that was done before.
+
+    Shapes: place, request, slot i64, last i32 [E].
+    """
     # Asked for before the states, so that nothing waits for them behind the pooling.
     half = tl.arange(0, 32)[None, :]
     start = last - (RATIO - 1)  # the window's first position
@@ -150,10 +203,15 @@ def _entries(
     shown = live[:, None] & (half < 32)
     cos, sin = tl.load(angle, shown, other=0.0), tl.load(angle + 32, shown, other=0.0)
     w = widen(tl.load(weight + tl.arange(0, DIM)))[None, :]
-    y = _windows(
-        state, table, request, last, live, width, state_stride, state_row_stride, table_stride,
-        column_stride, STATE_ROWS, RATIO, WINDOW, DIM, SEGMENTS, CHANNELS, VECTOR,
-    )  # fmt: skip
+    if POOLED:
+        c = tl.max_contiguous(tl.arange(0, DIM)[None, :], (1, VECTOR))
+        y = _once(pooled + (place * DIM)[:, None] + c, live[:, None] & (c >= 0), 0.0)
+    else:
+        states, valid = _states(
+            state, table, request, last, live, width, state_stride, state_row_stride, table_stride,
+            column_stride, STATE_ROWS, RATIO, WINDOW, DIM, 1,
+        )  # fmt: skip
+        y = _pooled(states, valid, 0, DIM * (WINDOW // RATIO), 1, DIM, VECTOR)
     y = (y * inverse_rms(y, DIM, eps)[:, None]) * w
     tail = rotate(_sixty_four(y, DIM // 64 - 1, DIM // 64), cos, sin, False, 64)
     if DIM == 512:
@@ -172,26 +230,29 @@ def _entries(
                        "kv_slots"]
 )  # fmt: skip
 def compress_norm_rope_store_kernel(
-    state, positions, requests, slots, table, cos_sin, weight, cache, kv_slots,
+    state, positions, requests, slots, table, pooled, cos_sin, weight, cache, kv_slots,
     tokens, run, width, position_stride, request_stride, slot_stride, kv_slot_stride, state_stride,
     state_row_stride, table_stride, column_stride, angle_stride, page_stride, eps,
     STATE_ROWS: tl.constexpr, RATIO: tl.constexpr, WINDOW: tl.constexpr, DIM: tl.constexpr,
     rows: tl.constexpr, LAYOUT: tl.constexpr, HADAMARD: tl.constexpr, ALIGN: tl.constexpr,
-    HARDWARE: tl.constexpr, SCAN: tl.constexpr, ENTRIES: tl.constexpr, SEGMENTS: tl.constexpr,
-    CHANNELS: tl.constexpr, VECTOR: tl.constexpr, EARLY: tl.constexpr,
+    HARDWARE: tl.constexpr, SCAN: tl.constexpr, ENTRIES: tl.constexpr, POOLED: tl.constexpr,
+    VECTOR: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One program goes through ENTRIES runs of tokens side by side, SCAN at a time, and closes windows."""
-    start_early(EARLY)
+    if EARLY:
+        if not POOLED:
+            wait_for_last()
+        let_next_start()
     i = tl.arange(0, SCAN)[None, :]
     begin = (tl.program_id(0) * ENTRIES + tl.arange(0, ENTRIES)).to(tl.int64) * run
     for step in range(0, run, SCAN):
         t = begin[:, None] + step + i
-        inside = (step + i < run) & (t < tokens)
-        position = tl.load(positions + t * position_stride, inside, other=-1).to(tl.int32)
-        given = tl.load(slots + t * slot_stride, inside, other=-1)
-        target = tl.load(kv_slots + t * kv_slot_stride, inside, other=-1)
-        whose = tl.load(requests + t * request_stride, inside, other=-1)
-        closes = (given >= 0) & (target >= 0) & (whose >= 0) & (position >= 0) & ((position + 1) % RATIO == 0)
+        position, target, whose, closes = _closing(
+            positions, requests, slots, kv_slots, t, (step + i < run) & (t < tokens), position_stride,
+            request_stride, slot_stride, kv_slot_stride, RATIO,
+        )  # fmt: skip
+        if EARLY and POOLED:
+            wait_for_last()  # what was read above is older than `pool_windows_kernel`, which had waited
         done = tl.full([ENTRIES], -1, tl.int32)
         for _ in range(tl.max(tl.sum(closes.to(tl.int32), 1), 0)):
             done = tl.min(tl.where(closes & (i > done[:, None]), i, SCAN), 1)
@@ -200,10 +261,10 @@ def compress_norm_rope_store_kernel(
             slot = tl.sum(tl.where(chosen, target, 0), 1)
             request = tl.sum(tl.where(chosen, whose, 0), 1).to(tl.int64)
             _entries(
-                state, table, cos_sin, weight, cache, request, last, slot, done < SCAN, width, state_stride,
-                state_row_stride, table_stride, column_stride, angle_stride, page_stride, eps,
-                STATE_ROWS, RATIO, WINDOW, DIM, rows, LAYOUT, HADAMARD, ALIGN, HARDWARE, SEGMENTS, CHANNELS,
-                VECTOR,
+                state, table, pooled, begin + step + done, cos_sin, weight, cache, request, last, slot,
+                done < SCAN, width, state_stride, state_row_stride, table_stride, column_stride, angle_stride,
+                page_stride, eps, STATE_ROWS, RATIO, WINDOW, DIM, rows, LAYOUT, HADAMARD, ALIGN, HARDWARE,
+                POOLED, VECTOR,
             )  # fmt: skip
 
 
@@ -233,20 +294,37 @@ def compress_norm_rope_store(
             "a state page",
         )  # fmt: skip
     width = block_table.shape[1] if block_table.shape[0] else 0
+    given = (positions, token_to_req, slot_mapping, block_table)
+    strides = (
+        positions.stride(0), token_to_req.stride(0), slot_mapping.stride(0), kv_slot_mapping.stride(0),
+        state_cache.stride(0), state_cache.stride(1), block_table.stride(0), block_table.stride(1),
+    )  # fmt: skip
+    sizes = {"STATE_ROWS": state_cache.shape[1], "RATIO": ratio, "WINDOW": window, "DIM": head_dim}
+    pooled = state_cache  # not read
+    if window == 128:  # long ones: programs side by side pool some channels each, so that few fill a device
+        pooled = state_cache.new_empty(tokens, head_dim)
+        meta = tuned("pool_windows", state_cache)
+        channels = meta["CHANNELS"] = min(meta["CHANNELS"], head_dim)
+        run = _run(meta, tokens)
+        launch(
+            pool_windows_kernel, pieces(tokens, run * meta["ENTRIES"]) * (head_dim // channels), state_cache,
+            state_cache, *given, kv_slot_mapping, pooled, tokens, run, width, *strides, **sizes, SEGMENTS=8,
+            **meta,
+        )  # fmt: skip
     meta = tuned(NAME, state_cache, dim=head_dim, window=window)
-    # Neighbours in a prefill close a window together; shorter runs where that would leave the device idle.
-    run = max(1, min(meta.pop("run"), tokens // (meta["ENTRIES"] * meta.pop("programs"))))
+    run = _run(meta, tokens)
     launch(
         compress_norm_rope_store_kernel, pieces(tokens, run * meta["ENTRIES"]), state_cache, state_cache,
-        positions,
-        token_to_req, slot_mapping, block_table, cos_sin, norm_weight, k_cache, kv_slot_mapping,
-        tokens, run, width, positions.stride(0), token_to_req.stride(0), slot_mapping.stride(0),
-        kv_slot_mapping.stride(0), state_cache.stride(0), state_cache.stride(1), block_table.stride(0),
-        block_table.stride(1), cos_sin.stride(0), k_cache.stride(0), eps,
-        STATE_ROWS=state_cache.shape[1], RATIO=ratio, WINDOW=window, DIM=head_dim, rows=rows, LAYOUT=layout,
+        *given, pooled, cos_sin, norm_weight, k_cache, kv_slot_mapping, tokens, run, width, *strides,
+        cos_sin.stride(0), k_cache.stride(0), eps, **sizes, rows=rows, LAYOUT=layout,
         HADAMARD=rotate == "hadamard", ALIGN=alignment(k_cache), HARDWARE=native_e4m3(k_cache),
-        SEGMENTS=1 if window == 8 else 8, **meta,
+        POOLED=window == 128, **meta,
     )  # fmt: skip
+
+
+def _run(meta: dict[str, int], tokens: int) -> int:
+    """Tokens of a program: neighbours in a prefill close windows together; fewer where devices would idle."""
+    return max(1, min(meta.pop("run"), tokens // (meta["ENTRIES"] * meta.pop("programs"))))
 
 
 def _check(state: Tensor, ratio: int, head_dim: int, layout: str, rotate: str) -> None:
