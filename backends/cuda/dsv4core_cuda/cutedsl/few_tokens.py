@@ -1,4 +1,4 @@
-"""Products of few tokens with e4m3 weights in blocks of 128 x 128, one kernel: sums are split over a cluster."""
+"""Products of few tokens with e4m3 weights in blocks of 128 x 128: one kernel, sums over a cluster."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def program(cut: Cut, columns: int, blocks: int, byte: bool, early: int = 0, ste
 def few_tokens(
     x: Tensor, weight: Tensor, scales: Tensor, cut: Cut, early: int = 0, step: int = 1, width: int = 0
 ) -> Tensor:
-    """x @ weight^T. Shapes: x bf16 [T, G, in], weight e4m3 [rows, in], scales [rows/128, in/128] -> [T, rows].
+    """x @ weight^T. Shapes: x bf16 [T, G, in], e4m3 [rows, in], scales [rows/128, in/128] -> [T, rows].
 
     Groups of rows have inputs of their own.
     """
