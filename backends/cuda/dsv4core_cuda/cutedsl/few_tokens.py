@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -10,44 +9,66 @@ from torch import Tensor
 
 from dsv4core_cuda.cutedsl._build import Program
 
+ROWS, SEGMENT = 128, 512
+"""Outputs and inputs of a block."""
+BLOCKS = (2, 4, 8)
+"""Segments of the inputs that there are kernels for: blocks of a cluster."""
 WIDTHS = (8, 16, 32, 64)
-"""Tokens of a program: the first that holds all."""
-MOST_BLOCKS = 8
+"""Tokens of a kernel: the first that holds all is taken."""
+MOST = WIDTHS[-1]
+FASTER = ((1536, 4096), (8192, 1024))
+"""Outputs and inputs of weights for which it measured no slower than Triton at 1, 8, 16, 32 and 64 tokens, on
+an H100."""
 
 
-@dataclass(frozen=True)
-class Cut:
-    """Outputs of a block and inputs of it, all of which it asks for at once."""
-
-    rows: int
-    segment: int
+def reason_against(rows: int, inputs: int, everywhere: bool = False) -> str:
+    """Why a weight is not for the kernel, or "" where it is. `everywhere`: measured or not."""
+    if rows % ROWS or inputs not in (blocks * SEGMENT for blocks in BLOCKS):
+        sizes = ", ".join(str(blocks * SEGMENT) for blocks in BLOCKS)
+        return f"it takes multiples of {ROWS} outputs and {sizes} inputs, not {rows} and {inputs}"
+    if not everywhere and (rows, inputs) not in FASTER:
+        known = ", ".join(f"[{n}, {k}]" for n, k in FASTER)
+        return f"it measured faster for {known} only; DSV4CORE_CUDA_KERNELS=cutedsl takes [{rows}, {inputs}]"
+    return ""
 
 
 @cache
-def program(cut: Cut, columns: int, blocks: int, byte: bool, early: int = 0, step: int = 1) -> Program:
-    """The kernel for so many tokens and blocks of a cluster."""
-    shared = 1024 + columns * (2 * cut.segment + 4 * cut.rows) + 16
-    constants = (cut.rows, cut.segment, columns, blocks, byte, early, step)
-    return Program(
-        "few_tokens", "qqqqqqiiii", constants, 2 * cut.rows, shared, blocks, alone=True, early=early > 0
-    )
+def program(width: int, blocks: int, byte: bool) -> Program:
+    """The kernel for so many tokens and blocks of a cluster; `byte`: scales are UE8M0, not f32."""
+    shared = 1024 + width * (2 * SEGMENT + 4 * ROWS) + 16
+    return Program("few_tokens", "qqqqqiii", (width, blocks, byte), 2 * ROWS, shared, blocks, alone=True)
 
 
-def few_tokens(
-    x: Tensor, weight: Tensor, scales: Tensor, cut: Cut, early: int = 0, step: int = 1, width: int = 0
-) -> Tensor:
-    """x @ weight^T. Shapes: x bf16 [T, G, in], e4m3 [rows, in], scales [rows/128, in/128] -> [T, rows].
+def programs(arch: str) -> dict[str, Program]:
+    """A program of every form, for ahead-of-time compilation; its matrix products are SM90's."""
+    forms = [(n, blocks, byte) for n in WIDTHS for blocks in BLOCKS for byte in (True, False)]
+    found = {
+        f"{n} tokens {b * SEGMENT} inputs {'ue8m0' if byte else 'f32'}": (n, b, byte) for n, b, byte in forms
+    }
+    return {form: program(*cut) for form, cut in found.items()} if arch == "sm_90a" else {}
 
-    Groups of rows have inputs of their own.
+
+def load(inputs: int, scales: torch.dtype, device: int) -> None:
+    """Bring what products with a weight may start to a device, compiled where it is not yet."""
+    for width in WIDTHS:
+        program(width, inputs // SEGMENT, scales != torch.float32).on(device)
+
+
+def few_tokens(x: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
+    """x @ weight^T for 1 to 64 tokens. No code may be NaN.
+
+    Shapes: x bf16 [T, in], weight e4m3 [rows, in], scales UE8M0 or f32 [rows/128, in/128], both contiguous
+    -> bf16 [T, rows].
     """
-    tokens, groups, inputs = x.shape
+    tokens, inputs = x.shape
     rows = weight.shape[0]
+    if x.stride(1) != 1 or (x.data_ptr() | 2 * x.stride(0)) % 4:  # two inputs are copied at once
+        x = x.clone(memory_format=torch.contiguous_format)
     out = x.new_empty(tokens, rows)
-    columns = width or next(width for width in WIDTHS if tokens <= width)
-    blocks, tiles = inputs // cut.segment, rows // cut.rows
-    program(cut, columns, blocks, scales.dtype != torch.float32, early, step).on(x.device.index)(
-        (blocks, tiles, 1),
-        x.data_ptr(), weight.data_ptr(), scales.data_ptr(), out.data_ptr(), 2 * x.stride(0), 2 * x.stride(1),
-        tokens, inputs, rows, tiles // groups,
+    width = next(width for width in WIDTHS if tokens <= width)
+    program(width, inputs // SEGMENT, scales.dtype != torch.float32).on(x.device.index)(
+        (inputs // SEGMENT, rows // ROWS, 1),
+        x.data_ptr(), weight.data_ptr(), scales.data_ptr(), out.data_ptr(), 2 * x.stride(0), tokens, inputs,
+        rows,
     )  # fmt: skip
     return out

@@ -81,18 +81,6 @@ def wait_turn(*, loc=None, ip=None):
 
 
 @dsl_user_op
-def let_next(*, loc=None, ip=None):
-    """What comes behind may start waiting."""
-    _asm(None, [], "griddepcontrol.launch_dependents;", "~{memory}", loc, ip, effects=True)
-
-
-@dsl_user_op
-def wait_only(*, loc=None, ip=None):
-    """Wait until what was launched before is done."""
-    _asm(None, [], "griddepcontrol.wait;", "~{memory}", loc, ip, effects=True)
-
-
-@dsl_user_op
 def load_words(address, n, *, loc=None, ip=None):
     """n (2 or 4) i32 from global memory, at an address that 4 n divides.
 

@@ -1,7 +1,8 @@
 """Products of few tokens with e4m3 weights in 128 x 128 blocks: the inputs are split over a cluster.
 
 A block has ROWS outputs, all tokens and a SEGMENT of the inputs, and asks for all of it at once: codes go to
-the registers in which the matrix unit takes them, tokens to shared memory. Blocks send each other their sums
+the registers in which the matrix unit takes them, tokens to shared memory. A product of 128 inputs runs while
+codes of the next 128 become bf16; sums are scaled by block in f32. Then the blocks send each other their sums
 and each adds, in the order of the segments, those of its share of the outputs. The cut depends on the shape
 of the weight alone, so the bits of a row depend on no other row.
 """
@@ -26,7 +27,6 @@ from dsv4core_cuda.cutedsl.kernels._ptx import (
     copy_ahead,
     fma,
     from_bits,
-    let_next,
     load_u8,
     load_words,
     pair_bf16,
@@ -35,8 +35,6 @@ from dsv4core_cuda.cutedsl.kernels._ptx import (
     read_shared,
     shared_base,
     store_words,
-    wait_only,
-    wait_turn,
     write_shared,
 )
 
@@ -44,6 +42,8 @@ SIGNS, KEPT = -0x7FFF8000, 0x07F007F0
 """Bits of pairs of bf16 that codes have: 0x80008000, and exponent and mantissa."""
 GROWN = 0x7B807B80
 """2^120, twice."""
+ROWS, SEGMENT = 128, 512
+WARPS, CHUNKS = ROWS // 16, SEGMENT // 128
 
 
 def pairs(word, zero):
@@ -66,18 +66,15 @@ def operand(upper, lower, zero):
 
 @cute.kernel
 def kernel(
-    x: Int64, weight: Int64, scales: Int64, out: Int64, x_stride: Int64, group_stride: Int64, tokens: Int32,
-    inputs: Int32, outputs: Int32, group_tiles: Int32, ROWS: cutlass.Constexpr, SEGMENT: cutlass.Constexpr,
-    TOKENS: cutlass.Constexpr, BLOCKS: cutlass.Constexpr, BYTES: cutlass.Constexpr, EARLY: cutlass.Constexpr,
-    STEP: cutlass.Constexpr,
+    x: Int64, weight: Int64, scales: Int64, out: Int64, x_stride: Int64, tokens: Int32, inputs: Int32,
+    outputs: Int32, TOKENS: cutlass.Constexpr, BLOCKS: cutlass.Constexpr, BYTES: cutlass.Constexpr,
 ):  # fmt: skip
-    """A block: ROWS outputs from blockIdx.y * ROWS on; `group_tiles` blocks.y have the same inputs.
+    """A block: ROWS outputs from blockIdx.y * ROWS on, a SEGMENT of the inputs from blockIdx.x * SEGMENT on.
 
-    Strides in bytes. BYTES: scales are UE8M0, not f32.
+    `x_stride` in bytes. TOKENS: 8, 16, 32 or 64, of which `tokens` are there. BLOCKS: 2, 4 or 8 of a cluster.
+    BYTES: scales are UE8M0, not f32.
     """
-    WARPS: cutlass.Constexpr = ROWS // 16
-    UNITS: cutlass.Constexpr = WARPS * TOKENS // 8
-    CHUNKS: cutlass.Constexpr = SEGMENT // 128
+    UNITS: cutlass.Constexpr = WARPS * TOKENS // 8  # of 16 outputs and 8 tokens
     GROUP: cutlass.Constexpr = TOKENS * 128  # bytes of 64 inputs
     thread = cute.arch.thread_idx()[0]
     rank, tile, _ = cute.arch.block_idx()
@@ -87,12 +84,6 @@ def kernel(
     sums = operands + SEGMENT // 64 * GROUP
     arrived = sums + UNITS * 512
     start, first = rank * SEGMENT, tile * ROWS
-    if cutlass.const_expr(EARLY == 1):
-        wait_turn()
-    if cutlass.const_expr(EARLY == 2):
-        let_next()
-    if cutlass.const_expr(EARLY == 3):
-        wait_only()
 
     codes = weight + Int64(first + warp * 16 + row) * inputs + Int64(start + part * 16)
     below = codes + Int64(inputs) * 8
@@ -115,13 +106,11 @@ def kernel(
         barrier_expect(arrived, UNITS * 512)
         write_shared(arrived + 8, [Int32(0)])
     cute.arch.cluster_arrive_relaxed()
-    if cutlass.const_expr(EARLY == 2 or EARLY == 4):
-        wait_only()
     cute.arch.sync_threads()  # all codes are asked for, before anything else is
 
     # 16 codes that a thread has in a row are its part of four steps: inputs 16 apart come to lie together.
     tokens_at = [warp + i * WARPS for i in range(TOKENS // WARPS)]
-    inputs_at = x + Int64(tile // group_tiles) * group_stride + Int64(start * 2 + lane * 4)
+    inputs_at = x + Int64(start * 2 + lane * 4)
     sources = [inputs_at + Int64(cutlass.min(t, tokens - 1)) * x_stride for t in tokens_at]
     places = [operands + t * 128 + (((lane ^ t) % 8) << 4) + lane // 8 * 4 for t in tokens_at]
     for i in cutlass.range_constexpr(CHUNKS):
@@ -134,10 +123,9 @@ def kernel(
     zero = read_shared(arrived + 8, 1)[0]  # or a compiler makes copies wait behind codes
     steps = operand(upper[:8], lower[:8], zero)
     for i in cutlass.range_constexpr(CHUNKS):
-        if cutlass.const_expr(i % STEP == 0):
-            copies_wait(CHUNKS - STEP - i)
-            cute.arch.fence_view_async_shared()
-            cute.arch.sync_threads()
+        copies_wait(CHUNKS - 1 - i)
+        cute.arch.fence_view_async_shared()
+        cute.arch.sync_threads()
         address = Int64(((operands + 2 * i * GROUP) & 0x3FFFF) >> 4)
         dots = products_begin(steps, address | Int64((1 << 16) | (64 << 32) | (1 << 62)), TOKENS)
         if cutlass.const_expr(i + 1 < CHUNKS):
@@ -145,8 +133,6 @@ def kernel(
         dots = products_end(dots)
         total = [fma(dot, factors[i], sum_) for dot, sum_ in zip(dots, total, strict=True)]
 
-    if cutlass.const_expr(EARLY >= 3):
-        let_next()
     cute.arch.cluster_wait()  # the others have barriers
     for j in cutlass.range_constexpr(TOKENS // 8):
         unit = j * WARPS + warp
