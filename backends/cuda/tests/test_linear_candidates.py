@@ -75,9 +75,7 @@ def test_few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     assert FewTokens(TritonLinear(), "triton").supports(plain) == "DSV4CORE_CUDA_KERNELS=triton"
     for inputs in (512, 1536, 8192):
         refused = FewTokens(TritonLinear(), "cutedsl").supports(replace(plain, inputs=inputs))
-        assert (
-            refused == f"it takes multiples of 128 outputs and 1024, 2048, 4096 inputs, not 1536 and {inputs}"
-        )
+        assert f"of 128 outputs and 1024, 2048, 4096 inputs, not 1536 and {inputs}" in str(refused)
     for other in (FP8, replace(plain, groups=8), replace(plain, format="mxfp4")):
         assert "bf16 activations by ungrouped fp8_block weights" in str(kernel.supports(other))
     assert "takes and gives bf16" in str(kernel.supports(replace(plain, out=torch.float32)))
@@ -105,7 +103,7 @@ def test_few_tokens_prepares_and_hands_over(
 
     monkeypatch.setattr(few_tokens, "load", fails)
     assert apply(kernel.prepare(weight, problem), 1) == 0
-    assert "goes to triton, CuTeDSL does not run here: libcuda.so.1" in caplog.text
+    assert "goes to triton, CuTeDSL does not run here: OSError: libcuda.so.1" in caplog.text
     weight.weight.view(torch.uint8)[5, 7] = 0xFF
     with pytest.raises(WeightsError, match="NaN"):
         kernel.prepare(weight, problem)
