@@ -1,9 +1,10 @@
 """fp8 projections of V4-Flash beside bf16 cuBLAS on a CUDA device.
 
-python benchmarks/linear_h100.py [--tokens 1 8 64 4096] [--shapes wq_b 4096x2048]: every product is first held against float32 of the
-same operands, then timed inside a CUDA graph over as many copies of the weight as four times the L2 cache
-holds, ways taking turns. `times bf16` is the median over the turns; above 1 is faster than bf16. fp8
-activations: with the kernel that quantises them.
+python benchmarks/linear_h100.py [--tokens 1 8 64 4096] [--shapes wq_b 4096x2048]: every product is first held
+against float32 of the same operands, then timed inside a CUDA graph over as many copies of the weight as four
+times the L2 cache holds, ways taking turns. `times bf16` is the median over the turns; above 1 is faster than
+bf16. fp8 activations: with the kernel that quantises them. DSV4CORE_CUDA_KERNELS=cutedsl times `few_tokens`
+for shapes that it is not chosen for, too.
 """
 
 from __future__ import annotations
