@@ -21,7 +21,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent / "backends" / "cuda")]
 
 from dsv4core.kernels.triton.aot import resources  # noqa: E402
 from dsv4core.probe import installed_version  # noqa: E402
-from dsv4core_cuda.cutedsl import sparse_decode, sparse_indexer  # noqa: E402
+from dsv4core_cuda.cutedsl import few_tokens, sparse_decode, sparse_indexer  # noqa: E402
 from dsv4core_cuda.cutedsl._build import Program, compile_for  # noqa: E402
 from dsv4core_cuda.cutedsl._probe import PACKAGE  # noqa: E402
 from dsv4core_cuda.cutedsl.install import CHECK, launchers  # noqa: E402
@@ -38,7 +38,9 @@ def programs(arch: str) -> dict[str, Program]:
     found = {"check": CHECK, "clear": sparse_indexer.clear()}
     for op, module in launchers().items():
         found |= {f"{op} {form}": program for form, program in module.programs(arch).items()}
-    return found | {f"sparse_decode {form}": p for form, p in sparse_decode.programs(arch).items()}
+    for name, module in (("sparse_decode", sparse_decode), ("few_tokens", few_tokens)):
+        found |= {f"{name} {form}": program for form, program in module.programs(arch).items()}
+    return found
 
 
 def used(program: Program, arch: str) -> Found:

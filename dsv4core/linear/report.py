@@ -29,6 +29,7 @@ def problems(device: torch.device) -> list[tuple[str, Problem]]:
         for name, x, out, groups, quantise in (
             ("wq_b", BF16, BF16, 0, False),
             ("wq_b", BF16, BF16, 0, True),
+            ("indexer.wq_b", BF16, BF16, 0, False),
             ("wo_a", BF16, BF16, config.o_groups, False),
             ("wo_a", E4M3, BF16, config.o_groups, False),
             ("compressor.wkv", BF16, F32, 0, False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import Any, Literal
 
@@ -9,11 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dsv4core import env
 from dsv4core.linear import LinearKernel, Problem, QuantisedWeight, Weight
 from dsv4core.linear.triton_kernel import Arrivals, TritonLinear
 from dsv4core.numerics.block_fp8 import scale_values
-from dsv4core.probe import module_exists
+from dsv4core.probe import describe, module_exists
+from dsv4core_cuda.cutedsl import few_tokens
+from dsv4core_cuda.cutedsl._probe import reason_against
 from dsv4core_cuda.schedule import capture_id
+
+log = logging.getLogger("dsv4core")
 
 BLOCK = 128
 FEW = 64  # tokens
@@ -21,9 +27,11 @@ COLUMN = 4  # f32 scales: cuBLASLt wants columns of whole 16 bytes
 
 
 def kernels() -> list[LinearKernel]:
-    """All of them, available or not."""
+    """All of them, available or not; DSV4CORE_CUDA_KERNELS says where our own is used, as it does for ops."""
+    wanted = env.settings("cuda").get("kernels", "auto")
     triton = TritonLinear(Arrivals(lambda device: capture_id(torch.cuda.current_stream(device))))
-    return [CuteDslNvfp4(), DeepGemm(), triton, ScaledMatmul(triton), WideResult()]
+    own = FewTokens(triton, wanted)
+    return [CuteDslNvfp4(), DeepGemm(), ScaledMatmul(triton), own, triton, WideResult()]
 
 
 def capability(device: torch.device) -> tuple[int, int]:
@@ -59,6 +67,55 @@ class WideResult(LinearKernel):
     def apply(self, problem: Problem, prepared: Any, x: Tensor, x_scales: Tensor | None) -> Tensor:
         """One product."""
         return torch.mm(x, prepared.mT, out_dtype=torch.float32)
+
+
+class FewTokens(LinearKernel):
+    """`cutedsl.few_tokens` for up to 64 tokens, on Hopper; more go to Triton's. Run on an H100.
+
+    `wanted`: auto, where it measured faster; cutedsl, wherever it can; triton, nowhere.
+    """
+
+    name = "few_tokens"
+    rank = 52
+
+    def __init__(self, many: TritonLinear, wanted: str = "auto") -> None:
+        self.many, self.wanted = many, wanted
+
+    def supports(self, problem: Problem) -> Literal[True] | str:
+        """fp8 weights and bf16 activations, SM90, an installed CuTeDSL and a shape that measured faster."""
+        if self.wanted == "triton":
+            return "DSV4CORE_CUDA_KERNELS=triton"
+        if problem.format != "fp8_block" or problem.groups or problem.quantise:
+            return f"it multiplies bf16 activations by ungrouped fp8_block weights, not {problem}"
+        if problem.x != torch.bfloat16 or problem.out != torch.bfloat16:
+            return f"it takes and gives bf16, not {problem.x} and {problem.out}"
+        found = capability(problem.device)
+        if found != (9, 0):
+            return f"it runs on SM90, this is SM{found[0]}{found[1]}"
+        reason = reason_against(found)
+        if not reason:
+            reason = few_tokens.reason_against(problem.rows, problem.inputs, self.wanted == "cutedsl")
+        return reason or self.many.supports(problem)
+
+    def prepare(self, weight: Weight, problem: Problem) -> Any:
+        """What Triton's kernel takes, and whether CuTeDSL's runs here. Raises WeightsError for NaN codes."""
+        stored = self.many.prepare(weight, problem)
+        try:
+            few_tokens.load(problem.inputs, stored.scales.dtype, stored.weight.device.index)
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # whatever a driver or compiler of another age raises
+            log.warning("cuda: %s goes to triton, CuTeDSL does not run here: %s", problem, describe(error))
+            return stored, False
+        return stored, True
+
+    def apply(self, problem: Problem, prepared: Any, x: Tensor, x_scales: Tensor | None) -> Tensor:
+        """One launch; a graph of torch.compile, which cannot hold it, gets Triton's."""
+        stored, runs = prepared
+        if runs and 0 < x.shape[0] <= few_tokens.MOST and not torch.compiler.is_compiling():
+            return few_tokens.few_tokens(x, stored.weight, stored.scales)
+        return self.many.apply(problem, stored, x, x_scales)
 
 
 class ScaledMatmul(LinearKernel):

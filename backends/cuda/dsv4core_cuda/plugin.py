@@ -70,7 +70,7 @@ def _installed() -> Availability:
 
 @hookimpl
 def dsv4core_linear_kernels(backend: Any) -> list[Any] | None:
-    """Offer Triton's kernel and those of torch, DeepGEMM and FlashInfer, available or not."""
+    """Offer Triton's kernel, our own and those of torch, DeepGEMM and FlashInfer, available or not."""
     if backend.name != SPEC.name:
         return None
     from dsv4core_cuda.linear import kernels  # imports torch

@@ -1,6 +1,7 @@
 """Stands in for `cutlass`, so that the source of a CuTeDSL kernel runs on `host_device`.
 
-Modules are replaced: import it in a process of its own. Instructions are those that `sparse_indexer` uses.
+Modules are replaced: import it in a process of its own. Instructions are those that `sparse_indexer` and
+`few_tokens` use.
 """
 
 from __future__ import annotations
@@ -82,17 +83,44 @@ def reduced(value: Any, kind: str) -> Any:
     return of_warp(kind, value, lambda all_: [Int32(function(map(int, all_)))] * 32)
 
 
+def of_block() -> None:
+    device.meet("block", threads, device.now.index, "sync", 0, None)
+
+
+def cluster_arrive() -> None:
+    phase = cluster[0].phases[CLUSTER]
+    phase.pending -= 1
+    device.settle(phase)
+
+
+def cluster_wait() -> None:
+    """Of the one round that kernels here need."""
+    phase = cluster[0].phases[CLUSTER]
+    while phase.parity == 0:
+        phase.waiting.append(device.now)
+        device.wait()
+
+
 def ballot(votes: list[bool]) -> list[Any]:
     return [Int32(sum(vote << lane for lane, vote in enumerate(votes)))] * 32
 
 
 grid = (1, 1, 1)
+threads = 0
+cluster: list[Block] = []
+"""The blocks that run side by side."""
+CLUSTER = -1
+"""Where the first of them has the cluster's barrier."""
 arch = SimpleNamespace(
     thread_idx=lambda: (Int32(device.now.index),),
     block_idx=lambda: tuple(map(Int32, device.now.block.index)),
     grid_dim=lambda: tuple(map(Int32, grid)),
     lane_idx=lambda: Int32(device.now.index % 32),
     make_warp_uniform=lambda x: x,
+    sync_threads=of_block,
+    cluster_arrive_relaxed=cluster_arrive,
+    cluster_wait=cluster_wait,
+    fence_view_async_shared=lambda: None,
     sync_warp=lambda: of_warp("sync", 0, lambda all_: all_),
     setmaxregister_decrease=lambda n: of_group(("registers", n), 0),
     setmaxregister_increase=lambda n: of_group(("registers", n), 0),
@@ -137,9 +165,10 @@ def install() -> None:
     from dsv4core_cuda.cutedsl.kernels import _ptx
 
     vars(_ptx).update(PTX)
-    from dsv4core_cuda.cutedsl.kernels import _async
+    from dsv4core_cuda.cutedsl.kernels import _async, _cluster
 
     vars(_async).update(ASYNC)
+    vars(_cluster).update(peer=peer, send=send)
 
 
 def bits(x: Any) -> Any:
@@ -245,12 +274,56 @@ def bulk_copy(target: Any, source: Any, size: int, barrier: Any) -> None:
     device.copy(end)
 
 
+def copy_ahead(target: Any, source: Any, size: int) -> None:
+    """A copy of 4 to 16 bytes that the thread waits for by groups."""
+    thread, group = device.now, len(device.now.groups) - 1
+    offset, (array, start) = thread.block.place(target, size, True), device.memory.at(source, size)
+    thread.groups[group] += 1
+
+    def end() -> None:
+        thread.block.bytes[offset : offset + size] = array[start : start + size]
+        thread.groups[group] -= 1
+        if thread.due and not any(thread.groups[: thread.due]):
+            thread.due = 0
+            device.ready.append(thread)
+
+    device.copy(end)
+
+
+def copies_wait(pending: int) -> None:
+    thread = device.now
+    closed = len(thread.groups) - 1 - pending
+    if any(thread.groups[: max(closed, 0)]):
+        thread.due = closed
+        device.wait()
+
+
+def peer(address: Any, rank: Any) -> Any:
+    """A shared address with the block's number, which is not 0 there, in its high bits."""
+    return Int32(int(address) | (int(rank) + 1) << 24)
+
+
+def send(address: Any, xs: Any, barrier: Any) -> None:
+    there = cluster[(int(address) >> 24) - 1]
+    phase = there.phase(int(barrier) & 0xFFFFFF)
+    if barrier >> 24 != address >> 24:
+        raise Fault("bytes are counted in another block")
+    offset = there.place(int(address) & 0xFFFFFF, 16, True)
+
+    def end() -> None:
+        words(there.bytes, offset, "<4f", *xs)
+        phase.bytes -= 16
+        device.settle(phase)
+
+    device.copy(end)
+
+
 THREADS = np.arange(128)
 ROWS, COLUMNS = THREADS // 32 * 16 + THREADS % 32 // 4, THREADS % 4 * 2
 
 
-def products(rows: Any, descriptor: Any, kind: str) -> Any:
-    """What a group's 128 threads hold of 64 rows times 64 rows in shared memory, as `wgmma` lays them out."""
+def products(rows: Any, descriptor: Any, kind: str, size: int = 64) -> Any:
+    """What a group's 128 threads hold of 64 rows times `size` in shared memory, as `wgmma` lays them out."""
     block = device.now.block
 
     def widened(x: np.ndarray) -> np.ndarray:
@@ -270,14 +343,20 @@ def products(rows: Any, descriptor: Any, kind: str) -> Any:
         at = ((d & 0x3FFF) << 4) - BASE
         if (at + BASE) % 1024 or d >> 14 != ((1 << 16) | (64 << 32) | (1 << 62)) >> 14:
             raise Fault(f"a descriptor {d:#x}")
-        n, chunk = np.arange(64)[:, None], np.arange(8)[None]
-        parts = block.bytes[at : at + 16384].reshape(2, 64, 8, 16)
-        b = np.concatenate([part[n, chunk ^ n % 8].reshape(64, 128) for part in parts], 1).copy()
+        n, chunk = np.arange(size)[:, None], np.arange(8)[None]
+        parts = block.bytes[at : at + size * 256].reshape(2, size, 8, 16)
+        b = np.concatenate([part[n, chunk ^ n % 8].reshape(size, 128) for part in parts], 1).copy()
         found = (a @ widened(b.view(np.uint16)).T).astype(np.float32)
-        places = [(8 * (i // 2 % 2), 8 * (i // 4) + i % 2) for i in range(32)]
+        places = [(8 * (i // 2 % 2), 8 * (i // 4) + i % 2) for i in range(size // 2)]
         return [[found[ROWS[t] + row, COLUMNS[t] + column] for row, column in places] for t in THREADS]
 
     return of_group("products", (rows, descriptor), combine)
+
+
+def permuted(a: Any, b: Any, order: str) -> Any:
+    """Of bytes whose signs nobody asks for."""
+    both = (int(b) & 0xFFFFFFFF) << 32 | int(a) & 0xFFFFFFFF
+    return Int32(sum((both >> 8 * (int(order, 16) >> 4 * i & 7) & 255) << 8 * i for i in range(4)))
 
 
 read_words, write_words = accesses("i", 4)
@@ -292,6 +371,9 @@ PTX = {
     "shared_base": lambda: Int32(BASE), "read_shared": read_words, "write_shared": write_words,
     "read_shared_i64": lambda address: read_wide(address)[0],
     "write_shared_i64": lambda address, x: write_wide(address, [x]),
+    "load_words": lambda address, n: list(loaded(f"<{n}i", 4 * n, Int32)(address)),
+    "load_u8": loaded("<B", 1, Int32), "copy_ahead": copy_ahead, "copies_wait": copies_wait,
+    "copies_commit": lambda: device.now.groups.append(0), "permuted": permuted,
     "load_i32": loaded("<i", 4, Int32), "store_words": store_words,
 }  # fmt: skip
 ASYNC = {
@@ -301,15 +383,18 @@ ASYNC = {
     "count_global": count_global, "tell_global": count_global, "look_global": loaded("<4i", 16, Int32),
     "store_i64": lambda address, x: words(*device.memory.at(address, 8), "<q", Int64(x)),
     "look_i64": loaded("<q", 8, Int64), "pause": lambda nanoseconds: device.sleep(), "products": products,
+    "products_begin": lambda rows, others, columns: products(rows, others, "bf16", columns),
+    "products_end": same, "barrier_expect": lambda address, size: device.arrive(address, size),
     "pair_mul_f16": pair_mul_f16, "shifted_down": lambda x, n: Int64((int(x) & (1 << 64) - 1) >> int(n)),
     "leading_zeros": lambda x: Int32(32 - (int(x) & 0xFFFFFFFF).bit_length()),
 }  # fmt: skip
 
 
-def launch(kernel: Any, blocks: tuple[int, int, int], threads: int, shared: int, arguments: Any) -> None:
+def launch(kernel: Any, blocks: tuple[int, int, int], size: int, shared: int, arguments: Any) -> None:
     """Run the blocks of a grid, those of one y side by side."""
-    global grid
-    grid = blocks
+    global grid, threads, cluster
+    grid, threads = blocks, size
     for y in range(blocks[1]):
-        run = [Block((x, y, 0), shared, x) for x in range(blocks[0])]
-        device.run(run, threads, lambda: kernel(*arguments))
+        cluster = [Block((x, y, 0), shared, x) for x in range(blocks[0])]
+        cluster[0].phases[CLUSTER] = Phase(blocks[0] * size, blocks[0] * size)
+        device.run(cluster, size, lambda: kernel(*arguments))

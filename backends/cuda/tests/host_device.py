@@ -101,6 +101,9 @@ class Thread:
 
     def __init__(self, device: Device, block: Block, index: int, run: Callable[[], None]) -> None:
         self.block, self.index = block, index
+        self.groups, self.due = [0], 0
+        """Copies under way of each group that the thread has closed, and of the open one; how many of these
+        groups it waits for."""
         self.turn = closed()
         threading.Thread(target=device.body, args=(self, run), daemon=True).start()
 

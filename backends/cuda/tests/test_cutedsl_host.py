@@ -1,4 +1,4 @@
-"""The source of the CuTeDSL indexer, run on the host thread by thread in random orders (`host_device`)."""
+"""Sources of the CuTeDSL indexer and product, run on the host in random orders (`host_device`)."""
 
 from __future__ import annotations
 
@@ -30,6 +30,16 @@ CASES: dict[str, dict[str, Any]] = {
     "a late copy": {"layout": "index_mxfp4", "lens": [500], "k": 64, "parts": 1, "stages": 8, "late": True},
 }
 
+PRODUCTS = [(5, 2, True, 1), (16, 2, False, 2)]
+"""Tokens, blocks of a cluster, whether scales are UE8M0, the order."""
+
+
+def product_differing(case: tuple[int, int, bool, int]) -> str:
+    """In a process of its own, too."""
+    from host_few_tokens import differing as of_product
+
+    return of_product(*case)
+
 
 def differing(case: dict[str, Any]) -> str:
     """In a process of its own: modules are replaced there."""
@@ -53,3 +63,8 @@ def test_stages_that_groups_take_in_turn_end_in_a_fault(elsewhere: Executor) -> 
     """Six stages for four groups, and a first copy that comes last: why each group has its own."""
     shared = {**CASES["a late copy"], "stages": 6}
     assert "one arrival too many" in elsewhere.submit(differing, shared).result()
+
+
+@pytest.mark.parametrize("case", PRODUCTS)
+def test_products_of_few_tokens_are_exact(case: tuple[int, int, bool, int], elsewhere: Executor) -> None:
+    assert elsewhere.submit(product_differing, case).result() == ""

@@ -132,6 +132,45 @@ def products(rows, queries, kind, *, loc=None, ip=None):
 
 
 @dsl_user_op
+def products_begin(rows, others, columns, *, loc=None, ip=None):
+    """Begin what `products` does with bf16 and 8, 16, .. `columns` rows of the other operand.
+
+    -> columns / 2 f32 a thread, there after `products_end`.
+    """
+    n = columns // 2
+    out = ", ".join(f"${i}" for i in range(n))
+    text = "{.reg .pred none, more; .reg .b64 d; setp.ne.b32 none, 0, 0; setp.eq.b32 more, 0, 0;"
+    text += " wgmma.fence.sync.aligned;"
+    for s in range(8):
+        a = ", ".join(f"${n + 4 * s + i}" for i in range(4))
+        text += f" add.s64 d, ${n + 32}, {s % 4 * 2 + s // 4 * columns * 8};"  # in 16 bytes
+        text += f" wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.bf16.bf16 {{{out}}}, {{{a}}}, d,"
+        text += f" {'more' if s else 'none'}, 1, 1, 0;"
+    text += " wgmma.commit_group.sync.aligned;}"
+    result = llvm.StructType.get_literal([T.f32()] * n)
+    constraints = ",".join(["=&f"] * n + ["r"] * 32 + ["l"]) + ",~{memory}"
+    values = [*rows, Int64(others)]
+    return _several(Float32, n, loc, ip, _asm(result, values, text, constraints, loc, ip, True))
+
+
+@dsl_user_op
+def products_end(dots, *, loc=None, ip=None):
+    """Wait for a warpgroup's products; they are the f32 that it had begun."""
+    n = len(dots)
+    result = llvm.StructType.get_literal([T.f32()] * n)
+    constraints = ",".join(["=f"] * n + [str(i) for i in range(n)]) + ",~{memory}"
+    text = "wgmma.wait_group.sync.aligned 0;"
+    return _several(Float32, n, loc, ip, _asm(result, dots, text, constraints, loc, ip, True))
+
+
+@dsl_user_op
+def barrier_expect(address, size, *, loc=None, ip=None):
+    """Arrive at a barrier whose phase then waits for `size` bytes, too."""
+    text = f"mbarrier.arrive.expect_tx.shared.b64 _, [$0], {size};"
+    _asm(None, [Int32(address)], text, "r,~{memory}", loc, ip, effects=True)
+
+
+@dsl_user_op
 def pair_mul_f16(a, b, *, loc=None, ip=None):
     """Products of two pairs of f16, rounded once."""
     return Int32(_asm(T.i32(), [Int32(a), Int32(b)], "mul.rn.f16x2 $0, $1, $2;", "=r,r,r", loc, ip))

@@ -36,6 +36,14 @@ def write_peer(address, x, *, loc=None, ip=None):
 
 
 @dsl_user_op
+def send(address, xs, barrier, *, loc=None, ip=None):
+    """Four f32 to an address of `peer` that 16 divides; a barrier there counts their 16 bytes."""
+    text = "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [$0], {$1, $2, $3, $4}, [$5];"
+    values = [Int32(address), *xs, Int32(barrier)]
+    _asm(None, values, text, "r,f,f,f,f,r,~{memory}", loc, ip, effects=True)
+
+
+@dsl_user_op
 def own_block(*, loc=None, ip=None):
     """The block's three numbers, read where this stands and not kept from before."""
     result = llvm.StructType.get_literal([T.i32()] * 3)

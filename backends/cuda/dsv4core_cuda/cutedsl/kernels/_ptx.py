@@ -157,7 +157,7 @@ def shared_base(*, loc=None, ip=None):
 
 @dsl_user_op
 def copy_ahead(target, source, size, *, loc=None, ip=None):
-    """Begin to copy 8 or 16 bytes from global to shared memory (`cp.async`)."""
+    """Begin to copy 4, 8 or 16 bytes from global to shared memory (`cp.async`)."""
     kind = "cg" if size == 16 else "ca"
     text = f"cp.async.{kind}.shared.global [$0], [$1], {size};"
     _asm(None, [Int32(target), Int64(source)], text, "r,l", loc, ip, effects=True)
@@ -218,6 +218,12 @@ def load_i32(address, *, loc=None, ip=None):
 def load_i64(address, *, loc=None, ip=None):
     """An i64 from global memory that nobody writes meanwhile."""
     return Int64(_asm(T.i64(), [Int64(address)], "ld.global.nc.b64 $0, [$1];", "=l,l", loc, ip))
+
+
+@dsl_user_op
+def load_u8(address, *, loc=None, ip=None):
+    """A byte of global memory, loaded where this stands."""
+    return Int32(_asm(T.i32(), [Int64(address)], "ld.global.u8 $0, [$1];", "=r,l", loc, ip, effects=True))
 
 
 @dsl_user_op
