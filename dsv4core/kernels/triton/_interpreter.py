@@ -5,6 +5,8 @@ language by its own. Here that happens once for the process. For every integer o
 it overflowed and, unless kernels are debugged, throws the answer away; that is left out. For every result it
 builds type and shape anew; these are kept by name. Results are the same, and a Triton whose interpreter is
 made differently runs as it does by itself.
+
+One thing is mended: f32 becomes bf16 by truncation there, and subnormal bf16 become 0 in both directions.
 """
 
 import dataclasses
@@ -12,6 +14,7 @@ import inspect
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import triton.language as tl
 
 
@@ -19,6 +22,7 @@ def prepare() -> None:
     """Make interpreted runs of this process fast."""
     from triton.runtime import interpreter
 
+    _convert_bf16(interpreter)
     if hasattr(interpreter, "_patch_lang"):
         interpreter._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
         interpreter._patch_lang = lambda function: _Nothing
@@ -34,6 +38,36 @@ def prepare() -> None:
         _keep_formats(interpreter)
     if hasattr(getattr(interpreter, "interpreter_semantic", None), "broadcast_impl_value"):
         _leave_equal_shapes(interpreter.interpreter_semantic)
+
+
+def _convert_bf16(interpreter: Any) -> None:
+    """Conversions between f32 and bf16 round once to nearest even and keep subnormals, as on a device."""
+    if not hasattr(interpreter, "_convert_float"):
+        raise ImportError("this triton's interpreter does not convert bf16 where those of 3.5 to 3.7 do")
+    other = interpreter._convert_float
+
+    def convert(data: Any, source: Any, target: Any, rounding_mode: Any) -> Any:
+        if source == tl.bfloat16 and target == tl.float32:
+            wide = data.view(np.uint16).astype(np.uint32)
+            wide <<= 16
+            return wide
+        if source == tl.float32 and target == tl.bfloat16:
+            return _rounded(data.view(np.uint32))
+        return other(data, source, target, rounding_mode)
+
+    interpreter._convert_float = convert
+
+
+def _rounded(bits: Any) -> Any:
+    """bf16 of f32, both as their bits; a NaN stays one."""
+    nearest = (bits >> 16) & 1
+    nearest += np.uint32(0x7FFF)
+    nearest += bits
+    nearest >>= 16
+    nan = (bits & 0x7FFFFFFF) > 0x7F800000
+    if nan.any():
+        nearest = np.where(nan, (bits >> 16) | 0x40, nearest)
+    return nearest.astype(np.uint16)
 
 
 class _Nothing:
