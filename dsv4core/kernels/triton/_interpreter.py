@@ -11,6 +11,7 @@ One thing is mended: f32 becomes bf16 by truncation there, and subnormal bf16 be
 
 import dataclasses
 import inspect
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +24,7 @@ def prepare() -> None:
     from triton.runtime import interpreter
 
     _convert_bf16(interpreter)
+    tl.str_to_ty = cache(tl.str_to_ty)  # the type of an argument, by its name
     if hasattr(interpreter, "_patch_lang"):
         interpreter._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
         interpreter._patch_lang = lambda function: _Nothing

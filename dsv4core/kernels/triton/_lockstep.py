@@ -219,7 +219,8 @@ class _Builder(InterpreterBuilder):
 
 def _repeated(data: Any, shape: tuple[Any, ...]) -> Any:
     """numpy's broadcast_to in a third of its time."""
-    return np.nditer(data, ["multi_index", "zerosize_ok"], [["readonly"]], itershape=shape, order="C").itviews[0]
+    walk = np.nditer(data, ["multi_index", "zerosize_ok"], [["readonly"]], itershape=shape, order="C")
+    return walk.itviews[0]
 
 
 def _everywhere(pointers: Any) -> Any:
