@@ -4,8 +4,9 @@
 
 Each kind of layer (V4-Flash) runs in two processes, the first with an empty compile cache. It times its
 first prefill and decode, counts what compiles when tokens, requests, context and table width change after
-that, and holds a decode step that was captured and one through `torch.compile(fullgraph=True)` against the
-eager one: outputs and every byte of the caches.
+that (batches of 1 to 200 decodes, prefills of up to 2,048 tokens, contexts of 66,000 tokens), and holds a
+decode step that was captured and one through `torch.compile(fullgraph=True)` against the eager one: outputs
+and every byte of the caches.
 """
 
 from __future__ import annotations
@@ -39,7 +40,12 @@ FIRST = ({"a": 203}, {"a": 1, "b": 140}, {"a": 1, "b": 1})
 OTHER = (
     {"a": 1}, {"c": 700}, {"a": 1, "b": 1, "c": 1}, {"d": 64, "e": 1, "f": 17}, {"c": 1500, "a": 1},
     {"a": 1, "b": 1, "c": 1, "d": 1, "e": 1}, {"g": 2000}, {"g": 1}, {"c": 3, "g": 1, "a": 90}, {"g": 33},
+    {"h": 2048},
 )  # fmt: skip
+BATCHES = (1, 2, 7, 8, 9, 16, 17, 32, 33, 64, 200)
+"""Decodes of a step: on both sides of every number that cuts the work differently."""
+LONG = {"swa": 0, "csa": 33, "hca": 9}
+"""Prefills of 2,000 tokens of one request: beyond one span of top-k, and two widths of lists of ratio 128."""
 
 
 def count_compilations() -> None:
@@ -55,10 +61,10 @@ def count_compilations() -> None:
 class World:
     """One layer with a cache; rows of a request come from its name."""
 
-    def __init__(self, attention: Any, layer: int) -> None:
+    def __init__(self, attention: Any, layer: int, tokens: int = 8192, requests: int = 16) -> None:
         self.attention, self.layer = attention, layer
         self.config: AttentionConfig = attention.config
-        self.cache = PagedCache.allocate(self.config, [layer], 8192, DEVICE, max_requests=16)
+        self.cache = PagedCache.allocate(self.config, [layer], tokens, DEVICE, max_requests=requests)
         for t in self.pages():
             t.view(torch.uint8).zero_()
 
@@ -81,6 +87,20 @@ class World:
         """Run a step."""
         rows = self.rows(new)
         return self.attention(rows, self.cache, self.cache.plan(dict(new)))
+
+
+def others(world: World, kind: str) -> None:
+    """Steps of all sizes, which are to compile nothing."""
+    for new in OTHER:
+        world.step(new)
+    many = [f"n{i}" for i in range(max(BATCHES))]
+    for start in range(0, len(many), 100):
+        world.step(dict.fromkeys(many[start : start + 100], 20))
+    for batch in BATCHES:
+        world.step(dict.fromkeys(many[:batch], 1))
+    for _ in range(LONG[kind]):
+        world.step({"z": 2000})
+    world.step({"z": 1, "a": 1})
 
 
 def same(name: str, out: Tensor, world: World, expected: Tensor, other: World) -> bool:
@@ -114,7 +134,7 @@ def one(kind: str, compiled: bool) -> int:
     weights = AttentionWeights.random(config, layer, seed=3).to(torch.device(DEVICE))
     attention = get_backend("xpu").attention(config, layer, weights)
     torch.cuda.synchronize()
-    world = World(attention, layer)
+    world = World(attention, layer, 1 << 17, 256)
     began = time.perf_counter()
     for new in FIRST:
         world.step(new)
@@ -122,12 +142,12 @@ def one(kind: str, compiled: bool) -> int:
     took = time.perf_counter() - began
     print(f"{kind}: first steps {took:.1f} s, {COMPILED.total()} kernels")
     before = COMPILED.copy()
-    for new in OTHER:
-        world.step(new)
+    others(world, kind)
     torch.cuda.synchronize()
     more = COMPILED - before
     print(f"  other tokens, requests, contexts, widths: {more.total()} more {dict(more) or ''}")
     good = took < 60 and not more
+    del world
 
     batch = {f"r{i}": 100 + 37 * i for i in range(8)}
     step = dict.fromkeys(batch, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,6 +40,7 @@ class DeepseekV4Attention(ABC):
     ) -> None:
         self.config = config
         self.layer = config.layer(layer)
+        self.name = f"attention of layer {layer}"  # a compiled layer cannot put it together
         self.ops = backend.ops
         self.workspace = backend.workspace
         self.dtype = torch.float32 if config.activation == "f32" else torch.bfloat16
@@ -74,7 +76,7 @@ class DeepseekV4Attention(ABC):
         self._table = self._cos_sin(FIRST_TABLE_ROWS)
         self._layouts = {spec.group: spec.layout for spec in cache_specs(config, layer)}
 
-    @property
+    @cached_property
     def padded_heads(self) -> int:
         """Heads that the attention kernels see; a backend with fixed head counts returns more."""
         return self.heads
@@ -211,8 +213,7 @@ class DeepseekV4Attention(ABC):
         return tables.cos_sin(self.layer.theta, self.layer.yarn, rows, self.device)
 
     def _check(self, hidden: Tensor, pages: LayerCache, plan: BatchPlan) -> None:
-        name = f"attention of layer {self.layer.index}"
-        want = (plan.num_tokens, self.config.hidden_size)
+        name, want = self.name, (plan.num_tokens, self.config.hidden_size)
         if tuple(hidden.shape) != want or hidden.dtype != self.dtype or hidden.device != self.device:
             raise OpArgumentError(
                 name, "hidden", f"{self.dtype} {list(want)} on {self.device}",

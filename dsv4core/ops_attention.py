@@ -88,21 +88,23 @@ class OpsAttention(DeepseekV4Attention):
             window=self.config.sliding_window, ratio=ratio, top_k=listed.shape[1], M=chunk.M[ratio],
             N=chunk.N[ratio],
         )  # fmt: skip
-        return kv.flatten(0, 1), indices, lens
+        return kv, indices, lens
 
     def _gather(self, pages: LayerCache, plan: BatchPlan, chunk: PrefillChunk) -> Tensor:
-        """The chunk's keys. Shapes: -> [n, M, 512], entries from row 0, window rows from row N."""
+        """The chunk's keys. Shapes: -> [n * M, 512]: of M rows entries from row 0, window rows from row N."""
         ratio, requests = self.layer.ratio, slice(chunk.request_start, chunk.request_end)
-        shape = (chunk.num_requests, chunk.M[ratio], self.config.head_dim)
-        kv = self.workspace.take(shape, self.dtype, self.device)
-        layout = self.config.main_layout
+        count, most, dim = chunk.num_requests, chunk.M[ratio], self.config.head_dim
+        # Rows are what is allocated and the requests a view of them, never the other way round: of a written
+        # [1, M, 512] with an M that varies inductor makes a copy onto itself (pytorch#189271).
+        kv = self.workspace.take((count * most, dim), self.dtype, self.device)
+        keys, layout = kv.view(count, most, dim), self.config.main_layout
         if self.group is not None and pages.compressed is not None:
             self.ops.dequantize_and_gather_k_cache(
-                kv, pages.compressed, chunk.entry_lens[ratio], None, plan.tables[self.group][requests],
+                keys, pages.compressed, chunk.entry_lens[ratio], None, plan.tables[self.group][requests],
                 rows=plan.rows[self.group], offset=0, layout=layout,
             )  # fmt: skip
         self.ops.dequantize_and_gather_k_cache(
-            kv, pages.swa, chunk.seq_lens, chunk.gather_lens, plan.tables["swa"][requests],
+            keys, pages.swa, chunk.seq_lens, chunk.gather_lens, plan.tables["swa"][requests],
             rows=plan.rows["swa"], offset=chunk.N[ratio], layout=layout,
         )  # fmt: skip
         return kv

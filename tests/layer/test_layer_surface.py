@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import sysconfig
+from pathlib import Path
+
 import pytest
 import torch
 from layer_world import KINDS, World, text
@@ -33,6 +37,32 @@ def test_compiled_decode_step_equals_eager(kind: str) -> None:
         outputs.append(call(rows, world.cache, world.cache.plan({"a": 1, "b": 1})))
     assert torch.equal(*outputs)
     assert compiled.same_pages(eager, "a") and compiled.same_pages(eager, "b")
+
+
+@pytest.mark.skipif(
+    not (shutil.which("g++") and Path(sysconfig.get_path("include"), "Python.h").exists()),
+    reason="inductor needs g++ and Python's headers",
+)
+def test_steps_of_other_sizes_compile_with_inductor() -> None:
+    torch._dynamo.reset()
+    compiled, eager = World("csa"), World("csa")
+    call = torch.compile(compiled.attention.forward, fullgraph=True)
+    for new in ({"a": 203, "b": 129}, {"a": 1, "b": 20}, {"a": 1, "b": 33}):  # two sizes make a variable
+        rows = compiled.rows(new)
+        mine = call(rows, compiled.cache, compiled.cache.plan(new))
+        assert torch.equal(mine, eager.attention(rows, eager.cache, eager.cache.plan(new)))
+
+
+def test_layers_compile_one_after_the_other() -> None:
+    torch._dynamo.reset()  # then never again: torch takes the index of the second layer for a variable
+    for kind in KINDS:
+        compiled, eager = World(kind), World(kind)
+        for world in (compiled, eager):
+            world.step({"a": 203, "b": 129})
+        rows, new = compiled.rows({"a": 1, "b": 1}), {"a": 1, "b": 1}
+        call = torch.compile(compiled.attention.forward, fullgraph=True, backend="aot_eager")
+        mine = call(rows, compiled.cache, compiled.cache.plan(new))
+        assert torch.equal(mine, eager.attention(rows, eager.cache, eager.cache.plan(new)))
 
 
 def test_layers_on_a_device_hold_one_rotation_table_together() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -30,7 +32,7 @@ class DeepseekV4CUDAAttention(OpsAttention):
         self.streams, self.stream_tokens = provider.streams, provider.stream_tokens
         super().__init__(config, layer, weights, backend)
 
-    @property
+    @cached_property
     def padded_heads(self) -> int:
         """64 or 128 where FlashMLA decodes: queries are written padded, with sinks of -inf."""
         if self.flash is None:

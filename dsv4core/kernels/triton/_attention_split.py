@@ -30,7 +30,7 @@ from dsv4core.kernels.triton._attention import (
 from dsv4core.kernels.triton._early import let_next_start, wait_for_last
 from dsv4core.kernels.triton._launch import interpreted, launch, pieces
 from dsv4core.kernels.triton._pages import store_as
-from dsv4core.kernels.triton._tuning import tuned
+from dsv4core.kernels.triton._tuning import rows_of, tuned
 from dsv4core.kernels.triton.numerics import SUM, add_product, widen
 
 DYNAMIC = [
@@ -264,21 +264,40 @@ def use_weights_kernel(
 
 
 def run(
-    arguments: tuple[Tensor, ...], scale: float, parts: int, numbers: tuple[int, ...], meta: dict[str, Any]
-) -> None:
-    """Both kernels: the arguments of `sparse_attention_kernel`, and a workspace for every tile's weights."""
+    arguments: tuple[Tensor, ...], scale: float, parts: int, numbers: tuple[int, ...], meta: dict[str, Any],
+    start: bool = True,
+) -> bool:  # fmt: skip
+    """Both kernels: the arguments of `sparse_attention_kernel`, and a workspace for every tile's weights.
+
+    `start` and the result are those of `launch`.
+    """
     q = arguments[0]
     programs, tiles = q.shape[0] * parts, count(numbers, meta["KEYS"], meta["EXTRA"])
     rest = (*arguments, *workspace(q, programs * tiles, meta), scale, parts, tiles, *numbers)
-    use = tuned("use_weights", q, programs=programs)
-    early = bool(use.get("launch_pdl", 0))
-    launch(weigh_keys_kernel, programs * tiles, q, *rest, **meta, EARLY=early, **tuned("weigh_keys", q))
-    launch(use_weights_kernel, programs * (512 // use["CHANNELS"]), q, *rest, **meta, EARLY=early, **use)
+    use, weigh = tuned("use_weights", q, programs=programs), tuned("weigh_keys", q)
+
+    def users() -> list[dict[str, Any]]:
+        return [{**meta, **row} for row in rows_of("use_weights", q)]
+
+    def weighers() -> list[dict[str, Any]]:
+        return [{**meta, "EARLY": bool(user.get("launch_pdl", 0)), **weigh} for user in users()]
+
+    early = bool(use.get("launch_pdl", 0))  # of the second kernel, which the first one lets start
+    first = launch(
+        weigh_keys_kernel, programs * tiles, q, *rest, **meta, EARLY=early, **weigh, forms=weighers,
+        start=start,
+    )  # fmt: skip
+    second = launch(
+        use_weights_kernel, programs * (512 // use["CHANNELS"]), q, *rest, **meta, **use, forms=users,
+        start=start,
+    )  # fmt: skip
+    return first or second
 
 
 def run_hopper(
-    arguments: tuple[Tensor, ...], scale: float, parts: int, numbers: tuple[int, ...], meta: dict[str, Any]
-) -> None:
+    arguments: tuple[Tensor, ...], scale: float, parts: int, numbers: tuple[int, ...], meta: dict[str, Any],
+    start: bool = True,
+) -> bool:  # fmt: skip
     """The same in Gluon: the first kernel also keeps rows in bf16, which the second has to copy only."""
     from dsv4core.kernels.triton._hopper_few import use_kept_kernel, weigh_hopper_kernel
 
@@ -290,16 +309,26 @@ def run_hopper(
     kept = torch.empty(q.shape[0] * tiles, 64, 512, dtype=torch.bfloat16, device=q.device)
     resident = use.pop("weighing", 0)  # programs of the first kernel that the device has at a time
     each = pieces(programs * tiles, resident) if resident else 1
-    launch(
+    fixed = {"num_warps": 4, "launch_pdl": 1}
+
+    def weighers() -> list[dict[str, Any]]:
+        return [{"rows": meta["rows"], "SEVERAL": several, **fixed} for several in (False, True)]
+
+    def users() -> list[dict[str, Any]]:
+        found = [{"EXTRA": meta["EXTRA"], **fixed, **row} for row in rows_of("use_kept", q)]
+        return [{k: v for k, v in row.items() if k != "weighing"} for row in found]
+
+    first = launch(
         weigh_hopper_kernel, programs * pieces(tiles, each), q, q, *lists, weights, stats, kept, scale, parts,
-        tiles, each, *numbers[:7], *numbers[9:], rows=meta["rows"], SEVERAL=each > 1, num_warps=4,
-        launch_pdl=1,
+        tiles, each, *numbers[:7], *numbers[9:], rows=meta["rows"], SEVERAL=each > 1, **fixed,
+        forms=weighers, start=start,
     )  # fmt: skip
-    launch(
+    second = launch(
         use_kept_kernel, programs * (512 // use["CHANNELS"]), q, weights, stats, kept, lists[2], lists[5],
         sink, out, lse, parts, tiles, heads, width, extra_width, *numbers[7:9], numbers[12], numbers[16],
-        EXTRA=meta["EXTRA"], num_warps=4, launch_pdl=1, **use,
+        EXTRA=meta["EXTRA"], **fixed, **use, forms=users, start=start,
     )  # fmt: skip
+    return first or second
 
 
 def count(numbers: tuple[int, ...], keys: int, extra: bool) -> int:

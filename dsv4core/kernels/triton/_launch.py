@@ -1,8 +1,8 @@
 """How a kernel is started: no contraction, on its tensors' device, counted."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -26,6 +26,11 @@ Recorder = Callable[[Any, tuple[Any, ...], dict[str, Any]], None]
 _recorder: Recorder | None = None
 assumed: str | None = None
 """A family of `_devices` whose launch arguments are taken, whatever the device is."""
+
+Forms = Callable[[], Iterable[dict[str, Any]]]
+ahead = True
+"""Whether a kernel's first launch compiles its other forms; not while launch arguments are being tuned."""
+_ready: set[Any] = set()  # compiled kernels, whose other forms are compiled too
 
 
 @contextmanager
@@ -55,28 +60,65 @@ def launched_as(device: str) -> Iterator[None]:
 
 
 def launch(
-    kernel: Any, programs: int | tuple[int, ...], anchor: Tensor, *arguments: Any, **meta: Any
-) -> None:
+    kernel: Any,
+    programs: int | tuple[int, ...],
+    anchor: Tensor,
+    *arguments: Any,
+    forms: Forms = tuple,
+    start: bool = True,
+    **meta: Any,
+) -> bool:
     """Start `kernel` over `programs` on the device of `anchor`; nothing to do starts nothing.
 
     `enable_fp_fusion=False` is CA1 rule 1: no multiply and add may become one rounding. A kernel with EARLY
-    learns from it that it starts beside the one before (`_early`).
+    learns from it that it starts beside the one before (`_early`). `forms` gives all that `meta` can be with
+    other tokens, contexts and tables: the first launch compiles them, so that no later batch waits for a
+    compiler. True says that it was the first, for a caller whose other forms are other kernels: without
+    `start` those are compiled in the same way.
     """
     grid = (programs,) if isinstance(programs, int) else programs
     if 0 in grid:
-        return None
+        return False
+    meta = _complete(kernel, meta)
+    if _recorder is not None:
+        _recorder(kernel, arguments, meta)
+        return False
+    if interpreted and anchor.device.type == "cpu":
+        LAUNCHES[kernel.__name__] += 1
+        lockstep.run(kernel, grid, arguments, meta)
+        return False
+    with on(anchor.device):
+        if start and not _start(kernel, grid, arguments, meta):
+            return False
+        for form in (meta, *forms()):
+            _compile(kernel, arguments, _complete(kernel, form))
+    return start
+
+
+def _complete(kernel: Any, meta: dict[str, Any]) -> dict[str, Any]:
     if "EARLY" in kernel.arg_names:
         meta.setdefault("EARLY", bool(meta.get("launch_pdl", 0)))
-    if _recorder is not None:
-        return _recorder(kernel, arguments, meta)
+    if assumed is None or _recorder is not None:
+        return meta
+    return {name: value for name, value in meta.items() if name not in AMD_ONLY}
+
+
+def _start(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], meta: dict[str, Any]) -> bool:
+    """Whether it was the first launch of what Triton compiled for it."""
     LAUNCHES[kernel.__name__] += 1
-    if assumed is not None:
-        meta = {name: value for name, value in meta.items() if name not in AMD_ONLY}
-    if interpreted and anchor.device.type == "cpu":
-        return lockstep.run(kernel, grid, arguments, meta)
-    with on(anchor.device):
-        kernel[grid](*arguments, enable_fp_fusion=False, **meta)
-    return None
+    made = kernel[grid](*arguments, enable_fp_fusion=False, **meta)
+    if made in _ready or not ahead or interpreted or torch.compiler.is_compiling():
+        return False
+    _ready.add(made)
+    return True
+
+
+def _compile(kernel: Any, arguments: tuple[Any, ...], meta: dict[str, Any]) -> None:
+    """Compile and load, so that neither happens while a graph is captured."""
+    with suppress(Exception):  # whatever a device refuses it refuses when that is launched
+        made = kernel.warmup(*arguments, grid=(1,), enable_fp_fusion=False, **meta)
+        getattr(made, "run", None)  # Triton loads what it compiled when it is asked for this
+        _ready.add(made)
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:

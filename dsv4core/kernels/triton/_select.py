@@ -4,6 +4,8 @@ A long row is cut into spans whose own k best are chosen side by side; the row's
 They are the same: what is not among the best of its span is not among the best of its row.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -158,11 +160,15 @@ def select(
     # One block size on a device, so that nothing compiles again; the interpreter takes what there is.
     size = min(BLOCK, power(count, 64)) if interpreted else BLOCK
     meta = {"K": k, "K_BLOCK": power(k), "BLOCK": size, **tuned("select", scores)}
+
+    def forms() -> list[dict[str, Any]]:
+        cuts = (("plain", False, 2 * span), ("plain", True, span), ("listed", False, span))
+        return [{"MODE": mode, "SCORES": kept, "SPAN": length, **meta} for mode, kept, length in cuts]
+
     if not candidate_bytes(count, k, span):
-        whole = power(max(count, 1))
         launch(
             select_kernel, (tokens, 1), out, scores, out, lens, out, scores, 0, count, scores.stride(0), k,
-            lens.stride(0), k, 0, MODE="plain", SCORES=False, SPAN=max(whole, 2 * SPAN), **meta,
+            lens.stride(0), k, 0, MODE="plain", SCORES=False, SPAN=2 * span, forms=forms, **meta,
         )  # fmt: skip
         return
     spans = pieces(count, span)
@@ -171,11 +177,11 @@ def select(
     best = rest.view(torch.int32)
     launch(
         select_kernel, (tokens, spans), out, scores, out, lens, best, best_scores, 0, count, scores.stride(0),
-        k, lens.stride(0), spans * k, spans * k, MODE="plain", SCORES=True, SPAN=span, **meta,
+        k, lens.stride(0), spans * k, spans * k, MODE="plain", SCORES=True, SPAN=span, forms=forms, **meta,
     )  # fmt: skip
     launch(
         select_kernel, (tokens, 1), out, best_scores, best, lens, out, scores, 0, spans * k, spans * k,
-        spans * k, lens.stride(0), k, 0, MODE="listed", SCORES=False, SPAN=span, **meta,
+        spans * k, lens.stride(0), k, 0, MODE="listed", SCORES=False, SPAN=span, forms=forms, **meta,
     )  # fmt: skip
 
 

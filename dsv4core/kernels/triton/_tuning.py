@@ -42,11 +42,21 @@ def row_at(place: Place) -> Mapping[str, Any]:
 
 @cache
 def _place(kernel: str, name: str, shape: tuple[tuple[str, int], ...]) -> Place:
-    name = name if kernel in devices()[name].kernels else DEFAULT
+    name = _family(kernel, name)
     given = dict(shape)
     rows = devices()[name].kernels[kernel]
     fits = (all(given[k] >= least for k, least in row.get("least", {}).items()) for row in rows)
     return Place(name, kernel, list(fits).index(True))
+
+
+def _family(kernel: str, name: str) -> str:
+    return name if kernel in devices()[name].kernels else DEFAULT
+
+
+def rows_of(kernel: str, tensor: Tensor) -> list[dict[str, int]]:
+    """All that `tuned` can answer on a tensor's device, whatever the shape."""
+    rows = devices()[_family(kernel, device_class(tensor))].kernels[kernel]
+    return [{k: v for k, v in row.items() if k != "least"} for row in rows]
 
 
 _trial: Callable[[Place], dict[str, int]] | None = None
@@ -56,11 +66,11 @@ _trial: Callable[[Place], dict[str, int]] | None = None
 def trial(choose: Callable[[Place], dict[str, int]]) -> Iterator[None]:
     """Let `choose` answer for the table, while launches are being tuned."""
     global _trial
-    _trial = choose
+    _trial, _launch.ahead = choose, False
     try:
         yield
     finally:
-        _trial = None
+        _trial, _launch.ahead = None, True
 
 
 def device_class(tensor: Tensor) -> str:

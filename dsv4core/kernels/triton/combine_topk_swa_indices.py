@@ -5,21 +5,28 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv4core.errors import OpArgumentError
-from dsv4core.kernels.triton._launch import launch, pieces, power
+from dsv4core.kernels.triton._launch import launch, pieces
 from dsv4core.kernels.triton._tuning import tuned
 
 NAME = "combine_topk_swa_indices"
 WIDTH_MULTIPLE = 128  # what sparse prefill kernels tile by
+COLUMNS = 1024  # at a time: a whole list of ratio 4; one of ratio 128 grows with the context
 
 
-@triton.jit(do_not_specialize=["tokens", "requests", "M", "N", "topk", "starts", "seq_lens", "gather_lens"])
+@triton.jit(
+    do_not_specialize=["tokens", "requests", "M", "N", "top_k", "width", "topk", "starts", "seq_lens",
+                       "gather_lens"]
+)  # fmt: skip
 def combine_topk_swa_kernel(
-    topk, starts, seq_lens, gather_lens, out, lens, tokens, requests, M, N,
+    topk, starts, seq_lens, gather_lens, out, lens, tokens, requests, M, N, top_k, width,
     list_stride, entry_stride, start_stride, seq_stride, gather_stride,
-    WINDOW: tl.constexpr, RATIO: tl.constexpr, TOP_K: tl.constexpr, LISTED: tl.constexpr,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr, REQUESTS: tl.constexpr, ROWS: tl.constexpr,
+    WINDOW: tl.constexpr, RATIO: tl.constexpr, BLOCK: tl.constexpr, REQUESTS: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    """ROWS queries a program; a query's request is the last that starts at or before it."""
+    """ROWS queries a program, BLOCK columns of `width` at a time.
+
+    A query's request is the last that starts at or before it.
+    """
     t = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = t < tokens
     base = tl.load(starts).to(tl.int64)
@@ -34,20 +41,20 @@ def combine_topk_swa_kernel(
     length = tl.load(seq_lens + b * seq_stride).to(tl.int64)
     gathered = tl.load(gather_lens + b * gather_stride).to(tl.int64)
     p = length - (end - start) + t - start
-    entries = tl.zeros_like(p)
-    if TOP_K > 0:
-        entries = tl.minimum(tl.where(p >= -1, (p + 1) // RATIO, -1), TOP_K)
+    entries = tl.minimum(tl.where(p >= -1, (p + 1) // RATIO, -1), top_k)
+    entries = tl.where(top_k > 0, entries, 0)
     first_row = tl.maximum(p - (WINDOW - 1), 0)
     count = entries + p + 1 - first_row
-    column = tl.arange(0, BLOCK)[None, :]
-    chosen = column < entries[:, None]
-    place = topk + (t * list_stride)[:, None] + column * entry_stride
-    listed = tl.load(place, inside[:, None] & chosen & (column < LISTED), other=-1)
-    listed = tl.where(listed >= 0, listed.to(tl.int64) + (b * M)[:, None], -1)
-    row = (b * M + N + first_row - entries - (length - gathered))[:, None] + column
-    value = tl.where(chosen, listed, tl.where(column < count[:, None], row, -1))
-    mask = inside[:, None] & (column < WIDTH)
-    tl.store(out + (t * WIDTH)[:, None] + column, value.to(tl.int32), mask)
+    place = topk + (t * list_stride)[:, None]
+    row = (b * M + N + first_row - entries - (length - gathered))[:, None]
+    for first in range(0, width, BLOCK):
+        column = first + tl.arange(0, BLOCK)[None, :]
+        chosen = column < entries[:, None]
+        listed = tl.load(place + column * entry_stride, inside[:, None] & chosen, other=-1)
+        listed = tl.where(listed >= 0, listed.to(tl.int64) + (b * M)[:, None], -1)
+        value = tl.where(chosen, listed, tl.where(column < count[:, None], row + column, -1))
+        mask = inside[:, None] & (column < width)
+        tl.store(out + (t * width)[:, None] + column, value.to(tl.int32), mask)
     tl.store(lens + t, count.to(tl.int32), inside)
 
 
@@ -73,14 +80,12 @@ def combine_topk_swa_indices(
     out, lens = topk.new_empty(tokens, width), topk.new_empty(tokens)
     if not requests:
         return out.fill_(-1), lens.zero_()
-    size = power(width)
     meta = tuned("combine_topk_swa", topk)
     launch(
         combine_topk_swa_kernel, pieces(tokens, meta["ROWS"]), topk, topk,
         query_start_loc, seq_lens, gather_lens,
-        out, lens, tokens, requests, M, N, topk.stride(0), topk.stride(1), query_start_loc.stride(0),
-        seq_lens.stride(0),
-        gather_lens.stride(0), WINDOW=window, RATIO=max(ratio, 1), TOP_K=top_k, LISTED=topk.shape[1],
-        WIDTH=width, BLOCK=size, REQUESTS=256, **meta,
+        out, lens, tokens, requests, M, N, top_k, width, topk.stride(0), topk.stride(1),
+        query_start_loc.stride(0), seq_lens.stride(0), gather_lens.stride(0),
+        WINDOW=window, RATIO=max(ratio, 1), BLOCK=COLUMNS, REQUESTS=256, **meta,
     )  # fmt: skip
     return out, lens

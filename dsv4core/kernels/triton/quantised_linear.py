@@ -190,10 +190,12 @@ def quantised_linear(
     groups: int = 1,
     arrived: Tensor | None = None,
     tile: Tile | None = None,
+    start: bool = True,
 ) -> Tensor:
     """x @ weight^T in one pass over the stored codes; with groups every group of rows has inputs of its own.
 
-    `arrived` holds zeros that no launch uses at the same time; each leaves zeros. Shapes: x bf16
+    `arrived` holds zeros that no launch uses at the same time; each leaves zeros. Without `start` the kernel
+    is compiled and nothing runs; the first call does that for what other tokens take. Shapes: x bf16
     [T, G, in], or float8_e4m3fn with x_scales f32 [T, G, in/128] (fp8_block only); weight, scales and
     global_scale as `linear` has them -> [T, rows].
     """
@@ -208,7 +210,7 @@ def quantised_linear(
         arrived = counters(tiles, x.device) if arrived is None or arrived.shape[0] < tiles else arrived
     one_byte, quantised = torch.uint8, x_scales is not None
     stored = scales if scales.dtype == torch.float32 else scales.view(one_byte)
-    launch(
+    first = launch(
         quantised_linear_kernel, (tiles, cut.split), x, x.view(one_byte) if quantised else x,
         stored if x_scales is None else x_scales, weight.view(one_byte), stored,
         stored if global_scale is None else global_scale, out, parts, out if arrived is None else arrived,
@@ -217,8 +219,14 @@ def quantised_linear(
         scales.stride(0), tokens * rows, ROWS=cut.rows, TOKENS=cut.tokens, INPUTS=cut.inputs,
         FORMAT=FORMATS[format], BYTES=scales.dtype != torch.float32, X_FP8=quantised,
         HARDWARE=native_e4m3(x), WHOLE=inputs % (cut.inputs * cut.split) == 0, PARTS=cut.split,
-        num_warps=cut.warps, num_stages=cut.stages,
+        num_warps=cut.warps, num_stages=cut.stages, start=start,
     )  # fmt: skip
+    if first and tile is None:
+        for other in tiles_of(rows, inputs):
+            quantised_linear(
+                x[:1], None if x_scales is None else x_scales[:1], weight, scales, global_scale,
+                format=format, out_dtype=out_dtype, groups=groups, tile=other, start=False,
+            )  # fmt: skip
     return out
 
 
@@ -234,3 +242,9 @@ def choose_tile(tokens: int, rows: int, inputs: int) -> Tile:
     while tiles * split * 2 <= PROGRAMS and inputs // (split * 2) >= LEAST_INPUTS:
         split *= 2
     return Tile(ROWS, width, SCALED, split, 4, 3)
+
+
+def tiles_of(rows: int, inputs: int) -> tuple[Tile, ...]:
+    """All that `choose_tile` answers, whatever the tokens."""
+    tokens = (*WIDTHS[:-1], *range(WIDTHS[-1], PROGRAMS * WIDTHS[-1] + 1, WIDTHS[-1]))
+    return tuple(dict.fromkeys(choose_tile(t, rows, inputs) for t in tokens))

@@ -178,20 +178,27 @@ def attend(
     # In Gluon rows of a token are decoded for all of its heads: tokens count. Else programs do.
     work = tokens if gluon else tokens * parts
     split = work <= few and tiles > 2 if side_by_side is None else side_by_side
-    if split and tiles:
-        run = _attention_split.run_hopper if gluon else _attention_split.run
-        run(arguments, scale, parts, numbers, {**meta, "HEADS": size, "KEYS": keys})
-    elif gluon:
-        from dsv4core.kernels.triton._hopper_decode import decode_hopper_kernel
+    tiled = {**meta, "HEADS": size, "KEYS": keys}
 
-        work = tokens * parts
-        launch(
-            decode_hopper_kernel, min(work, resident), q, *arguments, scale, work, parts, *numbers,
-            rows=main["rows"], EXTRA=extra is not None, num_warps=4, launch_pdl=1,
-        )  # fmt: skip
-    else:
-        programs = tokens * parts
-        launch(sparse_attention_kernel, programs, q, *arguments, scale, parts, *numbers, **meta, **cut)
+    def run(split: bool, arguments: tuple[Tensor, ...], start: bool = True) -> bool:
+        if split:
+            both = _attention_split.run_hopper if gluon else _attention_split.run
+            return both(arguments, scale, parts, numbers, tiled, start)
+        work = arguments[0].shape[0] * parts
+        if gluon:
+            from dsv4core.kernels.triton._hopper_decode import decode_hopper_kernel
+
+            return launch(
+                decode_hopper_kernel, min(work, resident), q, *arguments, scale, work, parts, *numbers,
+                rows=main["rows"], EXTRA=extra is not None, num_warps=4, launch_pdl=1, start=start,
+            )  # fmt: skip
+        return launch(
+            sparse_attention_kernel, work, q, *arguments, scale, parts, *numbers, **meta, **cut, start=start
+        )
+
+    first = run(split and tiles > 0, arguments)
+    if first and few and tiles > 2 and side_by_side is None:  # batches of another size take the other form
+        run(not split, (q[:1], *arguments[1:]), start=False)
     return lse
 
 
