@@ -38,8 +38,11 @@ def prepare() -> None:
         _keep_types()
     if hasattr(interpreter, "_get_np_dtype"):
         _keep_formats(interpreter)
-    if hasattr(getattr(interpreter, "interpreter_semantic", None), "broadcast_impl_value"):
-        _leave_equal_shapes(interpreter.interpreter_semantic)
+    semantic = getattr(interpreter, "interpreter_semantic", None)
+    if hasattr(semantic, "broadcast_impl_value"):
+        _leave_equal_shapes(semantic)
+    if hasattr(semantic, "scalar_constant"):
+        _keep_constants(semantic)
 
 
 def _convert_bf16(interpreter: Any) -> None:
@@ -126,13 +129,38 @@ def _keep_formats(interpreter: Any) -> None:
 
 
 def _leave_equal_shapes(semantic: Any) -> None:
-    """Blocks of one shape are as they are when they meet."""
-    meet = semantic.broadcast_impl_value
+    """Blocks of one shape are as they are when they meet; a number takes a block's shape."""
+    meet, kept = semantic.broadcast_impl_value, {}
+
+    def spread(number: Any, block: Any) -> Any:
+        key = block.name, number.type.name
+        kind = kept.get(key)
+        if kind is None:
+            kind = kept[key] = block.with_element_ty(number.type.scalar)
+        return tl.tensor(semantic.builder.create_splat(kind, number.handle), kind)
 
     def broadcast(lhs: Any, rhs: Any) -> tuple[Any, Any]:
         a, b = lhs.type, rhs.type
-        if a.is_block() and b.is_block() and list(a.shape) == list(b.shape):
-            return lhs, rhs
-        return meet(lhs, rhs)
+        if not b.is_block():
+            return (lhs, spread(rhs, a)) if a.is_block() else (lhs, rhs)
+        if not a.is_block():
+            return spread(lhs, b), rhs
+        return (lhs, rhs) if list(a.shape) == list(b.shape) else meet(lhs, rhs)
 
     semantic.broadcast_impl_value = broadcast
+
+
+def _keep_constants(semantic: Any) -> None:
+    """A number in a kernel is the same at every turn; a builder has its own form of it."""
+    make, kept = semantic.scalar_constant, {}
+
+    def constant(value: Any, dtype: Any) -> Any:
+        if dtype is None or type(value) not in (bool, int, float):
+            return make(value, dtype)
+        key = type(semantic.builder), type(value), str(value), dtype.name
+        known = kept.get(key)
+        if known is None:
+            known = kept[key] = make(value, dtype)
+        return known
+
+    semantic.scalar_constant = constant
