@@ -1,4 +1,4 @@
-"""Registers, LDS, matrix instructions and occupancy of the ops' Triton kernels on AMD devices not here.
+"""Registers, LDS, matrix instructions and occupancy of the Triton kernels on AMD devices not here.
 
     python benchmarks/rocm_aot.py                        # gfx942 and gfx950 against benchmarks/rocm_aot.json
     python benchmarks/rocm_aot.py --target gfx950 --case "sparse*" --write
@@ -26,11 +26,12 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent / "backends" / "rocm")]
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "backends" / "rocm")]
+
+from triton_aot import CASES  # noqa: E402
 
 from dsv4core.kernels.triton import aot  # noqa: E402
 from dsv4core.kernels.triton._tuning import Place, row_at, trial  # noqa: E402
-from dsv4core.kernels.triton.calls import calls  # noqa: E402
 from dsv4core_rocm.gfx import DEVICES, Gfx  # noqa: E402
 from dsv4core_rocm.occupancy import (  # noqa: E402
     Occupancy,
@@ -41,9 +42,6 @@ from dsv4core_rocm.occupancy import (  # noqa: E402
     roofline,
 )
 from dsv4core_rocm.offsets import narrow_products  # noqa: E402
-
-CASES = calls()
-"""Ops alone: `quantised_linear` multiplies two strides in 32 bits (docs/linear.md), which fails here."""
 
 BASELINE = HERE / "rocm_aot.json"
 TARGETS = ("gfx942", "gfx950")

@@ -19,6 +19,12 @@ from dsv4core.spec import Availability, BackendSpec, Code, Depth, Requirement
 AVAILABLE = Availability.available()
 """The answer when nothing stands in the way and there is nothing to add."""
 
+TRITONS = ("triton", "triton-rocm", "pytorch-triton-rocm", "triton-xpu", "pytorch-triton-xpu")
+"""Distributions that bring the module triton."""
+
+OLDEST_TRITON = ">=3.5"
+"""The first whose compiler takes functions that call themselves, as the sums of pooling do; of torch 2.9."""
+
 NO_OPS_HINT = "`dsv4core info` lists the backends that can run"
 """What to do about a backend without ops."""
 
@@ -61,10 +67,18 @@ def probe_kernels(
     if found is None:
         torch = None if depth == "static" else import_torch()
         found = installed() if torch is None else torch if isinstance(torch, Availability) else look(torch)
-    if not found.ok or module_exists("triton"):
+    if not found.ok:
         return found
-    reason = f"{found.reason}, but module 'triton' is not installed"
-    return Availability.missing(Code.NOT_INSTALLED, reason, triton, found.device)
+    if not module_exists("triton"):
+        reason = f"{found.reason}, but module 'triton' is not installed"
+        return Availability.missing(Code.NOT_INSTALLED, reason, triton, found.device)
+    versions = ((name, version) for name in TRITONS if (version := installed_version(name)))
+    for name, version in versions:
+        if not _satisfies(version, OLDEST_TRITON):
+            reason = f"{found.reason}, but {name} {version} is installed, {OLDEST_TRITON} is needed"
+            hint = "torch 2.9 and later bring it: install that from the same index"
+            return Availability.missing(Code.VERSION_CONFLICT, reason, hint, found.device)
+    return found
 
 
 def other_build(torch: Any, kind: str, hint: str = "", device: str = "") -> Availability:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import dsv4core_rocm.plugin as plugin
-from dsv4core import backends, registry
+from dsv4core import backends, probe, registry
 from dsv4core.spec import Code
 from dsv4core_conformance.case import load_cases
 from dsv4core_rocm import gfx
@@ -107,3 +107,25 @@ def test_a_torch_without_the_name_of_its_build_is_asked(monkeypatch: pytest.Monk
     subject: Any = SimpleNamespace(name="rocm")
     load_cases()["suite/caps/backends"].run(subject)
     registry.refresh()
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "ok"),
+    [
+        ("pytorch-triton-rocm", "3.4.0", False),
+        ("pytorch-triton-rocm", "3.5.1", True),
+        ("triton-rocm", "3.7.0+git1", True),
+        ("triton", "3.4.0", False),
+        ("", "", True),  # AMD's own builds may carry no metadata
+    ],
+)
+def test_a_triton_that_cannot_compile_the_kernels_is_named(
+    name: str, version: str, ok: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(probe, "installed_version", {name: version, "torch": "2.9.1+rocm6.4"}.get)
+    answer = probe.probe_kernels(plugin.SPEC, "static", plugin._installed, plugin._look, plugin.TRITON)
+    assert (answer.ok, answer.code) == (ok, Code.OK if ok else Code.VERSION_CONFLICT)
+    if not ok:
+        assert f"{name} {version} is installed, >=3.5 is needed" in answer.reason and "2.9" in answer.hint

@@ -58,6 +58,39 @@ def _shapes(x, out, N: tl.constexpr):
 
 
 @triton.jit
+def _rows(x, at, out, N: tl.constexpr):
+    """Rows at addresses of their own: whole ones, parts, every other value, backwards, some over others."""
+    pid = tl.program_id(0)
+    i = tl.arange(0, 8)
+    j = tl.arange(0, 16)[None, :]
+    start = tl.load(at + pid * 8 + i)
+    row = x + start[:, None]
+    live = (start >= 0)[:, None]
+    a = tl.load(row + j, live & (j < 11), other=7) + tl.load(row + 3 + j, live, other=1)
+    a += tl.load(row + 2 * j, live & (j % 2 == 0), other=2) + tl.load(row + (15 - j), live, other=3)
+    a += tl.load(row + j, live & (j >= i[:, None]), other=4) + tl.load(row + j, live & (j < 0), other=5)
+    a += tl.load(row + (i[:, None] + j), live, other=6) + tl.load(x + j)
+    byte = (row + 1).to(tl.pointer_type(tl.uint8), bitcast=True) + 1
+    byte = byte[:, None, :] + 4 * tl.arange(0, 2)[None, :, None]
+    a += tl.sum(tl.load(byte, live[:, :, None]).to(tl.int32), 1)
+    target = out + (pid * 272 + i * 24)[:, None]
+    tl.store(target + j, a, live & (j >= 2))
+    tl.store(target + 20 + j, -a, live & (i != 3)[:, None])
+    tl.store(target + 40 + 2 * j, a + 1, live & (j < i[:, None]))
+
+
+@triton.jit
+def _apart(x, out, N: tl.constexpr):
+    """Pointers that are not aligned."""
+    i = tl.arange(0, 8)[:, None]
+    j = tl.arange(0, 16)[None, :]
+    place = x.to(tl.pointer_type(tl.uint8), bitcast=True) + 1 + i * 3
+    target = out.to(tl.pointer_type(tl.uint8), bitcast=True) + 2 + i * 65
+    place, target = place.to(x.dtype, bitcast=True), target.to(x.dtype, bitcast=True)
+    tl.store(target + j, tl.load(place + j, (i != 2) & (j < 20), other=9), (i != 5) & (j < 20))
+
+
+@triton.jit
 def _atomic(x, N: tl.constexpr):
     """What only single programs can do."""
     tl.store(x + 1 + tl.program_id(0), tl.program_id(0))
@@ -87,6 +120,21 @@ def test_what_was_stored_before_a_split_is_put_back() -> None:
 def test_blocks(programs: int) -> None:
     x = torch.randn(6 * 128, generator=torch.Generator().manual_seed(programs))
     both(_shapes, (programs,), x, torch.zeros(6 * 64 + 48))
+
+
+@pytest.mark.parametrize("programs", [1, 5])
+def test_rows(programs: int) -> None:
+    made = torch.Generator().manual_seed(programs)
+    x = torch.randint(-1000, 1000, (400,), generator=made, dtype=torch.int32)
+    at = torch.randint(0, 350, (programs * 8,), generator=made, dtype=torch.int32)
+    at[::5] = -1
+    both(_rows, (programs,), x, at, torch.zeros(programs * 272, dtype=torch.int32))
+    both(_rows, (programs,), x, torch.full_like(at, -1), torch.zeros(programs * 272, dtype=torch.int32))
+
+
+def test_rows_that_are_not_aligned() -> None:
+    x = torch.randint(-1000, 1000, (100,), generator=torch.Generator().manual_seed(1), dtype=torch.int32)
+    both(_apart, (1,), x, torch.zeros(200, dtype=torch.int32))
 
 
 def test_what_is_not_prepared_runs_alone() -> None:

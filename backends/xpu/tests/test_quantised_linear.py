@@ -18,9 +18,11 @@ from dsv4core.linear import Linears, QuantisedWeight, activation
 from dsv4core.linear.triton_kernel import TritonLinear
 from dsv4core.numerics import block_fp8, group_fp4
 from dsv4core.synthetic import hash_normal
+from dsv4core_conformance.inputs.vast import vast_rows
 
 BF16, F32 = torch.bfloat16, torch.float32
 KINDS = ("ue8m0", "u8", "f32", "nvfp4", "mxfp4")
+FAR, CPU = (1 << 30) + 16, torch.device("cpu")  # the third of so many elements is past 2^31
 
 
 def stored(kind: str, rows: int, inputs: int) -> QuantisedWeight:
@@ -84,6 +86,35 @@ def test_fp8_activations(kind: str, groups: int) -> None:
         format="fp8_block", out_dtype=F32, groups=groups,
     )  # fmt: skip
     assert off(got, product(meant, weight, groups)) <= 1e-6
+
+
+@pytest.mark.parametrize("kind", ["u8", "nvfp4"])
+def test_scales_of_a_weight_past_2_31_elements(kind: str) -> None:
+    weight, x = stored(kind, 384, 128), hash_normal((2, 1, 128), 0, "x", 1.0, dtype=BF16)
+    scales = vast_rows(weight.scales.view(torch.uint8), FAR, CPU).view(weight.scales.dtype)
+    got = quantised_linear(
+        x, None, weight.weight, scales, weight.global_scale, format=weight.format.id, out_dtype=F32
+    )
+    assert off(got, product(x, weight)) <= 1e-6
+
+
+@pytest.mark.parametrize("first", ["tokens", "groups"])
+def test_inputs_and_their_scales_past_2_31_elements(first: str) -> None:
+    weight, x = stored("u8", 192, 128), hash_normal((3, 3, 128), 0, "x", 1.0, dtype=BF16)
+
+    def far(t: Tensor) -> Tensor:
+        by_group = first == "groups"
+        placed = vast_rows(t.transpose(0, 1) if by_group else t, FAR, CPU)
+        return placed.transpose(0, 1) if by_group else placed
+
+    codes, scales = quantise_activation(x.flatten(0, 1))
+    for given, factors in ((x, None), (codes.view(x.shape), far(scales.view(3, 3, 1)))):
+        meant = x if factors is None else activation.rounded(x.flatten(0, 1)).view(x.shape)
+        got = quantised_linear(
+            far(given), factors, weight.weight, weight.scales, None, format="fp8_block", out_dtype=F32,
+            groups=3,
+        )  # fmt: skip
+        assert off(got, product(meant, weight, 3)) <= 1e-6
 
 
 def test_activation_bytes_are_those_of_torch() -> None:

@@ -1,8 +1,7 @@
 """The canonical arithmetic (CA1) as Triton functions: every rounding is an operation that is written here.
 
 Launch with `enable_fp_fusion=False` (`_launch.launch` does). Conversions go through integers where hardware
-lacks them or rounds twice, and always under the interpreter, whose own casts truncate. Functions take and
-return blocks of any shape unless they say otherwise.
+lacks them or rounds twice. Functions take and return blocks of any shape unless they say otherwise.
 """
 
 import triton
@@ -35,34 +34,20 @@ def power_of_two(k):
 
 @triton.jit
 def round_bf16(x):
-    """The nearest bf16, ties to even, kept in f32; NaN stays NaN.
-
-    The interpreter truncates when it casts, so there the rounding is done on the bits.
-    """
-    if INTERPRETED:
-        bits = bits_of(x)
-        rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) << 16
-        return float_of(tl.where((bits & 0x7FFFFFFF) > 0x7F800000, bits | 0x400000, rounded))
-    else:
-        return x.to(tl.bfloat16).to(tl.float32)
+    """The nearest bf16, ties to even, kept in f32; NaN stays NaN."""
+    return x.to(tl.bfloat16).to(tl.float32)
 
 
 @triton.jit
 def to_bf16(x):
-    """bf16 of f32, rounded once to nearest even; the interpreter's cast truncates and drops subnormals."""
-    if INTERPRETED:
-        return (bits_of(round_bf16(x)) >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
-    else:
-        return x.to(tl.bfloat16)
+    """bf16 of f32, rounded once to nearest even."""
+    return x.to(tl.bfloat16)
 
 
 @triton.jit
 def widen(x):
-    """f32 of bf16 or f32, exact; the interpreter's own cast drops subnormals."""
-    if INTERPRETED and x.dtype == tl.bfloat16:
-        return float_of(x.to(tl.int16, bitcast=True).to(tl.int32) << 16)
-    else:
-        return x.to(tl.float32)
+    """f32 of bf16 or f32, exact."""
+    return x.to(tl.float32)
 
 
 @triton.jit

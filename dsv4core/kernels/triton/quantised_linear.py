@@ -106,13 +106,14 @@ def quantised_linear_kernel(
     part = tl.program_id(1)
     n = first_row * ROWS + tl.arange(0, ROWS)
     t = first_token * TOKENS + tl.arange(0, TOKENS)
+    wide_n, wide_t = n.to(tl.int64), t.to(tl.int64)
     k = tl.arange(0, INPUTS)
-    group = first_row * ROWS // group_rows
+    group = (first_row * ROWS // group_rows).to(tl.int64)
     row_live, token_live = (n < rows)[:, None], (t < tokens)[:, None]
-    x_place = x + (t.to(tl.int64) * x_stride)[:, None] + group * x_group_stride
+    x_place = x + (wide_t * x_stride)[:, None] + group * x_group_stride
     width = inputs if FORMAT == 0 else inputs // 2
-    w_place = weight + (n.to(tl.int64) * width)[:, None]
-    block_scales = scales + first_row * ROWS // 128 * scale_stride
+    w_place = weight + (wide_n * width)[:, None]
+    block_scales = scales + (first_row * ROWS // 128).to(tl.int64) * scale_stride
     total = tl.zeros([ROWS, TOKENS], tl.float32)
     steps = tl.cdiv(inputs, INPUTS * PARTS)
     for step in range(part * steps, (part + 1) * steps):
@@ -127,7 +128,7 @@ def quantised_linear_kernel(
             scale = byte_scale(scale) if BYTES else scale
             if X_FP8:
                 live = (t < tokens) & (start < inputs)
-                place = x_scales + t * x_scale_stride + group * x_scale_group + start // 128
+                place = x_scales + wide_t * x_scale_stride + group * x_scale_group + start // 128
                 both = scale * tl.load(place, live, other=0.0)
                 if HARDWARE:
                     w, operand = code.to(tl.float8e4nv, bitcast=True), values.to(tl.float8e4nv, bitcast=True)
@@ -143,23 +144,25 @@ def quantised_linear_kernel(
             g = start // GROUP + tl.arange(0, INPUTS // GROUP)[None, :]
             w_live = row_live if WHOLE else row_live & (byte < width)
             s_live = row_live if WHOLE else row_live & (g < inputs // GROUP)
-            s_place = scales + (n * scale_stride)[:, None] + g
+            s_place = scales + (wide_n * scale_stride)[:, None] + g
             w = _pairs(w_place + byte, w_live, s_place, s_live, ROWS, INPUTS, GROUP, FORMAT == 1, HARDWARE)
             operand = values if HARDWARE else matrix(widen(values))
             total = add_product(total, w, tl.trans(operand))
-    place = t.to(tl.int64)[:, None] * rows + n[None, :]
+    place = wide_t[:, None] * rows + n[None, :]
     live = token_live & (n < rows)[None, :]
     total = tl.trans(total.to(tl.float32))
     if PARTS == 1:
         _finish(out + place, total, factor, live, FORMAT == 1)
     else:
-        tl.store(parts + part * part_stride + place, total, live)
+        tl.store(parts + part.to(tl.int64) * part_stride + place, total, live)
         tl.debug_barrier()
         if tl.atomic_add(arrived + tile, 1, sem="acq_rel") == PARTS - 1:
             # The last one to arrive adds the parts in their order, so that bits do not depend on the race.
             total = tl.zeros([TOKENS, ROWS], tl.float32)
-            for other in tl.static_range(PARTS):
-                total += tl.load(parts + other * part_stride + place, live, other=0.0, cache_modifier=".cg")
+            place_of_part = parts + place
+            for _ in tl.static_range(PARTS):
+                total += tl.load(place_of_part, live, other=0.0, cache_modifier=".cg")
+                place_of_part += part_stride
             _finish(out + place, total, factor, live, FORMAT == 1)
             tl.store(arrived + tile, 0)
 
