@@ -70,7 +70,9 @@ def test_few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     on(monkeypatch, 9, 0)
     assert kernel.supports(plain) is kernel.supports(replace(plain, rows=8192, inputs=1024)) is True
     wq_b = replace(plain, rows=32768, inputs=1024)
-    assert "measured faster for [1536, 4096], [8192, 1024], [4096, 1024] only; DSV4CORE" in str(kernel.supports(wq_b))
+    assert "measured faster for [1536, 4096], [8192, 1024], [4096, 1024] only; DSV4CORE" in str(
+        kernel.supports(wq_b)
+    )
     assert FewTokens(TritonLinear(), "cutedsl").supports(wq_b) is True
     assert FewTokens(TritonLinear(), "triton").supports(plain) == "DSV4CORE_CUDA_KERNELS=triton"
     for inputs in (512, 1536, 8192):
