@@ -102,10 +102,7 @@ class FewTokens(LinearKernel):
         stored = self.many.prepare(weight, problem)
         try:
             few_tokens.load(problem.inputs, stored.scales.dtype, stored.weight.device.index)
-        except (
-            Exception,
-            SystemExit,
-        ) as error:  # whatever a driver or compiler of another age raises
+        except (Exception, SystemExit) as error:  # a driver or compiler of another age
             log.warning("cuda: %s goes to triton, CuTeDSL does not run here: %s", problem, describe(error))
             return stored, False
         return stored, True

@@ -48,7 +48,7 @@ def prepare() -> None:
 def _convert_bf16(interpreter: Any) -> None:
     """Conversions between f32 and bf16 round once to nearest even and keep subnormals, as on a device."""
     if not hasattr(interpreter, "_convert_float"):
-        raise ImportError("this triton's interpreter does not convert bf16 where those of 3.5 to 3.7 do")
+        raise ImportError("this triton's interpreter does not convert bf16 where those of 3.5 to 3.8 do")
     other = interpreter._convert_float
 
     def convert(data: Any, source: Any, target: Any, rounding_mode: Any) -> Any:
