@@ -123,7 +123,7 @@ def read_names(name: str, environ: Mapping[str, str] | None = None) -> tuple[str
 
 def settings(backend: str, environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the variables ``DSV4CORE_<BACKEND>_*`` of one backend, keys in lower case without the prefix."""
-    prefix = f"{PREFIX}{backend.upper()}_"
+    prefix = _of(backend)
     values = os.environ if environ is None else environ
     return {
         key[len(prefix) :].lower(): value
@@ -138,20 +138,28 @@ def present(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     return {key: values[key] for key in sorted(values) if key.startswith(PREFIX)}
 
 
-def unknown(backends: Iterable[str] = (), environ: Mapping[str, str] | None = None) -> dict[str, str | None]:
+Declared = Mapping[str, tuple[str, ...] | None]
+"""Backends with the settings that each declares; None where it does not say."""
+
+
+def unknown(
+    backends: Declared | None = None, environ: Mapping[str, str] | None = None
+) -> dict[str, str | None]:
     """Return each set ``DSV4CORE_*`` variable that nothing reads, with the nearest known name or None.
 
-    ``DSV4CORE_<BACKEND>_*`` belongs to the settings of the backends named and is not reported.
+    Of a backend that declares its settings only those are read; of another one whatever bears its name.
     """
-    own = tuple(f"{PREFIX}{backend.upper()}_" for backend in backends)
+    declared = backends or {}
+    anything = tuple(_of(backend) for backend, names in declared.items() if names is None)
+    known = [*_BY_NAME, *(_of(b) + name.upper() for b, names in declared.items() for name in names or ())]
     return {
-        name: _nearest_variable(name)
+        name: _nearest_variable(name, known)
         for name in present(environ)
-        if name not in _BY_NAME and not name.startswith(own)
+        if name not in known and not name.startswith(anything)
     }
 
 
-def warn_unknown(backends: Iterable[str] = ()) -> None:
+def warn_unknown(backends: Declared | None = None) -> None:
     """Log a warning for each set ``DSV4CORE_*`` variable that nothing reads."""
     for name, near in unknown(backends).items():
         _log.warning("%s is set, but nothing reads it%s", name, f"; did you mean {near}?" if near else "")
@@ -175,8 +183,12 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     return by_fold[found[0]] if found else None
 
 
-def _nearest_variable(name: str) -> str | None:
-    near = nearest(name.removeprefix(PREFIX), [known.removeprefix(PREFIX) for known in _BY_NAME])
+def _of(backend: str) -> str:
+    return f"{PREFIX}{backend.upper()}_"
+
+
+def _nearest_variable(name: str, known: Iterable[str]) -> str | None:
+    near = nearest(name.removeprefix(PREFIX), [variable.removeprefix(PREFIX) for variable in known])
     return PREFIX + near if near else None  # compared without the prefix, which makes everything look alike
 
 

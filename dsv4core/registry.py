@@ -8,21 +8,20 @@ import importlib.metadata
 import logging
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pluggy
 
-from dsv4core import env, hookspecs, probe
-from dsv4core.errors import DuplicateBackendError, PluginError
+from dsv4core import env, hookspecs, plugins, probe
+from dsv4core._trace import trace
+from dsv4core.errors import PluginError
+from dsv4core.plugins import OWN_DISTRIBUTION, Plugin, broken, duplicate, row_of
 from dsv4core.spec import SUPPORTED_API_VERSIONS, Availability, BackendRow, BackendSpec, Code, Depth
 
 GROUP = "dsv4core.backends"
 """Entry-point group of backend plugins."""
-
-OWN_DISTRIBUTION = "dsv4core"
-"""The distribution whose plugins are seen first, so that nobody else can take their names."""
 
 THIRD_PARTY_PRIORITIES = range(1, 100)
 """Priorities open to other distributions."""
@@ -30,23 +29,6 @@ THIRD_PARTY_PRIORITIES = range(1, 100)
 _HEAVY = ("torch", "pydantic", "numpy", "triton")
 
 _log = logging.getLogger("dsv4core")
-
-
-@dataclass(frozen=True, slots=True)
-class Plugin:
-    """An entry point that was seen: where it comes from, what it provides, what went wrong."""
-
-    name: str
-    value: str
-    distribution: str
-    version: str
-    backends: tuple[str, ...] = ()
-    problem: Availability | None = None
-
-    @property
-    def origin(self) -> str:
-        """Distribution and version, as printed in reasons."""
-        return f"{self.distribution} {self.version}".strip() or self.value
 
 
 class _Defaults:
@@ -79,12 +61,17 @@ class Registry:
             trace(self._manager)
         found = importlib.metadata.entry_points(group=GROUP) if entry_points is None else entry_points
         self._load_all(found)
-        env.warn_unknown(self.specs)
+        env.warn_unknown(self.settings)
 
     @property
     def hook(self) -> pluggy.HookRelay:
         """Callers of the hooks over every loaded plugin, in pluggy's sense."""
         return self._manager.hook
+
+    @property
+    def settings(self) -> dict[str, tuple[str, ...] | None]:
+        """Backends with the settings that each declares to read, None where it does not say."""
+        return {name: spec.settings for name, spec in self.specs.items()}
 
     def names(self) -> tuple[str, ...]:
         """Return every name one may ask for: backends, and plugins that could not become one."""
@@ -96,7 +83,7 @@ class Registry:
             hint = "take it out of DSV4CORE_DISABLE_BACKENDS"
             return Availability.missing(Code.DISABLED, "disabled by DSV4CORE_DISABLE_BACKENDS", hint)
         if name not in self.specs:
-            return next(_answer(row) for row in self._refused if row.name == name)
+            return next(plugins.answer_of(row) for row in self._refused if row.name == name)
         if (name, depth) not in self._answers:
             self._answers[name, depth] = self._ask(name, depth)
         return self._answers[name, depth]
@@ -113,17 +100,17 @@ class Registry:
         shown: Depth = depth or ("device" if (spec.name, "device") in self._answers else "static")
         answer = self.probe(spec.name, shown)
         plugin, _ = self._owner[spec.name]
-        return _row(spec.name, answer, plugin, shown, spec.device_type, spec.priority)
+        return row_of(spec.name, answer, plugin, shown, spec.device_type, spec.priority)
 
     def _ask(self, name: str, depth: Depth) -> Availability:
         plugin, module = self._owner[name]
         try:
             answer = self._only(module, "dsv4core_probe")(spec=self.specs[name], depth=depth)
         except (Exception, SystemExit) as error:
-            return _broken(f"its probe failed: {probe.describe(error)}", plugin)
+            return broken(f"its probe failed: {probe.describe(error)}", plugin)
         if isinstance(answer, Availability):
             return answer
-        return _broken(f"its probe returned {type(answer).__name__}, not an Availability", plugin)
+        return broken(f"its probe returned {type(answer).__name__}, not an Availability", plugin)
 
     def _only(self, module: object, hook: str) -> pluggy.HookCaller:
         """Return a hook that reaches one plugin and the defaults, so that no other can disturb it."""
@@ -134,13 +121,13 @@ class Registry:
         allowed = env.read_names("DSV4CORE_PLUGINS")
         everyone = env.read("DSV4CORE_PLUGINS") == "all"
         seen: dict[str, Plugin] = {}
-        ordered = sorted(_plugins(found), key=_own_first)
+        ordered = sorted(plugins.read(found), key=plugins.own_first)
         for plugin, point in ordered:
             own = plugin.distribution == OWN_DISTRIBUTION
             first = seen.setdefault(plugin.name, plugin)
             if first is not plugin:
                 if (first.value, first.distribution) != (plugin.value, plugin.distribution):
-                    self._refuse(plugin, _duplicate("plugin", plugin.name, first, plugin))
+                    self._refuse(plugin, duplicate("plugin", plugin.name, first, plugin))
             elif not (own or everyone or plugin.name in allowed):
                 reason = f"not loaded: DSV4CORE_PLUGINS does not name it ({plugin.origin})"
                 hint = f"add {plugin.name} to DSV4CORE_PLUGINS"
@@ -170,7 +157,7 @@ class Registry:
         except (Exception, SystemExit) as error:  # some vendor modules try to exit on import
             if registered is not None and self._manager.is_registered(registered):
                 self._manager.unregister(registered)
-            self._refuse(plugin, _broken(f"plugin failed to load: {_explain(error)}", plugin))
+            self._refuse(plugin, broken(f"plugin failed to load: {plugins.explain(error)}", plugin))
             return
         heavy = [name for name in _HEAVY if name in sys.modules and name not in before]
         if heavy:
@@ -181,7 +168,7 @@ class Registry:
                 ", ".join(heavy),
             )
         taken = tuple(spec.name for spec in specs if self._accept(spec, plugin, module))
-        self.plugins.append(_with(plugin, taken, None))
+        self.plugins.append(replace(plugin, backends=taken))
 
     def _declared(self, module: object) -> Sequence[BackendSpec]:
         """Return what a plugin's ``dsv4core_backends`` yields, checked for its type."""
@@ -198,7 +185,7 @@ class Registry:
         own = plugin.distribution == OWN_DISTRIBUTION
         problem: Availability | None = None
         if spec.name in self._owner:
-            problem = _duplicate("backend", spec.name, self._owner[spec.name][0], plugin)
+            problem = duplicate("backend", spec.name, self._owner[spec.name][0], plugin)
         elif spec.api_version not in SUPPORTED_API_VERSIONS:
             spoken = ", ".join(map(str, sorted(SUPPORTED_API_VERSIONS)))
             reason = f"{plugin.origin} speaks plugin interface {spec.api_version}, this dsv4core {spoken}"
@@ -209,45 +196,17 @@ class Registry:
             )
         elif not own and spec.priority not in THIRD_PARTY_PRIORITIES:
             limits = f"{THIRD_PARTY_PRIORITIES[0]}..{THIRD_PARTY_PRIORITIES[-1]}"
-            problem = _broken(f"priority {spec.priority} is outside {limits}", plugin)
+            problem = broken(f"priority {spec.priority} is outside {limits}", plugin)
         if problem is not None:
-            self._refused.append(_row(spec.name, problem, plugin, "static", spec.device_type, None))
+            self._refused.append(row_of(spec.name, problem, plugin, "static", spec.device_type, None))
             return False
         self.specs[spec.name] = spec
         self._owner[spec.name] = (plugin, module)
         return True
 
     def _refuse(self, plugin: Plugin, problem: Availability) -> None:
-        self._refused.append(_row(plugin.name, problem, plugin, "static", None, None))
-        self.plugins.append(_with(plugin, (), problem))
-
-
-def trace(manager: pluggy.PluginManager) -> None:
-    """Log every hook call of ``manager``, arguments and result, to standard error."""
-    log = logging.getLogger("dsv4core.trace")
-    if not log.handlers:  # asked for by a variable, so the lines must show without any set-up
-        log.addHandler(logging.StreamHandler())
-        log.setLevel(logging.INFO)
-        log.propagate = False
-
-    def before(hook: str, methods: Sequence[pluggy.HookImpl], arguments: Mapping[str, Any]) -> None:
-        log.info(
-            "dsv4core: %s(%s) -> %s",
-            hook,
-            _brief(arguments),
-            ", ".join(method.plugin_name for method in methods),
-        )
-
-    def after(
-        outcome: pluggy.Result[Any],
-        hook: str,
-        methods: Sequence[pluggy.HookImpl],
-        arguments: Mapping[str, Any],
-    ) -> None:
-        result = outcome.exception or outcome.get_result()
-        log.info("dsv4core: %s = %r", hook, result)
-
-    manager.add_hookcall_monitoring(before, after)
+        self._refused.append(row_of(plugin.name, problem, plugin, "static", None, None))
+        self.plugins.append(replace(plugin, problem=problem))
 
 
 _lock = threading.RLock()
@@ -267,88 +226,3 @@ def refresh() -> None:
     with _lock:
         _current.clear()
         probe.installed_version.cache_clear()
-
-
-def _plugins(
-    found: Iterable[importlib.metadata.EntryPoint],
-) -> Iterator[tuple[Plugin, importlib.metadata.EntryPoint]]:
-    """Yield what is known of each entry point before it is loaded.
-
-    A distribution's metadata is parsed once for all its entry points: every look at a name or a version
-    parses the whole file again, README included.
-    """
-    known: dict[int, tuple[importlib.metadata.Distribution, str, str]] = {}  # keeps them, so ids stay theirs
-    for point in found:
-        dist = point.dist
-        if dist is None:
-            yield Plugin(point.name, point.value, "", ""), point
-            continue
-        if id(dist) not in known:
-            metadata = dist.metadata
-            known[id(dist)] = dist, metadata["Name"], metadata["Version"]
-        yield Plugin(point.name, point.value, *known[id(dist)][1:]), point
-
-
-def _own_first(pair: tuple[Plugin, object]) -> tuple[bool, str, str]:
-    plugin = pair[0]
-    return plugin.distribution != OWN_DISTRIBUTION, plugin.name, plugin.distribution
-
-
-def _with(plugin: Plugin, backends: tuple[str, ...], problem: Availability | None) -> Plugin:
-    return Plugin(plugin.name, plugin.value, plugin.distribution, plugin.version, backends, problem)
-
-
-def _row(
-    name: str,
-    answer: Availability,
-    plugin: Plugin,
-    depth: Depth,
-    device_type: str | None,
-    priority: int | None,
-) -> BackendRow:
-    return BackendRow(
-        name=name,
-        available=answer.ok,
-        code=answer.code,
-        reason=answer.reason,
-        hint=answer.hint,
-        depth=depth,
-        device=answer.device,
-        device_type=device_type,
-        priority=priority,
-        plugin=plugin.value,
-        distribution=plugin.distribution,
-        version=plugin.version,
-    )
-
-
-def _answer(row: BackendRow) -> Availability:
-    return Availability(row.available, row.code, row.reason, row.hint, row.device)
-
-
-def _broken(reason: str, plugin: Plugin) -> Availability:
-    hint = f"update or uninstall {plugin.distribution}" if plugin.distribution else ""
-    return Availability.missing(Code.PLUGIN_BROKEN, reason, hint)
-
-
-def _duplicate(what: str, name: str, first: Plugin, second: Plugin) -> Availability:
-    error = DuplicateBackendError(
-        f"the {what} name '{name}' of {second.origin} is taken by {first.origin} ({first.value})"
-    )
-    return Availability.missing(
-        Code.PLUGIN_BROKEN, str(error), f"uninstall {second.distribution} or ask it to use another name"
-    )
-
-
-def _explain(error: BaseException) -> str:
-    """Describe a failure, with the nearest hook when a plugin implements one that does not exist."""
-    text = probe.describe(error)
-    if isinstance(error, pluggy.PluginValidationError) and "unknown hook" in text:
-        wrong = text.split("'")[1]
-        near = env.nearest(wrong, [name for name in dir(hookspecs) if name.startswith("dsv4core_")])
-        return f"unknown hook '{wrong}'" + (f"; did you mean '{near}'?" if near else "")
-    return text
-
-
-def _brief(arguments: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={getattr(value, 'name', value)!r}" for key, value in arguments.items())

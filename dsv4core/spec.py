@@ -89,6 +89,8 @@ class BackendSpec:
     ``name`` becomes a torch overload name, hence ``[a-z][a-z0-9_]*``. ``device_type`` is torch's and never
     used to select: two backends may share one. The highest ``priority`` that can run wins under ``auto``;
     third parties stay within 1..99. ``factory`` is ``"module:attribute"``, or empty while there are no ops.
+    ``settings`` names what it reads of ``DSV4CORE_<NAME>_*``, in lower case, so that a mistyped one is warned
+    about; None says nothing and warns about nothing.
 
     Raises:
         PluginError: the name or the factory is not well formed.
@@ -103,6 +105,7 @@ class BackendSpec:
     layouts: tuple[str, ...] = ()
     features: frozenset[str] = frozenset()
     api_version: int = API_VERSION
+    settings: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what could not be registered later."""

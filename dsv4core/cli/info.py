@@ -70,7 +70,7 @@ def collect(depth: Depth = "static", *, ops: bool = False, linear: bool = False)
         ],
         "details": {name: _details(known, name) for name in known.specs},
         "variables": env.present(),
-        "unknown_variables": env.unknown(known.specs),
+        "unknown_variables": env.unknown(known.settings),
         "wrong_variables": wrong,
         "modules": _or_error(_providers),
         "layouts": _or_error(_layouts),

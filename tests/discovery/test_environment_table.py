@@ -35,7 +35,14 @@ def test_an_undeclared_variable_cannot_be_read() -> None:
 def test_settings_of_one_backend() -> None:
     values = {"DSV4CORE_CPU_THREADS": "4", "DSV4CORE_CUDA_X": "1", "DSV4CORE_BACKEND": "cpu", "PATH": "/"}
     assert env.settings("cpu", values) == {"threads": "4"}
-    assert env.unknown(("cpu",), values) == {"DSV4CORE_CUDA_X": None}
+    assert env.unknown({"cpu": None}, values) == {"DSV4CORE_CUDA_X": None}
+
+
+def test_a_mistyped_setting_of_a_backend_is_unknown() -> None:
+    values = {"DSV4CORE_CPU_NATVE": "off", "DSV4CORE_CPU_NATIVE": "off", "DSV4CORE_ACME_ANY": "1"}
+    declared = {"cpu": ("native", "level"), "acme": None}
+    assert env.unknown(declared, values) == {"DSV4CORE_CPU_NATVE": "DSV4CORE_CPU_NATIVE"}
+    assert env.unknown({"cpu": ()}, values).keys() == values.keys()
 
 
 def test_an_unknown_request_reads_like_a_sentence() -> None:

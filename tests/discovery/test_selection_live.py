@@ -161,8 +161,10 @@ def test_unknown_variables_are_named(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("DSV4CORE_BACKND", "cpu")
-    monkeypatch.setenv("DSV4CORE_CPU_THREADS", "2")
+    monkeypatch.setenv("DSV4CORE_CPU_NATVE", "off")
+    monkeypatch.setenv("DSV4CORE_CPU_LEVEL", "avx2")
     with caplog.at_level(logging.WARNING, "dsv4core"):
         dsv4core.backends()
     assert "DSV4CORE_BACKND is set, but nothing reads it; did you mean DSV4CORE_BACKEND?" in caplog.text
-    assert "DSV4CORE_CPU_THREADS" not in caplog.text
+    assert "DSV4CORE_CPU_NATVE is set, but nothing reads it; did you mean DSV4CORE_CPU_NATIVE?" in caplog.text
+    assert "DSV4CORE_CPU_LEVEL" not in caplog.text

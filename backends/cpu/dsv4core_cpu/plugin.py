@@ -29,6 +29,7 @@ SPEC = BackendSpec(
         "f32_row",
         "index_f32",
     ),
+    settings=("native", "level", "cache", "cxxflags"),
 )
 
 

@@ -29,6 +29,7 @@ SPEC = BackendSpec(
     extra="rocm",
     features=frozenset({"graph_capture"}),
     layouts=LAYOUTS,
+    settings=("aiter", "gfx"),
 )
 
 

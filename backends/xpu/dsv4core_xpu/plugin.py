@@ -30,6 +30,7 @@ SPEC = BackendSpec(
     extra="xpu",
     features=frozenset({"graph_capture"}),
     layouts=LAYOUTS,
+    settings=("device", "vllm_kernels"),
 )
 
 

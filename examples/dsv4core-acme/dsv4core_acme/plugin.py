@@ -10,6 +10,7 @@ SPEC = BackendSpec(
     factory="dsv4core_acme.backend:AcmeBackend",
     requires=(Requirement("torch", version=">=2.8", hint='python -m pip install "torch>=2.8"'),),
     layouts=("state_f32",),
+    settings=("device",),  # DSV4CORE_ACME_DEVICE; a mistyped one is warned about
 )
 
 
