@@ -20,7 +20,7 @@ UNQUANTISED = "none"
 TURNED = Tolerance(
     "turned attention",
     ATTENTION.bound,
-    "L2 per (token, head), of the L2 norm of sum_j p_j |k_j|, beside half a step of the code of every channel:"
+    "L2 per (token, head), of the L2 norm of sum_j p_j |k_j|, beside half a step of every channel's code:"
     " rounding P to bf16 and the output once; turning keeps lengths",
 )
 

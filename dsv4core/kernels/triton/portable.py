@@ -23,6 +23,6 @@ def products() -> dict[str, Callable[..., Any]]:
 
 
 def implementations() -> dict[str, OpImpl]:
-    """Op name -> implementation of every op but optional ones: a Triton kernel, or torch for plain products."""
+    """Op name -> implementation of all but optional ops: a Triton kernel, or torch for plain products."""
     found = {name: OpImpl(function, "triton") for name, function in kernels().items()}
     return found | {name: OpImpl(function, "torch") for name, function in products().items()}
