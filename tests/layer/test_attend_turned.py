@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,7 +34,7 @@ class Counted:
         self.calls: list[str] = []
         ops = {name: self.counted(name) for name in OPS if own or name != FUSED}
         provider = SimpleNamespace(name="counted", device_type="cpu", ops=ops, attention_class=layer)
-        self.backend = Backend(SPEC, provider, ops)
+        self.backend = Backend(replace(SPEC, name="counted"), provider, ops)
 
     def counted(self, name: str) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
