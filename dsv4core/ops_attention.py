@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from dsv4core.attention import DeepseekV4Attention
 from dsv4core.cache import LayerCache
+from dsv4core.config import AttentionConfig
 from dsv4core.ops import fused_sparse_decode_inv_rope
 from dsv4core.plan import BatchPlan, PrefillChunk
+from dsv4core.weights import AttentionWeights
+
+if TYPE_CHECKING:
+    from dsv4core.backend import Backend
 
 
 class OpsAttention(DeepseekV4Attention):
     """Both holes filled with ops: `sparse_decode` over pages, gather and `sparse_prefill` over scratch."""
 
     passed_over = DeepseekV4Attention.passed_over | {"over_pages", "attend_pages"}
+
+    def __init__(
+        self, config: AttentionConfig, layer: int, weights: AttentionWeights, backend: Backend
+    ) -> None:
+        super().__init__(config, layer, weights, backend)
+        self.turns_itself = backend.ops.brings(fused_sparse_decode_inv_rope.NAME)
 
     def decode(
         self, q: Tensor, selected: Tensor | None, pages: LayerCache, plan: BatchPlan, out: Tensor
@@ -42,7 +53,7 @@ class OpsAttention(DeepseekV4Attention):
     ) -> tuple[Tensor, Tensor | None] | None:
         """One op for a step of decode rows alone, where the backend has code of its own for it."""
         alone = 0 < plan.num_decode_tokens == q.shape[0] and self.padded_heads == self.heads
-        if not alone or not self.ops.brings(fused_sparse_decode_inv_rope.NAME):
+        if not alone or not self.turns_itself:
             return None
         slots, lens = self.entries(selected, plan)
         return self.over_pages_turned(q, slots, lens, pages, plan, cos_sin)
