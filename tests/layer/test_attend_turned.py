@@ -95,6 +95,25 @@ def test_the_portable_body_is_never_taken(monkeypatch: pytest.MonkeyPatch) -> No
     assert "sparse_decode" in called and FUSED not in called
 
 
+@pytest.mark.parametrize("quant", [None, "f32"])
+def test_a_compiled_step_takes_it_too(quant: str | None) -> None:
+    torch._dynamo.reset()
+    outputs = []
+    for compiled in (True, False):
+        made = Counted(True)
+        config = AttentionConfig.preset("tiny", output_quant=quant)
+        attention = made.backend.attention(config, 1, AttentionWeights.random(config, 1, seed=7))
+        cache = PagedCache.allocate(config, [1], 2048, max_requests=6)
+        attention(text("a")[:20], cache, cache.plan({"a": 20}))
+        call = attention.forward
+        if compiled:
+            call = torch.compile(call, fullgraph=True, backend="aot_eager")
+        made.calls.clear()
+        outputs.append(call(text("a")[20:21], cache, cache.plan({"a": 1})))
+        assert FUSED in made.calls
+    assert torch.equal(*outputs)
+
+
 def test_padded_heads_take_two_ops() -> None:
     class Padded(OpsAttention):
         @property
