@@ -7,7 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from dsv4core.errors import OpArgumentError
+from dsv4core.ops.fused_inv_rope_fp8_quant import check_output
+from dsv4core.ops.fused_sparse_decode_inv_rope import NAME as TURNED
+from dsv4core.ops.sparse_decode import NAME as DECODE
+from dsv4core.ops.sparse_decode import extra_list
 from dsv4core_cuda.cluster import ClusterDecode
 from dsv4core_cuda.cutedsl.sparse_decode import FORMATS
 from dsv4core_cuda.flashmla import FlashMLA, Pages
@@ -24,7 +27,7 @@ def sparse_decode(
         scale: float, swa_rows: int, extra_rows: int, layout: str, extra_layout: str,
     ) -> Tensor:  # fmt: skip
         """Attend to the listed rows of both caches."""
-        extra = _second("sparse_decode", extra_cache, extra_slots, extra_lens, extra_rows, extra_layout)
+        extra = _second(DECODE, extra_cache, extra_slots, extra_lens, extra_rows, extra_layout)
         swa = Pages(swa_cache, swa_slots, swa_lens, swa_rows, layout)
         if cluster is not None and not cluster.against(q, swa, extra):
             return cluster.decode(q, swa, extra, attn_sink, out, scale)
@@ -50,11 +53,10 @@ def fused_sparse_decode_inv_rope(fallback: Callable[..., Any], cluster: ClusterD
         groups: int, scale_format: str,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """Attend to the listed rows of both caches, turn outputs back and round them once."""
-        name = "fused_sparse_decode_inv_rope"
+        check_output(TURNED, q.shape[1], groups, scale_format, FORMATS)
         swa = Pages(swa_cache, swa_slots, swa_lens, swa_rows, layout)
-        extra = _second(name, extra_cache, extra_slots, extra_lens, extra_rows, extra_layout)
-        wanted = scale_format in FORMATS and groups > 0 and q.shape[1] % groups == 0  # what is not, it refuses
-        if wanted and not cluster.against(q, swa, extra, cos_sin):
+        extra = _second(TURNED, extra_cache, extra_slots, extra_lens, extra_rows, extra_layout)
+        if not cluster.against(q, swa, extra, cos_sin):
             return cluster.decode_turned(
                 q, swa, extra, attn_sink, positions, cos_sin, scale, groups, scale_format
             )
@@ -71,12 +73,7 @@ def _second(
     op: str, cache: Tensor | None, slots: Tensor | None, lens: Tensor | None, rows: int, layout: str
 ) -> Pages | None:
     """The second list of a decode, or None. Raises OpArgumentError for a cache without one."""
-    if cache is None:
-        return None
-    if slots is None or lens is None:
-        lacking = "extra_slots" if slots is None else "extra_lens"
-        raise OpArgumentError(op, lacking, "a tensor, since there is an extra_cache", "None")
-    return Pages(cache, slots, lens, rows, layout)
+    return None if cache is None else Pages(cache, *extra_list(op, slots, lens), rows, layout)
 
 
 def sparse_prefill(flash: FlashMLA, fallback: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,13 +1,19 @@
-"""Attention of few tokens straight over pages of `fp8_ds_mla`: a cluster for a token and some heads."""
+"""Attention of few tokens straight over pages of `fp8_ds_mla`: a cluster for a token and some heads.
+
+Outputs come as they are, or turned back and rounded once, to bf16 or e4m3.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
-import torch
 from torch import Tensor
 
+from dsv4core.ops import OPS
+from dsv4core.ops.fused_inv_rope_fp8_quant import FORMATS as SCALES
+from dsv4core.ops.fused_inv_rope_fp8_quant import NAME as QUANTISED
+from dsv4core.ops.fused_sparse_decode_inv_rope import UNQUANTISED
 from dsv4core_cuda.cutedsl._build import Program
 from dsv4core_cuda.flashmla import Pages
 
@@ -19,8 +25,8 @@ ALONE = 120 << 10
 """Bytes of shared memory of which a multiprocessor has one block's; every form takes more."""
 ANGLES = 256
 """Bytes of a position's cosines and sines, which a form has in shared memory that turns outputs back."""
-FORMATS = ("none", "f32", "ue8m0x4")
-"""What `decode_turned` stores: bf16 without scales, or e4m3 with one of these for 128 channels."""
+FORMATS = (UNQUANTISED, *SCALES)
+"""What `decode_turned` stores: bf16 without scales, or e4m3 and scales."""
 PROBE = Program("check", "qff", (), 32)
 ARGUMENTS = "q" * 10 + "f" + "q" * 8 + "i" * 8 + "qqi"
 
@@ -69,9 +75,9 @@ def program(heads: int, blocks: int, scale_format: str = "") -> Program:
         shared = 2 * 64 * 1024 + heads * 1024 + 2 * (heads * 128 + heads * 4 + 256)
     else:
         shared = kind.keys * 1024 + heads * (1024 + 2 * kind.keys + 96)
-    constants = ((blocks,) if kind.keys == 64 else (heads, blocks)) + ((scale_format,) if scale_format else ())
+    sizes, formats = (blocks,) if kind.keys == 64 else (heads, blocks), (scale_format,) if scale_format else ()
     alone, shared = kind.keys == 64, shared + fold
-    return Program(kind.kernel, ARGUMENTS, constants, kind.threads, shared, blocks, alone, early=True)
+    return Program(kind.kernel, ARGUMENTS, sizes + formats, kind.threads, shared, blocks, alone, early=True)
 
 
 def cut(heads: int, width: int, blocks: int) -> Form:
@@ -138,7 +144,7 @@ def decode(
     """
     lse = sink.new_empty(q.shape[0], q.shape[1])
     results = out.data_ptr(), lse.data_ptr(), out.stride(0), out.stride(1)
-    _start("", q, swa, extra, sink, results, scale, alike, form)
+    _start((), q, swa, extra, sink, results, scale, alike, form)
     return lse
 
 
@@ -150,27 +156,24 @@ def decode_turned(
 
     Outputs of a token lie head behind head whatever the groups are, and so do scales.
     """
-    tokens, heads, _ = q.shape
-    scales: Tensor | None = None
-    if scale_format == "none":
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    out: Tensor
+    scales: Tensor | None
+    if scale_format == UNQUANTISED:
+        out, scales = q.new_empty(q.shape), None
     else:
-        width = heads * 512 // groups
-        out = torch.empty(tokens, groups, width, dtype=torch.float8_e4m3fn, device=q.device)
-        packed, kind = (4, torch.int32) if scale_format == "ue8m0x4" else (1, torch.float32)
-        scales = torch.empty(tokens, groups, width // 128 // packed, dtype=kind, device=q.device)
+        out, scales = OPS[QUANTISED].fake(q, positions, cos_sin, groups=groups, scale_format=scale_format)
     positions = positions.contiguous()
     beside = 0 if scales is None else scales.data_ptr()
     results = out.data_ptr(), beside, positions.data_ptr(), cos_sin.data_ptr()
-    _start(scale_format, q, swa, extra, sink, results, scale, alike, form)
+    _start((scale_format,), q, swa, extra, sink, results, scale, alike, form)
     return out, scales
 
 
 def _start(
-    scale_format: str, q: Tensor, swa: Pages, extra: Pages | None, sink: Tensor,
+    formats: tuple[str, ...], q: Tensor, swa: Pages, extra: Pages | None, sink: Tensor,
     results: tuple[int, int, int, int], scale: float, alike: bool, form: Form | None,
 ) -> None:  # fmt: skip
-    """Launch a form; `results`: out, then lse and two strides, or scales, positions and angles."""
+    """Launch a form; `results`: out, then lse and two strides, with a format scales, positions, angles."""
     tokens, heads, _ = q.shape
     more = extra or swa
     width, extra_width = swa.slots.shape[1], extra.slots.shape[1] if extra else 0
@@ -179,7 +182,7 @@ def _start(
         form = (fixed if alike else fastest)(tokens, heads, width + extra_width, room_of(device))
     (part, shift), (extra_part, extra_shift) = reciprocal(swa.rows), reciprocal(more.rows)
     out, beside, third, fourth = results
-    program(form.heads, form.blocks, scale_format).on(device)(
+    program(form.heads, form.blocks, *formats).on(device)(
         (form.blocks, heads // form.heads, tokens),
         q.data_ptr(), swa.cache.data_ptr(), swa.slots.data_ptr(), swa.lens.data_ptr(), more.cache.data_ptr(),
         more.slots.data_ptr(), more.lens.data_ptr(), sink.data_ptr(), out, beside, scale, q.stride(0),

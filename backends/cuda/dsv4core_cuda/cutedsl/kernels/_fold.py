@@ -179,7 +179,9 @@ class Packed:
         """Codes of the unit's two pairs, in a thread each of a warp, as words in the order of channels."""
         word, of_both = low | (high << 16), unit % 32 & ~3 | unit % 2 * 2
         first, second = [cute.arch.shuffle_sync(word, of_both + i) for i in range(2)]
-        return choose(Int32, unit % 4 < 2, permuted(first, second, "0x5410"), permuted(first, second, "0x7632"))
+        return choose(
+            Int32, unit % 4 < 2, permuted(first, second, "0x5410"), permuted(first, second, "0x7632")
+        )
 
     def pairs(self, unit):
         """Which of the last 64 channels' pairs the unit of the last 16 has."""

@@ -248,9 +248,8 @@ def kernel(
 
     if thread < HEADS:
         natural = shares(ml, weights, sink + Int64(group * HEADS + thread) * 4, thread, HEADS, BLOCKS)
-        if cutlass.const_expr(not FORMAT):
-            if rank == 0:
-                store_words(lse + (Int64(t) * heads + group * HEADS + thread) * 4, [bits(natural)])
+        if cutlass.const_expr(not FORMAT) and rank == 0:
+            store_words(lse + (Int64(t) * heads + group * HEADS + thread) * 4, [bits(natural)])
     cute.arch.sync_threads()
     read = Whole(keys, BLOCKS)
     if cutlass.const_expr(FORMAT):

@@ -128,9 +128,8 @@ def finish(
     cute.arch.cluster_wait()
     if thread < HEADS:
         natural = shares(ml, weights, sink + Int64(first_head + thread) * 4, thread, HEADS, BLOCKS)
-        if cutlass.const_expr(not FORMAT):
-            if rank == 0:
-                store_words(lse + Int64(thread) * 4, [bits(natural)])
+        if cutlass.const_expr(not FORMAT) and rank == 0:
+            store_words(lse + Int64(thread) * 4, [bits(natural)])
     cute.arch.sync_threads()
     read = Packed(outputs, BLOCKS, HEADS)
     if cutlass.const_expr(FORMAT):
