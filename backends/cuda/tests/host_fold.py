@@ -106,7 +106,8 @@ def world(seed: int, tokens: int, groups: int, blocks: int, heads: int) -> dict[
     """Parts of outputs, maxima and sums, as blocks have them: small, large, cancelling and none at all."""
     g = torch.Generator().manual_seed(seed)
     shape = (tokens, groups, blocks, heads)
-    parts = torch.randn(*shape, 512, generator=g) * torch.randn(*shape, 4, generator=g).mul(8).exp2().repeat_interleave(128, -1)  # noqa: E501
+    sizes = torch.randn(*shape, 4, generator=g).mul(8).exp2().repeat_interleave(128, -1)
+    parts = torch.randn(*shape, 512, generator=g) * sizes
     parts[0, 0, :, 1, 128:256] = 0.0
     parts[0, 0, :, 2, 128:256] = 1e-12
     top = torch.randint(-3, 4, shape, generator=g).float()
@@ -146,12 +147,10 @@ def run(w: dict[str, Tensor], out: Tensor, beside: Tensor, heads: int, scale_for
     host_cutlass.launch(kernel, (blocks, groups, tokens), KINDS[heads][1], size, given)
 
 
-def differing(heads: int, blocks: int, seed: int) -> str:
-    """What is wrong with the folds of two tokens' two groups of heads: "" or text."""
-    w = world(seed, 2, 2, blocks, heads)
-    w = {name: x.contiguous() for name, x in w.items()}
-    tokens, all_heads = 2, 2 * heads
-    o = torch.full((tokens, all_heads, 512), torch.nan)
+def differing(heads: int, tokens: int, blocks: int, formats: tuple[str, ...], seed: int) -> str:
+    """What is wrong with the folds of some tokens' heads, turned back in these formats: "" or text."""
+    w = {name: x.contiguous() for name, x in world(seed, tokens, 1, blocks, heads).items()}
+    o = torch.full((tokens, heads, 512), torch.nan)
     nothing = torch.zeros(1)
     try:
         run(w, o, nothing, heads, "", seed)
@@ -159,12 +158,14 @@ def differing(heads: int, blocks: int, seed: int) -> str:
         size = (w["parts"].double().abs().sum(2).view(exact.shape).amax(-1, keepdim=True)).clamp(min=1e-30)
         if not bool(((o.double() - exact).abs() <= size * 2.0**-14).all()):
             return "the sums of blocks are not those in float64"
-        turned = inverse_rope(o, w["positions"], w["cos_sin"]).bfloat16()
-        found = torch.full_like(turned, torch.nan)
-        run(w, found, nothing, heads, "none", seed + 1)
-        if not torch.equal(found.view(torch.int16), turned.view(torch.int16)):
-            return f"bf16: {int((found != turned).sum())} of {found.numel()} differ"
-        for scale_format in ("f32", "ue8m0x4"):
+        for scale_format in formats:
+            if scale_format == "none":
+                turned = inverse_rope(o, w["positions"], w["cos_sin"]).bfloat16()
+                found = torch.full_like(turned, torch.nan)
+                run(w, found, nothing, heads, "none", seed + 1)
+                if not torch.equal(found.view(torch.int16), turned.view(torch.int16)):
+                    return f"bf16: {int((found != turned).sum())} of {found.numel()} differ"
+                continue
             codes, scales = fused_inv_rope_fp8_quant(
                 o, w["positions"], w["cos_sin"], groups=2, scale_format=scale_format
             )

@@ -75,7 +75,10 @@ def program(heads: int, blocks: int, scale_format: str = "") -> Program:
         shared = 2 * 64 * 1024 + heads * 1024 + 2 * (heads * 128 + heads * 4 + 256)
     else:
         shared = kind.keys * 1024 + heads * (1024 + 2 * kind.keys + 96)
-    sizes, formats = (blocks,) if kind.keys == 64 else (heads, blocks), (scale_format,) if scale_format else ()
+    sizes, formats = (
+        (blocks,) if kind.keys == 64 else (heads, blocks),
+        (scale_format,) if scale_format else (),
+    )
     alone, shared = kind.keys == 64, shared + fold
     return Program(kind.kernel, ARGUMENTS, sizes + formats, kind.threads, shared, blocks, alone, early=True)
 
