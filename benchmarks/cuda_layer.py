@@ -4,7 +4,8 @@ Type `python benchmarks/cuda_layer.py [window] [ratio4] [ratio128] [--contexts=8
 an NVIDIA device, or with `memory` for the peak of a prefill of 128K tokens in steps of 8K, beside what the
 layer says that it needs. Requests own their pages in shuffled order; the weights of a layer alone are several
 times the last-level cache, so every replay starts cold. Each shape is timed with side streams and without,
-and once per provider of attention, in turns; kernels and the time between them are from torch's profiler,
+once per provider of attention, and with our own decode kernel also without what turns its outputs back
+itself, in turns; `--quant=f32` quantises them. Kernels and the time between them are from torch's profiler,
 which makes a replay on several streams longer: "under the profiler" says by how much.
 """
 
@@ -38,6 +39,7 @@ KINDS = {"window": 0, "ratio 4": 2, "ratio 128": 3}
 CONTEXTS = {"8K": 8192, "128K": 131072, "1M": 1048576}
 BATCHES = (1, 32, 128)
 LAYERS = 4  # of a graph of several
+APART = ", turned back apart"
 PROMPT, CHUNK = 131072, 8192
 SHARES = {
     "attention": r"mla|splitkv|combine|sparse_(attention|decode)|sched_meta|clean_list|weigh|use_kept|hopper",
@@ -186,19 +188,26 @@ def measured(attention: Any, name: str, batch: int, label: str) -> Iterator[str]
     start = f"{name},{batch},{label}"
     yield f"{start},floor,{floor(step, config, layer, batch, context):.1f}"
 
-    def way(tokens: int, provider: Any) -> Tensor:
+    def way(tokens: int, provider: Any, joined: bool = True) -> Tensor:
         attention.stream_tokens, attention.flash = tokens, provider
+        vars(attention).pop("attend_turned", None)
+        if not joined:  # attention, and behind it what turns its result back
+            attention.attend_turned = lambda *of: None
         return step()
 
     ways = {"one stream": partial(way, 0, flash)}
     if attention.cluster is None:  # the op's own decode kernel would take few tokens otherwise
         ways["triton's attention"] = partial(way, 0, None)
+    else:
+        ways[f"one stream{APART}"] = partial(way, 0, flash, False)
     if config.layer(layer).ratio:
         ways["side streams"] = partial(way, 1 << 20, flash)
+        if attention.cluster is not None:
+            ways[f"side streams{APART}"] = partial(way, 1 << 20, flash, False)
     for what, (alone, more) in replayed(ways).items():
         yield f"{start},{what},{alone:.1f}"
         yield f"{start},{what} as one of several,{more:.1f}"
-        if what != "triton's attention":
+        if what in ("one stream", "side streams"):
             yield f"{start},{what} host,{1e6 * timer('launch', DEVICE)(ways[what], 3):.1f}"
             spent, busy, whole = profiled(ways[what])
             yield f"{start},{what} gaps,{100 * (1 - busy / whole):.1f}"
@@ -207,6 +216,7 @@ def measured(attention: Any, name: str, batch: int, label: str) -> Iterator[str]
             yield f"{start},sum of kernels,{sum(spent.values()):.1f}"
             yield from (f"{start},of it {kind},{us:.1f}" for kind, us in spent.items())
     attention.flash = flash
+    vars(attention).pop("attend_turned", None)
 
 
 def memory(attention: Any, name: str) -> Iterator[str]:
@@ -256,7 +266,7 @@ def main(arguments: list[str]) -> int:
     print(f"# {torch.cuda.get_device_name()}, torch {torch.__version__}, {' '.join(sys.argv)}")
     print("# attention by", get_backend("cuda").ops.provenance["sparse_decode"])
     print("kind,batch,context,what,value", flush=True)
-    config = AttentionConfig.preset("v4-flash")
+    config = AttentionConfig.preset("v4-flash", output_quant=given.get("quant"))
     for name, layer in KINDS.items():
         if kinds and name.replace(" ", "") not in kinds:
             continue

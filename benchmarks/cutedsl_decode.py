@@ -5,6 +5,10 @@ was unpacked. Measured as `cuda_attention.py` does: every output is held against
 medians of CUDA graphs of many calls that together touch 256 MB, ways taking turns. `--cuts` times every way
 to cut the work too. Builds are called raw, with a schedule that is made once. `alone`: whether a row has the
 bits of a batch of one.
+
+`--turned` times other things, without builds: the kernels that turn outputs back and round them once beside
+those that do not and the kernel behind them that does (`inverse_rope`, `fused_inv_rope_fp8_quant`). Their
+outputs are held against float64, too, turned forward again; a code may be half a step away.
 """
 
 from __future__ import annotations
@@ -13,12 +17,15 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from _triton_calls import Arguments, decode_calls, kernel
 from cuda_attention import BOUND, SHAPES, build, error, measured, op, raw
 from torch import Tensor
 
+from dsv4core.numerics.rope import rotate_tail
+from dsv4core.ops import OPS
 from dsv4core_cuda import ops
 from dsv4core_cuda.cluster import ClusterDecode
 from dsv4core_cuda.cutedsl import sparse_decode
@@ -27,6 +34,9 @@ from dsv4core_cuda.flashmla import Pages
 from dsv4core_cuda.flashmla_library import Library
 
 BATCHES = (1, 2, 4, 8, 16, 32)
+GROUPS, POSITIONS = 8, 8192
+HALF_STEP = 2.0**-4
+"""Of a value: what rounding it to e4m3 may take."""
 Way = Callable[[Arguments], Callable[[], Tensor]]
 
 
@@ -93,15 +103,77 @@ def decode(libraries: list[Library], heads: int, extra: int, batch: int, cuts: b
     return lines
 
 
+def values(call: Arguments, found: tuple[Tensor, Tensor | None] | Tensor) -> Tensor:
+    """What outputs turned back stand for, turned forward in f32. Shapes: -> f32 [T, H, 512]."""
+    out, scales = found if isinstance(found, tuple) else (found, None)
+    x = out.float().view(call["q"].shape)
+    if scales is not None:
+        if scales.dtype == torch.int32:
+            scales = (scales.view(torch.uint8).to(torch.int32) << 23).view(torch.float32)
+        x = (x.view(-1, 128) * scales.reshape(-1, 1)).view(x.shape)
+    return rotate_tail(x, call["cos_sin"][call["positions"]].unsqueeze(1))
+
+
+def apart(decode: Callable[..., Tensor], call: Arguments, scale_format: str) -> Any:
+    """Attention, and what stands behind it."""
+    given = {name: call[name] for name in call if name not in ("positions", "cos_sin")}
+    out, angles = op(decode, given), (call["positions"], call["cos_sin"])
+    if scale_format == "none":
+        return kernel("inverse_rope")(out, *angles)
+    return kernel("fused_inv_rope_fp8_quant")(out, *angles, groups=GROUPS, scale_format=scale_format)
+
+
+def joined(fused: Callable[..., Any], call: Arguments, scale_format: str) -> Any:
+    """Both in one kernel."""
+    given = {name: call[name] for name in call if name != "out"}
+    return fused(**given, groups=GROUPS, scale_format=scale_format)
+
+
+def turned(heads: int, extra: int, batch: int) -> list[str]:
+    """Lines of one shape, outputs turned back; nan where an output is wrong."""
+    calls = decode_calls(batch, heads, extra, "fp8_ds_mla")
+    angles = torch.rand(POSITIONS, 32, device="cuda") * 6.3
+    cos_sin = torch.cat((angles.cos(), angles.sin()), 1)
+    for call in calls:
+        positions = torch.randint(0, POSITIONS, (batch,), device="cuda")
+        call |= {"positions": positions, "cos_sin": cos_sin}
+    own = ClusterDecode(torch.cuda.get_device_capability(), any_batch=True)
+    decode = ops.sparse_decode(None, kernel("sparse_decode"), own)
+    fused = ops.fused_sparse_decode_inv_rope(OPS["fused_sparse_decode_inv_rope"].body, own)
+    ways: dict[str, Callable[[Arguments], Callable[[], Any]]] = {}
+    gaps: dict[str, float] = {}
+    for scale_format in sparse_decode.FORMATS:
+        ways[f"{scale_format},apart"] = lambda c, f=scale_format: partial(apart, decode, c, f)
+        ways[f"{scale_format},in one"] = lambda c, f=scale_format: partial(joined, fused, c, f)
+    for name, way in ways.items():
+        gap = error(calls[0], values(calls[0], way(calls[0])()))
+        gaps[name] = gap if gap <= BOUND + (0.0 if name.startswith("none") else HALF_STEP) else float("nan")
+    right = {name: [way(c) for c in calls] for name, way in ways.items() if gaps[name] == gaps[name]}
+    times = measured(right, 9)
+    lines: list[str] = []
+    for name, gap in gaps.items():
+        us = host = faster = float("nan")
+        two = f"{name.partition(',')[0]},apart"
+        if name in times:
+            series, started = times[name]
+            us, host = 1e6 * series.spread.median, 1e6 * started
+            faster = times[two][0].over(series).median if two in times else faster
+        lines.append(f"{heads},{128 + extra},{batch},{name},{us:.1f},{host:.1f},{faster:.2f},{gap:.1e}")
+    return lines
+
+
 def main(arguments: list[str]) -> int:
     """The whole table."""
     places = dict(a.split("=", 1) for a in arguments if "=" in a)
     libraries = [build(name, Path(folder)) for name, folder in places.items()]
     print(f"# {torch.cuda.get_device_name()}, torch {torch.__version__}, {' '.join(sys.argv)}")
-    print("heads,keys,tokens,way,us,host_us,times as fast as the best build,error,alone")
+    back = "--turned" in arguments
+    kinds = ("scales,way", "apart", "error") if back else ("way", "the best build", "error,alone")
+    print("heads,keys,tokens,{},us,host_us,times as fast as {},{}".format(*kinds))
     for heads, extra in SHAPES:
         for batch in BATCHES:
-            for line in decode(libraries, heads, extra, batch, "--cuts" in arguments):
+            shape = heads, extra, batch
+            for line in turned(*shape) if back else decode(libraries, *shape, "--cuts" in arguments):
                 print(line, flush=True)
             torch.cuda.empty_cache()
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +35,14 @@ class DeepseekV4Attention(ABC):
     """
 
     parallel: TensorParallel | None = None
+    passed_over: ClassVar[frozenset[str]] = frozenset({"attend", "decode", "turn", "output"})
+    """Steps whose place `attend_turned` takes."""
+
+    def __init_subclass__(cls, **words: Any) -> None:
+        """A class that replaces one of those steps and not `attend_turned` gets its steps called."""
+        super().__init_subclass__(**words)
+        if "attend_turned" not in vars(cls) and not cls.passed_over.isdisjoint(vars(cls)):
+            cls.attend_turned = DeepseekV4Attention.attend_turned
 
     def __init__(
         self, config: AttentionConfig, layer: int, weights: AttentionWeights, backend: Backend
@@ -96,9 +104,13 @@ class DeepseekV4Attention(ABC):
         x = hidden if plan.permutation is None else hidden[plan.permutation]
         cos_sin = self.rope(plan)
         q, selected = self.prepare(x, pages, plan, cos_sin)
-        out = self.attend(q, selected, pages, plan)
-        del q, selected  # as large as the output: what follows takes their place
-        y = self.output(out[:, : self.heads], plan, cos_sin)
+        turned = self.attend_turned(q, selected, pages, plan, cos_sin)
+        if turned is None:
+            out = self.attend(q, selected, pages, plan)
+            del q, selected  # as large as the output: what follows takes their place
+            y = self.output(out[:, : self.heads], plan, cos_sin)
+        else:
+            y = self.project(*turned)
         return y if plan.inverse is None else y[plan.inverse]
 
     def prepare(
@@ -179,15 +191,33 @@ class DeepseekV4Attention(ABC):
     ) -> None:
         """Attend for the num_prefill_tokens rows behind the decode rows and write those rows of `out`."""
 
+    def attend_turned(
+        self, q: Tensor, selected: Tensor | None, pages: LayerCache, plan: BatchPlan, cos_sin: Tensor
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """`attend` and `turn` in one, for a backend that has them so; None: this step takes the two.
+
+        Shapes: q [T, padded_heads, 512] -> what `turn` returns.
+        """
+        return None
+
     def output(self, o: Tensor, plan: BatchPlan, cos_sin: Tensor) -> Tensor:
-        """Rotate back and project. Shapes: o [T, H, 512] -> [T, hidden]."""
+        """Turn back and project. Shapes: o [T, H, 512] -> [T, hidden]."""
+        return self.project(*self.turn(o, plan, cos_sin))
+
+    def turn(self, o: Tensor, plan: BatchPlan, cos_sin: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Rotate back, and quantise where the config says so.
+
+        Shapes: o [T, H, 512] -> the same and None, or e4m3 [T, G, H*512/G] and its scales.
+        """
         groups, quant = self.config.o_groups, self.config.output_quant
         if quant is None:
-            turned, scales = self.ops.inverse_rope(o, plan.positions, cos_sin), None
-        else:
-            turned, scales = self.ops.fused_inv_rope_fp8_quant(
-                o, plan.positions, cos_sin, groups=groups, scale_format=quant
-            )
+            return self.ops.inverse_rope(o, plan.positions, cos_sin), None
+        return self.ops.fused_inv_rope_fp8_quant(
+            o, plan.positions, cos_sin, groups=groups, scale_format=quant
+        )
+
+    def project(self, turned: Tensor, scales: Tensor | None) -> Tensor:
+        """Both output projections, and the sum over ranks. Shapes: what `turn` returns -> [T, hidden]."""
         y = self.wo_b(self.wo_a(turned, scales).flatten(1))
         return y if self.parallel is None else self.parallel.add(y)
 

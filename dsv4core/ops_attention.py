@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from dsv4core.attention import DeepseekV4Attention
 from dsv4core.cache import LayerCache
+from dsv4core.config import AttentionConfig
+from dsv4core.ops import fused_sparse_decode_inv_rope
 from dsv4core.plan import BatchPlan, PrefillChunk
+from dsv4core.weights import AttentionWeights
+
+if TYPE_CHECKING:
+    from dsv4core.backend import Backend
 
 
 class OpsAttention(DeepseekV4Attention):
     """Both holes filled with ops: `sparse_decode` over pages, gather and `sparse_prefill` over scratch."""
+
+    passed_over = DeepseekV4Attention.passed_over | {"over_pages", "attend_pages"}
+
+    def __init__(
+        self, config: AttentionConfig, layer: int, weights: AttentionWeights, backend: Backend
+    ) -> None:
+        super().__init__(config, layer, weights, backend)
+        self.turns_itself = backend.ops.brings(fused_sparse_decode_inv_rope.NAME)
 
     def decode(
         self, q: Tensor, selected: Tensor | None, pages: LayerCache, plan: BatchPlan, out: Tensor
@@ -28,13 +42,41 @@ class OpsAttention(DeepseekV4Attention):
         out: Tensor,
     ) -> None:  # fmt: skip
         """The op on the decode rows. Shapes: q, out [Td, padded_heads, 512]; slots, lens of `entries`."""
-        c, rows = self.config, slice(0, plan.num_decode_tokens)
+        rows = slice(0, plan.num_decode_tokens)
         self.attend_pages(
             q, pages.swa, plan.swa_slots[rows], plan.swa_lens[rows], pages.compressed, slots, lens,
-            self.attn_sink, out, scale=c.softmax_scale, swa_rows=plan.rows["swa"],
-            extra_rows=plan.rows[self.group] if self.group else 1, layout=c.main_layout,
-            extra_layout=c.main_layout,
+            self.attn_sink, out, **self._how(plan),
         )  # fmt: skip
+
+    def attend_turned(
+        self, q: Tensor, selected: Tensor | None, pages: LayerCache, plan: BatchPlan, cos_sin: Tensor
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """One op for a step of decode rows alone, where the backend has code of its own for it."""
+        alone = 0 < plan.num_decode_tokens == q.shape[0] and self.padded_heads == self.heads
+        if not alone or not self.turns_itself:
+            return None
+        slots, lens = self.entries(selected, plan)
+        return self.over_pages_turned(q, slots, lens, pages, plan, cos_sin)
+
+    def over_pages_turned(
+        self, q: Tensor, slots: Tensor | None, lens: Tensor | None, pages: LayerCache, plan: BatchPlan,
+        cos_sin: Tensor,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        """That op. Shapes: q [T, H, 512]; slots, lens of `entries` -> what `turn` returns."""
+        return self.ops.fused_sparse_decode_inv_rope(
+            q, pages.swa, plan.swa_slots, plan.swa_lens, pages.compressed, slots, lens, self.attn_sink,
+            plan.positions, cos_sin, **self._how(plan), groups=self.config.o_groups,
+            scale_format=self.config.output_quant or fused_sparse_decode_inv_rope.UNQUANTISED,
+        )  # fmt: skip
+
+    def _how(self, plan: BatchPlan) -> dict[str, Any]:
+        """What an op over pages is told beside tensors."""
+        layout = self.config.main_layout
+        return {
+            "scale": self.config.softmax_scale, "swa_rows": plan.rows["swa"],
+            "extra_rows": plan.rows[self.group] if self.group else 1, "layout": layout,
+            "extra_layout": layout,
+        }  # fmt: skip
 
     def entries(self, selected: Tensor | None, plan: BatchPlan) -> tuple[Tensor | None, Tensor | None]:
         """The entries that decode rows attend to. Shapes: slots i32 [Td, K], lens i32 [Td], or None."""

@@ -212,6 +212,15 @@ def _decode(m: _Maker) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _decode_turned(m: _Maker) -> dict[str, Any]:
+    call = _decode(m)
+    del call["out"]
+    return {
+        **call, "positions": m.positions(), "cos_sin": m.cos_sin(), "groups": m.c.o_groups,
+        "scale_format": "none",
+    }  # fmt: skip
+
+
 def _prefill(m: _Maker) -> dict[str, Any]:
     t, context, q = m.size.tokens, m.size.context, m.heads()
     indices = torch.arange(context, dtype=torch.int32).repeat(t, 1)
@@ -263,6 +272,7 @@ _MAKERS: dict[str, Callable[[_Maker], dict[str, Any]]] = {
     "sparse_prefill": _prefill,
     "inverse_rope": _inverse,
     "fused_inv_rope_fp8_quant": _inverse_quant,
+    "fused_sparse_decode_inv_rope": _decode_turned,
     "grouped_output_projection": _grouped,
     "linear": _linear,
 }

@@ -13,6 +13,7 @@ from dsv4core_conformance.compare import Mismatch, require, same_attention, same
 from dsv4core_conformance.contracts import CONTRACTS, NAMED_TYPES, OpContract
 from dsv4core_conformance.hosts import Arguments, cloned, dtype_name, storage_bytes, to_numpy
 from dsv4core_conformance.reference.ops import REFERENCE
+from dsv4core_conformance.turned import same_turned
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ def judge(
         o, lse, size = expected
         got = to_numpy(after["out"])
         return same_attention(got, to_numpy(results[0]), (o, lse, size), contract.bound)
+    if contract.kind == "turned":
+        return same_turned(op, before, results, *expected, contract.bound)
     if contract.kind == "logits":
         return _logits(op, to_numpy(results[0]), *expected)
     if contract.kind == "list":

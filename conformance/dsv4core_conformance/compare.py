@@ -113,13 +113,14 @@ def same_attention(
         require(np.isposinf(lse[empty]).all(), "lse: a row without keys must be +inf")
     gap = np.linalg.norm(out.astype(np.float64) - o, axis=-1)[~empty]
     token, head = np.nonzero(~empty)
-    worst = _worst("out", gap, bound * size[~empty], token, head)
+    worst = worst_head("out", gap, bound * size[~empty], token, head)
     off = np.abs(lse.astype(np.float64)[~empty] - e[~empty])
-    _worst("lse", off, LSE_ABSOLUTE + LSE_RELATIVE * np.abs(e[~empty]), token, head)
+    worst_head("lse", off, LSE_ABSOLUTE + LSE_RELATIVE * np.abs(e[~empty]), token, head)
     return worst * bound
 
 
-def _worst(what: str, error: np.ndarray, bound: np.ndarray, token: np.ndarray, head: np.ndarray) -> float:
+def worst_head(what: str, error: np.ndarray, bound: np.ndarray, token: np.ndarray, head: np.ndarray) -> float:
+    """The largest error / bound, which must not pass 1; NaN fails. Shapes: [n] each, one per (token, head)"""
     if error.size == 0:
         return 0.0
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["exact", "attention", "logits", "list", "matmul"]
+Kind = Literal["exact", "attention", "turned", "logits", "list", "matmul"]
 
 
 @dataclass(frozen=True)
@@ -13,13 +13,14 @@ class OpContract:
     """One op's contract: how results compare, which arguments it writes, the bound where there is one.
 
     `results` holds the dtype of each result: a name, "=x" for that of argument x, "@x" for the one that
-    parameter x names, "" where values tell.
+    parameter x names, "" where values tell. `optional`: a backend may do without, and is not the less whole.
     """
 
     kind: Kind
     writes: tuple[str, ...] = ()
     bound: float = 0.0
     results: tuple[str, ...] = ()
+    optional: bool = False
 
 
 ATTENTION_BOUND = 4e-3  # L2 per (token, head), of the L2 norm of sum_j p_j |k_j|
@@ -46,6 +47,7 @@ CONTRACTS: dict[str, OpContract] = {
     "sparse_prefill": OpContract("attention", ("out",), ATTENTION_BOUND, ("f32",)),
     "inverse_rope": OpContract("exact", results=("=o",)),
     "fused_inv_rope_fp8_quant": OpContract("exact", results=("float8_e4m3fn", "")),
+    "fused_sparse_decode_inv_rope": OpContract("turned", bound=ATTENTION_BOUND, optional=True),
     "grouped_output_projection": OpContract("matmul", bound=MATMUL_BOUND, results=("@o",)),
     "linear": OpContract("matmul", bound=MATMUL_BOUND, results=("@out_dtype",)),
 }

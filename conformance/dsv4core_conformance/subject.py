@@ -32,9 +32,11 @@ PORTABLE_BODIES = "portable_bodies"
 """Feature of the backend whose own ops the core's portable bodies are; nobody else earns a tick with them."""
 
 LAYER_OPS = tuple(
-    op for op in CONTRACTS if op not in ("indexer_logits", "indexer_topk", "quantize_and_insert_k_cache")
+    op
+    for op, contract in CONTRACTS.items()
+    if op not in ("indexer_logits", "indexer_topk", "quantize_and_insert_k_cache") and not contract.optional
 )
-"""Ops that a whole layer goes through."""
+"""Ops that a whole layer goes through, whoever made it."""
 
 
 @dataclass

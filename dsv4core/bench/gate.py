@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from dsv4core.layout import get_layout
+from dsv4core.numerics.rope import rotate_tail
 from dsv4core.ops import OPS, Op, _scores
 from dsv4core.samples import Size, sample
 
 LSE_ABSOLUTE, LSE_RELATIVE = 1e-5, 1e-6  # arithmetic.md section 2
+FULL, SMALLEST_SCALE = 224, 2.0**-42  # a block's largest code, but under the scale of the floor 1e-10
 SAME_WORK = 2e-2  # share of bytes or entries, or relative L2, by which a peer may differ
 Outputs = list[Tensor | None]
 Arguments = Mapping[str, Any]
@@ -180,18 +182,64 @@ def _sizes(op: Op, a: Arguments, t: int, length: int) -> Tensor:
 
 def _attention(op: Op, arguments: Arguments, mine: list[Tensor]) -> float:
     """Largest L2 error per (token, head) relative to |sum_j p_j |k_j||, in float64; inf if lse is off."""
-    a, worst = arguments, 0.0
+    worst = 0.0
     lse, out = mine[0].double(), mine[1].double()
-    for t in range(a["q"].shape[0]):
-        keys = torch.cat([part.double() for part in _keys(a, t)])
-        score = a["q"][t].double() @ keys.T * a["scale"]
-        wanted = score.logsumexp(1)
-        p = (score - torch.logaddexp(wanted, a["attn_sink"].double()).unsqueeze(1)).exp()
+    for t in range(arguments["q"].shape[0]):
+        exact, wanted, size = _exact(arguments, t)
         if bool(((lse[t] - wanted).abs() > LSE_ABSOLUTE + LSE_RELATIVE * wanted.abs()).any()):
             return torch.inf
-        gap = (out[t] - p @ keys).square().sum(1) / (p @ keys.abs()).square().sum(1)
-        worst = max(worst, float(gap.max().sqrt()))
+        worst = max(worst, float((_lengths(out[t] - exact) / size).max()))
     return worst
+
+
+def _turned(op: Op, arguments: Arguments, mine: list[Tensor]) -> float:
+    """The same for outputs turned back; of codes, what is left beside half a step; inf if a scale is off."""
+    a, worst = arguments, 0.0
+    value, half = _decoded(mine, a["q"].shape[1])
+    if bool(half.isinf().any()):
+        return torch.inf
+    for t in range(a["q"].shape[0]):
+        exact, _, size = _exact(a, t)
+        exact = rotate_tail(exact.float(), a["cos_sin"][a["positions"][t]], inverse=True).double()
+        over = ((value[t] - exact).abs() - half[t]).clamp(min=0)
+        worst = max(worst, float((_lengths(over) / size).max()))
+    return worst
+
+
+def _decoded(mine: list[Tensor], heads: int) -> tuple[Tensor, Tensor]:
+    """A turned output as values and half a step of its codes, inf under a scale that is larger than it must.
+
+    Shapes: -> f64 [T, H, 512] twice
+    """
+    if len(mine) == 1:
+        return mine[0].double(), torch.zeros_like(mine[0], dtype=torch.float64)
+    codes, scales = mine
+    factor = scales.double() if scales.dtype == torch.float32 else _powers(scales)
+    factor = factor.reshape(codes.shape[0], heads, -1, 1)
+    grid = codes.double().reshape(codes.shape[0], heads, factor.shape[2], -1)
+    step = torch.exp2(grid.abs().log2().floor().clamp(min=-6) - 4)
+    loose = (grid.abs().amax(-1, keepdim=True) < FULL) & (factor > SMALLEST_SCALE)
+    step = step.masked_fill(loose, torch.inf)
+    return (grid * factor).flatten(2), (step * factor).flatten(2)
+
+
+def _powers(words: Tensor) -> Tensor:
+    """The scales in words of four exponent bytes. Shapes: i32 [..., n] -> f64 [..., 4 * n]"""
+    return torch.exp2(words.contiguous().view(torch.uint8).double() - 127)
+
+
+def _exact(a: Arguments, t: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, lse and |sum_j p_j |k_j|| of token t. Shapes: -> f64 [H, 512], [H], [H]"""
+    keys = torch.cat([part.double() for part in _keys(a, t)])
+    score = a["q"][t].double() @ keys.T * a["scale"]
+    lse = score.logsumexp(1)
+    p = (score - torch.logaddexp(lse, a["attn_sink"].double()).unsqueeze(1)).exp()
+    return p @ keys, lse, _lengths(p @ keys.abs())
+
+
+def _lengths(x: Tensor) -> Tensor:
+    """L2 norms of rows. Shapes: f64 [H, 512] -> f64 [H]"""
+    return x.square().sum(1).sqrt()
 
 
 def _keys(a: Arguments, t: int) -> list[Tensor]:
@@ -211,4 +259,5 @@ _MEASURES: dict[str, Callable[[Op, Arguments, list[Tensor]], float]] = {
     "logits": _logits,
     "list": _list,
     "attention": _attention,
+    "turned attention": _turned,
 }

@@ -27,6 +27,7 @@ for _name in (
     "sparse_prefill",
     "inverse_rope",
     "fused_inv_rope_fp8_quant",
+    "fused_sparse_decode_inv_rope",
     "grouped_output_projection",
     "linear",
 ):

@@ -151,7 +151,7 @@ class OpTable:
             raise FallbackError(
                 f"backend {backend!r} provides unknown ops {unknown}; the contract has: {', '.join(OPS)}"
             )
-        missing = [name for name in OPS if name not in implementations]
+        missing = [name for name, op in OPS.items() if name not in implementations and not op.optional]
         if missing and fallback != "error":
             log.log(
                 logging.WARNING if fallback == "warn" else logging.DEBUG,
@@ -173,9 +173,17 @@ class OpTable:
                 provenance[name] = implementation.provider
         self.provenance: Mapping[str, str] = provenance
 
+    def brings(self, name: str) -> bool:
+        """Whether the backend has code of its own for an op: a layer takes an optional one only then."""
+        bound = self._ops[name]
+        return bound.backend not in (PORTABLE, ABSENT) and bound.implementation is not bound.op.body
+
     def require_all(self) -> None:
-        """Raise FallbackError if an op is absent: a layer refuses when it is built, not at its first step."""
-        absent = [name for name, source in self.provenance.items() if source == ABSENT]
+        """Raise FallbackError if an op is absent: a layer refuses when it is built, not at its first step.
+
+        Optional ops may be absent.
+        """
+        absent = [n for n, source in self.provenance.items() if source == ABSENT and not OPS[n].optional]
         if absent:
             _refusal(self.backend, *absent)()
 

@@ -31,7 +31,11 @@ EXACT = Tolerance("exact", 0.0, "reaches a cache byte, a list or a query: CA1 pi
 
 @dataclass(frozen=True)
 class Op:
-    """One op of the contract. `body` is the portable torch implementation and reads as the specification."""
+    """One op of the contract. `body` is the portable torch implementation and reads as the specification.
+
+    An `optional` op is two others in one: a backend that lacks it lacks nothing, and a layer takes it only
+    where a backend brings its own.
+    """
 
     name: str
     body: Body
@@ -42,6 +46,7 @@ class Op:
     values: Values | None
     optional_results: tuple[int, ...] = ()
     minimum: Mapping[str, int] = field(default_factory=dict[str, int])
+    optional: bool = False
     signature: inspect.Signature = field(init=False)
 
     def __post_init__(self) -> None:
@@ -82,18 +87,21 @@ def op(
     values: Values | None = None,
     optional_results: tuple[int, ...] = (),
     minimum: Mapping[str, int] | None = None,
+    optional: bool = False,
 ) -> Callable[[Body], Body]:
     """Declare the decorated portable body as the op of its name.
 
     `fake` gives empty results of the right shapes; `tensors` the contract of each tensor argument in order;
     `values` checks numbers inside tensors (checked mode only); `optional_results` are positions that may be
-    None; `minimum` replaces the usual lower bounds of integer parameters.
+    None; `minimum` replaces the usual lower bounds of integer parameters; `optional` says that no backend
+    needs it.
     """
 
     def declare(body: Body) -> Body:
         OPS[body.__name__] = Op(
-            body.__name__, body, fake, tensors, mutates, tolerance, values, optional_results, minimum or {}
-        )
+            body.__name__, body, fake, tensors, mutates, tolerance, values, optional_results, minimum or {},
+            optional,
+        )  # fmt: skip
         return body
 
     return declare

@@ -18,6 +18,7 @@ from dsv4core.ops._rows import blocks
 NAME = "fused_inv_rope_fp8_quant"
 GROUP = 128  # channels per scale
 TOKENS_PER_BLOCK = 128
+FORMATS = ("f32", "ue8m0x4")
 
 
 def _fake(
@@ -28,6 +29,14 @@ def _fake(
     if scale_format == "f32":
         return codes, o.new_empty(tokens, groups, width // GROUP, dtype=torch.float32)
     return codes, o.new_empty(tokens, groups, width // GROUP // 4, dtype=torch.int32)
+
+
+def check_output(op: str, heads: int, groups: int, scale_format: str, formats: tuple[str, ...]) -> None:
+    """Raise OpArgumentError for groups that do not divide the heads and for an unknown format."""
+    if groups < 1 or heads % groups:
+        raise OpArgumentError(op, "groups", f"a divisor of {heads} heads", str(groups))
+    if scale_format not in formats:
+        raise OpArgumentError(op, "scale_format", " or ".join(map(repr, formats)), repr(scale_format))
 
 
 def _values(a: Mapping[str, Any], dims: Mapping[str, int]) -> None:
@@ -52,10 +61,7 @@ def fused_inv_rope_fp8_quant(
     [T, G, H*512/G/128] ("f32") or i32 [T, G, .../4] ("ue8m0x4": four exponent bytes, the first block lowest).
     Source: CA1 rules 5, 7, 8; floor 1e-10 on amax.
     """
-    if groups < 1 or o.shape[1] % groups:
-        raise OpArgumentError(NAME, "groups", f"a divisor of {o.shape[1]} heads", str(groups))
-    if scale_format not in ("f32", "ue8m0x4"):
-        raise OpArgumentError(NAME, "scale_format", "'f32' or 'ue8m0x4'", repr(scale_format))
+    check_output(NAME, o.shape[1], groups, scale_format, FORMATS)
     codes, scales = _fake(o, positions, cos_sin, groups=groups, scale_format=scale_format)
     for part in blocks(o.shape[0], TOKENS_PER_BLOCK):
         x = rotate_tail(o[part].float(), cos_sin[positions[part]].unsqueeze(1), inverse=True)

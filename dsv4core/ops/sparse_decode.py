@@ -11,7 +11,7 @@ from torch import Tensor
 from dsv4core.errors import OpArgumentError
 from dsv4core.layout import CacheLayout
 from dsv4core.ops._attend import ATTENTION, attend
-from dsv4core.ops._contract import ACTIVATION, F32, I32, check_listed, page, spec
+from dsv4core.ops._contract import ACTIVATION, F32, I32, TensorSpec, check_listed, page, spec
 from dsv4core.ops._op import op
 from dsv4core.ops._rows import blocks, listed, page_layout
 
@@ -27,15 +27,41 @@ def _fake(
     return attn_sink.new_empty(q.shape[0], q.shape[1])
 
 
-def _values(a: Mapping[str, Any], dims: Mapping[str, int]) -> None:
+OVER_PAGES: Mapping[str, TensorSpec] = {
+    "q": spec("T H 512", *ACTIVATION),
+    "swa_cache": page(rows="swa_rows"),
+    "swa_slots": spec("T K", I32, strides="any"),
+    "swa_lens": spec("T", I32, strides="any"),
+    "extra_cache": page(shape="NE BE", layout="extra_layout", rows="extra_rows", optional=True),
+    "extra_slots": spec("T KE", I32, optional=True, strides="any"),
+    "extra_lens": spec("T", I32, optional=True, strides="any"),
+    "attn_sink": spec("H", F32, finite=False),
+}
+"""Queries, both caches with their lists, sinks: what every op that decodes over pages takes first."""
+
+
+def check_over_pages(op: str, a: Mapping[str, Any], dims: Mapping[str, int]) -> None:
+    """Numbers inside the arguments of `OVER_PAGES`."""
     check_listed(
-        NAME, "swa_slots", a["swa_slots"], a["swa_lens"], "swa_lens", dims["N"] * a["swa_rows"], "slots"
+        op, "swa_slots", a["swa_slots"], a["swa_lens"], "swa_lens", dims["N"] * a["swa_rows"], "slots"
     )
     if a["extra_cache"] is not None and a["extra_slots"] is not None and a["extra_lens"] is not None:
         high = dims["NE"] * a["extra_rows"]
-        check_listed(NAME, "extra_slots", a["extra_slots"], a["extra_lens"], "extra_lens", high, "slots")
+        check_listed(op, "extra_slots", a["extra_slots"], a["extra_lens"], "extra_lens", high, "slots")
     if bool(a["attn_sink"].isnan().any()):
-        raise OpArgumentError(NAME, "attn_sink", "numbers, -inf or +inf", "NaN")
+        raise OpArgumentError(op, "attn_sink", "numbers, -inf or +inf", "NaN")
+
+
+def extra_list(op: str, slots: Tensor | None, lens: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The list of an `extra_cache` that is there. Raises OpArgumentError for half of one."""
+    if slots is None or lens is None:
+        lacking = "extra_slots" if slots is None else "extra_lens"
+        raise OpArgumentError(op, lacking, "a tensor, since there is an extra_cache", "None")
+    return slots, lens
+
+
+def _values(a: Mapping[str, Any], dims: Mapping[str, int]) -> None:
+    check_over_pages(NAME, a, dims)
 
 
 @op(
@@ -43,17 +69,7 @@ def _values(a: Mapping[str, Any], dims: Mapping[str, int]) -> None:
     mutates=("out",),
     tolerance=ATTENTION,
     values=_values,
-    tensors={
-        "q": spec("T H 512", *ACTIVATION),
-        "swa_cache": page(rows="swa_rows"),
-        "swa_slots": spec("T K", I32, strides="any"),
-        "swa_lens": spec("T", I32, strides="any"),
-        "extra_cache": page(shape="NE BE", layout="extra_layout", rows="extra_rows", optional=True),
-        "extra_slots": spec("T KE", I32, optional=True, strides="any"),
-        "extra_lens": spec("T", I32, optional=True, strides="any"),
-        "attn_sink": spec("H", F32, finite=False),
-        "out": spec("T H 512", *ACTIVATION, finite=False),
-    },
+    tensors={**OVER_PAGES, "out": spec("T H 512", *ACTIVATION, finite=False)},
 )
 def sparse_decode(
     q: Tensor, swa_cache: Tensor, swa_slots: Tensor, swa_lens: Tensor, extra_cache: Tensor | None,
@@ -72,9 +88,7 @@ def sparse_decode(
     sources = [(main, swa_cache, swa_rows)]
     lists = [listed(swa_slots, swa_lens, swa_cache.shape[0] * swa_rows)]
     if extra_cache is not None:
-        if extra_slots is None or extra_lens is None:
-            lacking = "extra_slots" if extra_slots is None else "extra_lens"
-            raise OpArgumentError(NAME, lacking, "a tensor, since there is an extra_cache", "None")
+        extra_slots, extra_lens = extra_list(NAME, extra_slots, extra_lens)
         extra = page_layout(
             NAME,
             extra_layout,

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from dsv4core import AttentionConfig, get_backend
-from dsv4core.bench.gate import check
+from dsv4core.bench.gate import check, judge
 from dsv4core.cli import main
 from dsv4core.ops import OPS, OpImpl, OpTable
-from dsv4core.samples import Size
+from dsv4core.samples import Size, sample
 
 SMALL = ["bench", "--preset", "tiny", "--tokens", "3", "--context", "70", "--runs", "2"]
 SIZE = Size(3, 70, AttentionConfig.preset("tiny"))
@@ -104,6 +104,18 @@ def _sloppy_decode(**arguments: Any) -> torch.Tensor:
     return lse
 
 
+def _sloppy_turned(**arguments: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    o, scales = OPS["fused_sparse_decode_inv_rope"].body(**arguments)
+    return (o.float() * 1.2).to(o.dtype), scales
+
+
+def _loose_scales(**arguments: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    codes, scales = OPS["fused_sparse_decode_inv_rope"].body(**arguments)
+    return (codes.float() / 2).to(
+        codes.dtype
+    ), scales * 2 if scales.is_floating_point() else scales + 0x01010101
+
+
 def _lse_with_sink(**arguments: Any) -> torch.Tensor:
     return OPS["sparse_prefill"].body(**arguments) + 1e-3
 
@@ -120,6 +132,18 @@ def _raises(**arguments: Any) -> torch.Tensor:
     raise RuntimeError("no such kernel")
 
 
+@pytest.mark.parametrize("scale_format", ["f32", "ue8m0x4"])
+def test_the_gate_measures_codes_beside_half_a_step(scale_format: str) -> None:
+    op = OPS["fused_sparse_decode_inv_rope"]
+    arguments = {**sample(op.name, SIZE), "scale_format": scale_format}
+    right = judge(op, op.body, arguments, "cpu")
+    assert right.ok and "<= 4e-03" in right.text
+    loose = judge(op, _loose_scales, arguments, "cpu")
+    assert not loose.ok and "inf > 4e-03" in loose.text
+    sloppy = judge(op, _sloppy_turned, arguments, "cpu")
+    assert not sloppy.ok
+
+
 @pytest.mark.parametrize(
     ("name", "function", "reason"),
     [
@@ -132,6 +156,7 @@ def _raises(**arguments: Any) -> torch.Tensor:
         ("indexer_logits", _hides_one, "inf > 1e-05"),
         ("sparse_decode", _sloppy_decode, "> 4e-03"),
         ("sparse_prefill", _lse_with_sink, "inf > 4e-03"),
+        ("fused_sparse_decode_inv_rope", _sloppy_turned, "> 4e-03"),
     ],
 )
 def test_the_gate_finds(name: str, function: Callable[..., Any], reason: str) -> None:

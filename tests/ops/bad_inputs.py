@@ -73,12 +73,18 @@ def _without_extra(op: str) -> Arguments:
     return {**_config("plain")(op), "extra_cache": None, "extra_slots": None, "extra_lens": None}
 
 
+def _turned_into_codes(op: str) -> Arguments:
+    return {**_config("plain")(op), "scale_format": "ue8m0x4"}
+
+
 _VARIANTS: list[tuple[str, str, Callable[[str], Arguments]]] = [
     *((op, "plain", _config("plain")) for op in OPS),
     *((op, "mxfp4", _config("mxfp4", index_layout="index_mxfp4_hadamard"))
       for op in ("indexer_logits", "sparse_indexer", "fused_indexer_q_rope_quant")),
     *((op, "math", _config("math", profile="math"))
-      for op in ("sparse_decode", "indexer_logits", "dequantize_and_gather_k_cache")),
+      for op in (
+          "sparse_decode", "fused_sparse_decode_inv_rope", "indexer_logits", "dequantize_and_gather_k_cache",
+      )),
     ("linear", "fp8_block", _fp8("weight", "scales", "ue8m0")),
     ("linear", "fp8_block f32", _fp8("weight", "scales", "f32")),
     ("linear", "nvfp4", _four_bits("nvfp4")),
@@ -86,6 +92,8 @@ _VARIANTS: list[tuple[str, str, Callable[[str], Arguments]]] = [
     ("grouped_output_projection", "fp8_block", _fp8("wo_a", "wo_a_scales", "ue8m0")),
     ("grouped_output_projection", "e4m3", _quantised_output),
     ("sparse_decode", "one cache", _without_extra),
+    ("fused_sparse_decode_inv_rope", "one cache", _without_extra),
+    ("fused_sparse_decode_inv_rope", "e4m3", _turned_into_codes),
 ]  # fmt: skip
 VARIANTS = {f"{op}-{label}": (op, make) for op, label, make in _VARIANTS}
 

@@ -29,6 +29,14 @@ PER_TOKEN = {
     "sparse_prefill": ("q", "indices", "lens", "out"),
     "inverse_rope": ("o", "positions"),
     "fused_inv_rope_fp8_quant": ("o", "positions"),
+    "fused_sparse_decode_inv_rope": (
+        "q",
+        "swa_slots",
+        "swa_lens",
+        "extra_slots",
+        "extra_lens",
+        "positions",
+    ),
     "grouped_output_projection": ("o", "o_scales"),
     "linear": ("x",),
 }  # combine_topk_swa_indices takes requests: its own file splits it

@@ -62,6 +62,24 @@ class DeepseekV4CUDAAttention(OpsAttention):
             main.wait_stream(second)
         return q, selected
 
+    def attend_turned(
+        self, q: Tensor, selected: Tensor | None, pages: LayerCache, plan: BatchPlan, cos_sin: Tensor
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """Our own decode kernel turns back as well, where it is who decodes a step of decode rows alone.
+
+        Not where bits may not depend on the batch: beside prefill rows the same row would be rounded twice.
+        """
+        if torch.compiler.is_compiling() or self.cluster is None or self.cluster.invariant:
+            return None
+        listed, extra = plan.c128_slots if selected is None else selected, None
+        if listed is not None and pages.compressed is not None and self.group is not None:
+            # Their slots take a kernel to make, and only how many there are is asked here.
+            extra = self._listed(pages.compressed, listed, plan.swa_lens, plan.rows[self.group])
+        swa = self._listed(pages.swa, plan.swa_slots, plan.swa_lens, plan.rows["swa"])
+        if self.cluster.against(q, swa, extra):
+            return None
+        return super().attend_turned(q, selected, pages, plan, cos_sin)
+
     def attend(self, q: Tensor, selected: Tensor | None, pages: LayerCache, plan: BatchPlan) -> Tensor:
         """All rows of a step; rows of one sort come back in FlashMLA's own result."""
         if self._direct():
@@ -104,14 +122,17 @@ class DeepseekV4CUDAAttention(OpsAttention):
             and x.device.type == "cuda"
         )
 
+    def _listed(self, cache: Tensor, slots: Tensor, lens: Tensor, rows: int) -> Pages:
+        return Pages(cache, slots, lens, rows, self.config.main_layout)
+
     def _decoded(self, q: Tensor, selected: Tensor | None, pages: LayerCache, plan: BatchPlan) -> Tensor:
         """Decode rows. Shapes: q [Td, padded_heads, 512] -> the same."""
         slots, lens = self.entries(selected, plan)
-        rows, layout, ratio = slice(0, plan.num_decode_tokens), self.config.main_layout, self.layer.ratio
-        swa = Pages(pages.swa, plan.swa_slots[rows], plan.swa_lens[rows], plan.rows["swa"], layout)
+        rows, ratio = slice(0, plan.num_decode_tokens), self.layer.ratio
+        swa = self._listed(pages.swa, plan.swa_slots[rows], plan.swa_lens[rows], plan.rows["swa"])
         extra: Pages | None = None
         if slots is not None and lens is not None and pages.compressed is not None and self.group is not None:
-            extra = Pages(pages.compressed, slots, lens, plan.rows[self.group], layout)
+            extra = self._listed(pages.compressed, slots, lens, plan.rows[self.group])
         own = self.cluster is not None and not self.cluster.against(q, swa, extra)
         if own or self.flash.decodes(q, swa, extra).provider != "flashmla":
             out = torch.empty_like(q)
@@ -120,7 +141,7 @@ class DeepseekV4CUDAAttention(OpsAttention):
         width = 0 if slots is None else slots.shape[1]
         shared = self.schedules.get(plan, ratio, width, q.shape[1], self.flash.library.schedule)
         if extra is not None and shared.lens is not None:
-            extra = Pages(extra.cache, extra.slots, shared.lens, extra.rows, layout)
+            extra = self._listed(extra.cache, extra.slots, shared.lens, extra.rows)
         out, _ = self.flash.decode(
             q, swa, extra, self.attn_sink, self.config.softmax_scale, trusted=True, schedule=shared.schedule
         )

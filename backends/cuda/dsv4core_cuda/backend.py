@@ -9,7 +9,8 @@ import torch
 
 from dsv4core.errors import BackendUnavailableError, ConfigError
 from dsv4core.kernels.triton import implementations
-from dsv4core.ops import OpImpl
+from dsv4core.ops import OPS, OpImpl
+from dsv4core.ops.fused_sparse_decode_inv_rope import NAME as TURNED
 from dsv4core.probe import describe, interpreted
 from dsv4core_cuda import ops, products
 from dsv4core_cuda.attention import DeepseekV4CUDAAttention
@@ -75,6 +76,10 @@ class CudaBackend:
         if self.cluster is not None or flash is not None:
             decode = ops.sparse_decode(flash, decode, self.cluster)
         self.ops["sparse_decode"] = OpImpl(decode, provider)
+        if self.cluster is not None:  # an optional op: without it a layer takes one after the other
+            body = OPS[TURNED].body
+            turned = ops.fused_sparse_decode_inv_rope(body, self.cluster)
+            self.ops[TURNED] = OpImpl(turned, f"cutedsl ({self.cluster.limits()}), else torch")
 
     def _cutedsl(self) -> dict[str, OpImpl]:
         """Ops whose CuTeDSL kernels measured faster on this device's architecture."""

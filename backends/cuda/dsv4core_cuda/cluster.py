@@ -56,8 +56,13 @@ class ClusterDecode:
         ]
         return f"up to {'; '.join(rows)}"
 
-    def against(self, q: Tensor, swa: Pages, extra: Pages | None) -> tuple[str, ...]:
-        """Every reason against decoding these arguments here; none where it decodes."""
+    def against(
+        self, q: Tensor, swa: Pages, extra: Pages | None, cos_sin: Tensor | None = None
+    ) -> tuple[str, ...]:
+        """Every reason against decoding these arguments here; none where it decodes.
+
+        `cos_sin`: the angles that outputs are to be turned back by.
+        """
         sources = (swa,) if extra is None or not extra.cache.shape[0] else (swa, extra)
         reasons = against_cluster(
             self.architecture, dtype=str(q.dtype).removeprefix("torch."), heads=q.shape[1],
@@ -68,6 +73,8 @@ class ClusterDecode:
             reasons += ("there is nothing to compute",)
         if (q.data_ptr() | 2 * q.stride(0) | 2 * q.stride(1)) % ALIGNMENT:
             reasons += (f"queries are not {ALIGNMENT}-byte aligned",)
+        if cos_sin is not None and (cos_sin.data_ptr() % ALIGNMENT or not cos_sin.is_contiguous()):
+            reasons += (f"angles are not rows of 64 that are {ALIGNMENT}-byte aligned",)
         for source in sources:
             cache = source.cache
             if not cache.shape[0]:
@@ -85,31 +92,62 @@ class ClusterDecode:
         target = out
         if (out.data_ptr() | 2 * out.stride(0) | 2 * out.stride(1)) % STORES:
             target = torch.empty(out.shape, dtype=out.dtype, device=out.device)
-        if extra is not None and not (extra.slots.shape[1] and extra.cache.shape[0]):
-            extra = None
-        alike = self.invariant or q.shape[1] < FEWEST_HEADS
-        lse = kernel.decode(q, swa, extra, sink, target, scale, alike)
+        lse = kernel.decode(q, swa, _listed(extra), sink, target, scale, self._alike(q))
         if target is not out:
             out.copy_(target)
         return lse
 
+    def decode_turned(
+        self, q: Tensor, swa: Pages, extra: Pages | None, sink: Tensor, positions: Tensor, cos_sin: Tensor,
+        scale: float, groups: int, scale_format: str,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        """Attend, turn outputs back and round them once, as `fused_sparse_decode_inv_rope` does.
+
+        -> bf16 [T, H, 512] and None ("none"), or e4m3 [T, G, H*512/G] and scales ("f32", "ue8m0x4").
+        """
+        return kernel.decode_turned(
+            q, swa, _listed(extra), sink, positions, cos_sin, scale, groups, scale_format, self._alike(q)
+        )
+
+    def _alike(self, q: Tensor) -> bool:
+        """Whether the bits of a row may depend on nothing else."""
+        return self.invariant or q.shape[1] < FEWEST_HEADS
+
+
+def _listed(extra: Pages | None) -> Pages | None:
+    """The second list, None where it can have no row."""
+    return extra if extra is not None and extra.slots.shape[1] and extra.cache.shape[0] else None
+
 
 def check(device: torch.device) -> str:
-    """Run both kernels on one key of weight 1: the output is that key, bit for bit. "" or what is wrong."""
+    """Run both kernels on one key of weight 1: the output is that key, bit for bit. "" or what is wrong.
+
+    Turned back by a quarter, its rotated channels 2 and 0 in turn become 0 and -2.
+    """
     page = torch.zeros(2, 65 * 576, dtype=torch.uint8, device=device)
     code = torch.arange(448, device=device).remainder(0x7E).to(torch.uint8)
+    tail = torch.tensor([2.0, 0.0], dtype=torch.bfloat16, device=device).repeat(32)
     page[1, 576 : 576 + 448] = code
+    page[1, 576 + 448 : 2 * 576] = tail.view(torch.uint8)
     page[1, 64 * 576 + 8 : 64 * 576 + 15] = 127
-    key = torch.zeros(512, dtype=torch.bfloat16, device=device)
-    key[:448] = code.view(torch.float8_e4m3fn).bfloat16()
+    key = torch.cat((code.view(torch.float8_e4m3fn).bfloat16(), tail))
+    back = torch.cat((key[:448], -tail.roll(1)))
     q = torch.zeros(1, 64, 512, dtype=torch.bfloat16, device=device)
     slots = torch.full((1, 640), 65, dtype=torch.int32, device=device)
     one = torch.ones(1, dtype=torch.int32, device=device)
     sink = torch.full((64,), -torch.inf, dtype=torch.float32, device=device)
+    quarter = torch.tensor([0.0, 1.0], device=device).repeat_interleave(32).expand(2, 64).contiguous()
     pages = Pages(page, slots, one, 64, "fp8_ds_mla")
-    for size in (16, 64):
+    for size, scale_format in ((16, "f32"), (64, "none")):
         out = torch.full_like(q, torch.nan)
-        lse = kernel.decode(q, pages, None, sink, out, 1.0, form=kernel.cut(size, 640, kernel.SEGMENTS))
+        form = kernel.cut(size, 640, kernel.SEGMENTS)
+        lse = kernel.decode(q, pages, None, sink, out, 1.0, form=form)
         if not torch.equal(out[0], key.expand(64, 512)) or bool(lse.any()):
             return f"CuTeDSL's decode of a single key is not that key on this device ({size} heads a block)"
+        turned, scales = kernel.decode_turned(
+            q, pages, None, sink, one.long(), quarter, 1.0, 1, scale_format, form=form
+        )
+        found = turned.float().view(64, 4, 128) * (1.0 if scales is None else scales.view(64, 4, 1))
+        if not torch.equal(found.view(64, 512), back.float().expand(64, 512)):
+            return f"CuTeDSL's decode does not turn a single key back on this device ({size} heads a block)"
     return ""

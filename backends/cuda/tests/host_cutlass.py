@@ -1,7 +1,7 @@
 """Stands in for `cutlass`, so that the source of a CuTeDSL kernel runs on `host_device`.
 
-Modules are replaced: import it in a process of its own. Instructions are those that `sparse_indexer` and
-`few_tokens` use.
+Modules are replaced: import it in a process of its own. Instructions are those that `sparse_indexer`,
+`few_tokens` and the fold of `sparse_decode` use.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Callable, Iterator
+from itertools import product
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -50,6 +51,12 @@ def wrapped(bits: int) -> type:
 
 Int64 = wrapped(64)
 Int32 = wrapped(32)
+
+
+class Float32(np.float32):
+    """What kernels make; results of arithmetic are numpy's own."""
+
+    inf = np.float32(np.inf)
 
 
 def kind_of(*values: Any) -> type:
@@ -94,10 +101,11 @@ def cluster_arrive() -> None:
 
 
 def cluster_wait() -> None:
-    """Of the one round that kernels here need."""
-    phase = cluster[0].phases[CLUSTER]
-    while phase.parity == 0:
-        phase.waiting.append(device.now)
+    """Of a thread's next round: it has waited for all before."""
+    phase, thread = cluster[0].phases[CLUSTER], device.now
+    parity, thread.rounds = thread.rounds % 2, thread.rounds + 1
+    while phase.parity == parity:
+        phase.waiting.append(thread)
         device.wait()
 
 
@@ -118,6 +126,7 @@ arch = SimpleNamespace(
     lane_idx=lambda: Int32(device.now.index % 32),
     make_warp_uniform=lambda x: x,
     sync_threads=of_block,
+    cluster_arrive=cluster_arrive,
     cluster_arrive_relaxed=cluster_arrive,
     cluster_wait=cluster_wait,
     fence_view_async_shared=lambda: None,
@@ -129,6 +138,7 @@ arch = SimpleNamespace(
     shuffle_sync_bfly=lambda x, n: of_warp(("bfly", n), x, lambda a: [a[i ^ n] for i in range(32)]),
     warp_redux_sync=reduced,
     vote_ballot_sync=lambda p: of_warp("vote", p, ballot),
+    fmax=lambda a, b: larger(a, b),
     popc=lambda x: Int32((int(x) & 0xFFFFFFFF).bit_count()),
     barrier=named(True),
     barrier_arrive=named(False),
@@ -150,10 +160,14 @@ def install() -> None:
     chosen = {n: lambda a, b, f=f: kind_of(a, b)(f(int(a), int(b))) for n, f in pick.items()}
     contents: dict[str, dict[str, Any]] = {
         "cutlass": {
-            "Int32": Int32, "Int64": Int64, "Float32": np.float32, "Constexpr": Constexpr, "range": counted,
+            "Int32": Int32, "Int64": Int64, "Float32": Float32, "Constexpr": Constexpr, "range": counted,
             "range_constexpr": range, "const_expr": same, "select_": lambda c, a, b: a if c else b, **chosen,
         },
-        "cutlass.cute": {"arch": arch, "jit": same, "kernel": same},
+        "cutlass.cute": {
+            "arch": arch, "jit": same, "kernel": same, "math": SimpleNamespace(log2=np.log2),
+        },
+        "cutlass.utils": {}, "cutlass.utils.hopper_helpers": {},
+        "cutlass.cute.nvgpu": {"warpgroup": None},
         "cutlass._mlir": {}, "cutlass._mlir.dialects": {"llvm": None},
         "cutlass.cutlass_dsl": {"T": None, "dsl_user_op": same},
     }  # fmt: skip
@@ -161,14 +175,18 @@ def install() -> None:
         module = ModuleType(name)
         vars(module).update(values, __path__=[])
         sys.modules[name] = module
-    vars(sys.modules["cutlass"])["cute"] = sys.modules["cutlass.cute"]
+    vars(sys.modules["cutlass"]).update(
+        cute=sys.modules["cutlass.cute"], BFloat16=None, utils=sys.modules["cutlass.utils"]
+    )
+    vars(sys.modules["cutlass.utils"])["hopper_helpers"] = sys.modules["cutlass.utils.hopper_helpers"]
     from dsv4core_cuda.cutedsl.kernels import _ptx
 
     vars(_ptx).update(PTX)
-    from dsv4core_cuda.cutedsl.kernels import _async, _cluster
+    from dsv4core_cuda.cutedsl.kernels import _async, _cluster, _listed_rows
 
     vars(_async).update(ASYNC)
-    vars(_cluster).update(peer=peer, send=send)
+    vars(_cluster).update(OF_CLUSTER)
+    vars(_listed_rows).update(load_word=PTX["load_i32"])
 
 
 def bits(x: Any) -> Any:
@@ -318,6 +336,34 @@ def send(address: Any, xs: Any, barrier: Any) -> None:
     device.copy(end)
 
 
+def read_peer(address: Any, n: int, there: Any) -> Any:
+    if not there:
+        return [Int32(0)] * n
+    device.rest()
+    block = cluster[(int(address) >> 24) - 1]
+    place = block.place(int(address) & 0xFFFFFF, 4 * n)
+    return [Int32(x) for x in words(block.bytes, place, f"<{n}i")]
+
+
+def write_peer(address: Any, x: Any) -> None:
+    device.rest()
+    block = cluster[(int(address) >> 24) - 1]
+    words(block.bytes, block.place(int(address) & 0xFFFFFF, 4, True), "<f", float(x))
+
+
+def pair_e4m3(low: Any, high: Any) -> Any:
+    """By the definition, not by steps: of the codes' magnitudes the nearest, at a tie the even one."""
+    found = 0
+    for shift, x in ((0, low), (8, high)):
+        gaps = np.abs(E4M3 - min(abs(float(x)), 448.0))
+        nearest = np.flatnonzero(gaps == gaps.min())
+        code = min(nearest, key=lambda i: i % 2)
+        found |= (int(code) | 128 * bool(np.signbit(x))) << shift
+    return Int32(found)
+
+
+E4M3 = np.array([(c % 8 + 8 * (c > 7)) * 2.0 ** (max(c // 8, 1) - 10) for c in range(127)])
+"""Values of the codes 0 to 126."""
 THREADS = np.arange(128)
 ROWS, COLUMNS = THREADS // 32 * 16 + THREADS % 32 // 4, THREADS % 4 * 2
 
@@ -374,7 +420,13 @@ PTX = {
     "load_words": lambda address, n: list(loaded(f"<{n}i", 4 * n, Int32)(address)),
     "load_u8": loaded("<B", 1, Int32), "copy_ahead": copy_ahead, "copies_wait": copies_wait,
     "copies_commit": lambda: device.now.groups.append(0), "permuted": permuted,
-    "load_i32": loaded("<i", 4, Int32), "store_words": store_words,
+    "load_i32": loaded("<i", 4, Int32), "store_words": store_words, "load_i64": loaded("<q", 8, Int64),
+    "sub": lambda a, b: np.float32(a) - np.float32(b), "pair_e4m3": pair_e4m3,
+    "store_u8": lambda address, x: words(*device.memory.at(address, 1), "<B", int(x) & 255),
+}  # fmt: skip
+OF_CLUSTER = {
+    "peer": peer, "send": send, "read_peer": read_peer, "write_peer": write_peer, "exp2": np.exp2,
+    "own_block": lambda: arch.block_idx(),
 }  # fmt: skip
 ASYNC = {
     "barrier_start": barrier_start, "barriers_visible": lambda: None, "barrier_wait": barrier_wait,
@@ -391,10 +443,10 @@ ASYNC = {
 
 
 def launch(kernel: Any, blocks: tuple[int, int, int], size: int, shared: int, arguments: Any) -> None:
-    """Run the blocks of a grid, those of one y side by side."""
+    """Run the blocks of a grid, those of one y and z side by side."""
     global grid, threads, cluster
     grid, threads = blocks, size
-    for y in range(blocks[1]):
-        cluster = [Block((x, y, 0), shared, x) for x in range(blocks[0])]
+    for y, z in product(range(blocks[1]), range(blocks[2])):
+        cluster = [Block((x, y, z), shared, x) for x in range(blocks[0])]
         cluster[0].phases[CLUSTER] = Phase(blocks[0] * size, blocks[0] * size)
         device.run(cluster, size, lambda: kernel(*arguments))

@@ -101,6 +101,7 @@ class Thread:
 
     def __init__(self, device: Device, block: Block, index: int, run: Callable[[], None]) -> None:
         self.block, self.index = block, index
+        self.rounds = 0  # of its cluster's barrier that it has waited for
         self.groups, self.due = [0], 0
         """Copies under way of each group that the thread has closed, and of the open one; how many of these
         groups it waits for."""

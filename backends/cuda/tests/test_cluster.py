@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 import dsv4core_cuda.backend as backend_module
-from dsv4core.errors import BackendUnavailableError
+from dsv4core.errors import BackendUnavailableError, OpArgumentError
+from dsv4core.ops import OPS
+from dsv4core.ops.fused_sparse_decode_inv_rope import NAME as TURNED
 from dsv4core_cuda import capability, cluster, ops
 from dsv4core_cuda.backend import CudaBackend
 from dsv4core_cuda.capability import against_cluster
@@ -159,6 +161,61 @@ def refused(*args: Any, **kwargs: Any) -> Tensor:
     raise AssertionError("not the cluster kernel")
 
 
+def turned(tokens: int = 2, heads: int = 64, scale_format: str = "none") -> dict[str, Any]:
+    given = call(tokens, heads)
+    del given["out"]
+    return given | {
+        "positions": torch.zeros(tokens, dtype=torch.int64), "cos_sin": torch.zeros(8, 64), "groups": 8,
+        "scale_format": scale_format,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("scale_format", kernel.FORMATS)
+@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize(("tokens", "heads"), [(1, 16), (3, 64), (32, 128)])
+def test_a_launch_that_turns_back_has_its_results_and_angles(
+    tokens: int, heads: int, alike: bool, scale_format: str, launched: list[Any]
+) -> None:
+    given = turned(tokens, heads, scale_format)
+    given["positions"] = torch.arange(2 * tokens)[::2]  # what is not dense is made so
+    op = ops.fused_sparse_decode_inv_rope(refused, ClusterDecode(H100, any_batch=True, invariant=alike))
+    out, scales = op(**given)
+    expected = OPS[TURNED].fake(**given)
+    for found, like in zip((out, scales), expected, strict=True):
+        assert (found is None) == (like is None)
+        assert found is None or (found.shape, found.dtype) == (like.shape, like.dtype)
+        assert found is None or found.is_contiguous()
+    ((program, grid, values),) = launched
+    form = (kernel.fixed if alike or heads < 33 else kernel.fastest)(tokens, heads, 640, ROOM)
+    assert program is kernel.program(form.heads, form.blocks, scale_format)
+    assert program.constants[-1] == scale_format
+    assert program.shared == kernel.program(form.heads, form.blocks).shared + 256
+    assert grid == (form.blocks, heads // form.heads, tokens)
+    assert values[8:10] == (out.data_ptr(), 0 if scales is None else scales.data_ptr())
+    assert values[13] != given["positions"].data_ptr() or tokens == 1
+    assert values[14] == given["cos_sin"].data_ptr()
+    kinds = {"q": int, "i": int, "f": float}
+    assert [type(v) for v in values] == [kinds[letter] for letter in program.arguments]
+
+
+def test_what_does_not_turn_back_here_goes_on_or_is_refused(launched: list[Any]) -> None:
+    passed: list[Any] = []
+    op = ops.fused_sparse_decode_inv_rope(lambda *a, **k: passed.append((a, k)), ClusterDecode(H100))
+    op(**turned(33))
+    op(**turned(1, 8))
+    op(**{**turned(), "cos_sin": torch.zeros(8, 68)[:, :64]})
+    op(**{**turned(), "cos_sin": torch.zeros(8 * 64 + 1)[1:].view(8, 64)})
+    assert len(passed) == 4 and not launched
+    assert [kwargs["groups"] for _, kwargs in passed] == [8] * 4
+    for wrong, argument in (
+        ({"groups": 3}, "groups"), ({"groups": 0}, "groups"), ({"scale_format": "f16"}, "scale_format"),
+        ({"extra_lens": None}, "extra_lens"),
+    ):  # fmt: skip
+        with pytest.raises(OpArgumentError, match=f"{TURNED}.*{argument}"):
+            op(**{**turned(), **wrong})
+    assert len(passed) == 4 and not launched
+
+
 def test_an_empty_second_cache_is_none(launched: list[Any]) -> None:
     given = call()
     given["extra_cache"] = given["extra_cache"][:0]
@@ -195,7 +252,10 @@ def test_the_backend_names_it_and_says_why_not(monkeypatch: pytest.MonkeyPatch) 
     assert provider.startswith("cutedsl (up to 64 heads, 640 keys: 32 tokens; 64 heads, 1152 keys: 8 tokens")
     assert provider.endswith("), else triton (no FlashMLA)")
     assert made.ops["sparse_prefill"].provider == "triton (no FlashMLA)"
-    assert CudaBackend({"attention": "triton"}).cluster is None
+    own = made.ops[TURNED]
+    assert own.provider.startswith("cutedsl (up to 64 heads") and own.provider.endswith("), else torch")
+    without = CudaBackend({"attention": "triton"})
+    assert without.cluster is None and TURNED not in without.ops
 
 
 def test_a_kernel_that_does_not_run_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Sources of the CuTeDSL indexer and product, run on the host in random orders (`host_device`)."""
+"""Sources of the CuTeDSL indexer, product and decode, run on the host in random orders (`host_device`)."""
 
 from __future__ import annotations
 
@@ -32,6 +32,17 @@ CASES: dict[str, dict[str, Any]] = {
 
 PRODUCTS = [(5, 2, True, 1), (16, 2, False, 2)]
 """Tokens, blocks of a cluster, whether scales are UE8M0, the order."""
+
+
+FOLDS = [(16, 2, 3, ("none", "f32", "ue8m0x4"), 3), (64, 1, 2, ("none", "ue8m0x4"), 4)]
+"""Heads of a block, tokens, blocks of a cluster, what is stored, the order."""
+
+
+def fold_differing(case: tuple[int, int, int, tuple[str, ...], int]) -> str:
+    """In a process of its own, too."""
+    from host_fold import differing as of_fold
+
+    return of_fold(*case)
 
 
 def product_differing(case: tuple[int, int, bool, int]) -> str:
@@ -68,3 +79,11 @@ def test_stages_that_groups_take_in_turn_end_in_a_fault(elsewhere: Executor) -> 
 @pytest.mark.parametrize("case", PRODUCTS)
 def test_products_of_few_tokens_are_exact(case: tuple[int, int, bool, int], elsewhere: Executor) -> None:
     assert elsewhere.submit(product_differing, case).result() == ""
+
+
+@pytest.mark.parametrize("case", FOLDS, ids=lambda case: f"{case[0]} heads")
+def test_folds_turn_back_and_round_once(
+    case: tuple[int, int, int, tuple[str, ...], int], elsewhere: Executor
+) -> None:
+    """Sums of blocks as in float64; what is stored as the ops make it of these sums, bit for bit."""
+    assert elsewhere.submit(fold_differing, case).result() == ""

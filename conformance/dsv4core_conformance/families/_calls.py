@@ -18,6 +18,9 @@ from dsv4core_conformance.hosts import Arguments, bits, cloned, storage_bytes
 from dsv4core_conformance.subject import Subject
 
 ATTENTION = ("sparse_decode", "sparse_prefill")
+TURNED = "fused_sparse_decode_inv_rope"
+ROUNDED = ("none", "f32", "ue8m0x4")
+"""Formats of its result."""
 INDEXER = ("indexer_logits", "sparse_indexer")
 INDEX_LAYOUTS = (
     "index_fp8", "index_fp8_ue8m0x4", "index_fp8_hadamard_f32", "index_mxfp4", "index_mxfp4_hadamard",
@@ -34,6 +37,14 @@ TOKENS = {
     "compute_global_topk_indices_and_lens": ("topk", "token_to_req", "is_valid"),
     "sparse_decode": ("q", "swa_slots", "swa_lens", "extra_slots", "extra_lens", "out"),
     "sparse_prefill": ("q", "indices", "lens", "out"),
+    "fused_sparse_decode_inv_rope": (
+        "q",
+        "swa_slots",
+        "swa_lens",
+        "extra_slots",
+        "extra_lens",
+        "positions",
+    ),
     "grouped_output_projection": ("o", "o_scales"),
     "linear": ("x",),
 }

@@ -26,6 +26,13 @@ BATCHES: dict[str, dict[str, Any]] = {
     "compute_global_topk_indices_and_lens": {"tokens": COUNT},
     "sparse_decode": {"tokens": COUNT, "heads": 3, "lens": "mixed", "extra_lens": "mixed"},
     "sparse_prefill": {"tokens": COUNT, "heads": 3, "lens": "mixed"},
+    "fused_sparse_decode_inv_rope": {
+        "tokens": COUNT,
+        "heads": 4,
+        "lens": "mixed",
+        "extra_lens": "mixed",
+        "scale_format": "f32",
+    },
     "grouped_output_projection": {"tokens": COUNT},
     "linear": {
         "tokens": COUNT,

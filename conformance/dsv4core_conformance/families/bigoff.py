@@ -16,6 +16,7 @@ from torch import Tensor
 from dsv4core_conformance.case import case
 from dsv4core_conformance.check import judge
 from dsv4core_conformance.compare import require
+from dsv4core_conformance.families._calls import TURNED
 from dsv4core_conformance.hosts import Arguments, Moved, cloned
 from dsv4core_conformance.inputs import make
 from dsv4core_conformance.inputs.vast import GIB, vast, vast_rows
@@ -37,7 +38,10 @@ NAMES: Mapping[str, tuple[tuple[str, str, str], ...]] = {
     "compress_norm_rope_store": (("k_cache", "kv_slot_mapping", "rows"), ("state_cache", "block_table", "")),
     "indexer_logits": (("k_cache", "block_table", ""),),
     "sparse_indexer": (("k_cache", "block_table", ""),),
-    "sparse_decode": (("swa_cache", "swa_slots", "swa_rows"), ("extra_cache", "extra_slots", "extra_rows")),
+    **dict.fromkeys(
+        ("sparse_decode", TURNED),
+        (("swa_cache", "swa_slots", "swa_rows"), ("extra_cache", "extra_slots", "extra_rows")),
+    ),
 }
 # Options with which every one of at least four pages is used.
 SMALL: Mapping[str, dict[str, Any]] = {
@@ -46,6 +50,7 @@ SMALL: Mapping[str, dict[str, Any]] = {
     "save_partial_states": {"pages": 4, "tokens": 14},
     "compress_norm_rope_store": {"rows": 2, "pages": 4, "lengths": (17, 13)},
     "sparse_decode": {"pages": 4},
+    TURNED: {"pages": 4},
 }
 FAR = (
     {"name": "2_gib", "limit": 2 * GIB, "stride": PACKED},
@@ -67,6 +72,7 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "combine_topk_swa_indices": ("topk",),
     "compute_global_topk_indices_and_lens": ("topk",),
     "sparse_decode": ("q", "out", "swa_slots"),
+    TURNED: ("q", "swa_slots"),
     "sparse_prefill": ("q", "kv", "out", "indices"),
     "inverse_rope": ("o",),
     "fused_inv_rope_fp8_quant": ("o",),

@@ -21,6 +21,7 @@ OPS = tuple(CONTRACTS)
 LARGE: dict[str, dict[str, Any]] = {
     "sparse_decode": {"tokens": 9, "heads": 16, "window": 128, "extra": 60},
     "sparse_prefill": {"tokens": 9, "heads": 16, "window": 192, "keys": 400},
+    "fused_sparse_decode_inv_rope": {"tokens": 9, "heads": 16, "window": 128, "extra": 60},
     "indexer_logits": {"lens": [300, 65, 299], "heads": 8},
     "indexer_topk": {"kind": "ties", "tokens": 9, "width": 3000, "k": 512},
     "sparse_indexer": {"lens": [700, 650, 3], "heads": 8, "k": 128},
@@ -33,6 +34,7 @@ ONE_SHAPE: dict[str, dict[str, Any]] = {
     "fused_qnorm_rope_kv_insert": {"positions": range(9)},
     "inverse_rope": {"positions": range(7)},
     "fused_inv_rope_fp8_quant": {"positions": range(7)},
+    "fused_sparse_decode_inv_rope": {"positions": range(3)},
     "indexer_logits": {"max_len": 160},
 }
 """Options with which arguments and results have the same shapes for every seed."""
@@ -59,6 +61,8 @@ def after_other_calls(s: Subject, op: str) -> None:
     """Calls of every other op, and of the same one with other sizes and numbers, leave nothing behind."""
     first = _first(s, op)
     for other in OPS:
+        if CONTRACTS[other].optional and other not in s.own_ops:
+            continue
         s.call(other, make(other, seed=5))
     same_bytes(f"{op}: after other calls", produced(s, op, make(op, **LARGE.get(op, {}))), first)
 
@@ -112,7 +116,7 @@ def threads(s: Subject, op: str, threads: int) -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        if CONTRACTS[op].kind == "attention":
+        if CONTRACTS[op].kind in ("attention", "turned"):
             first = _first(s, op)
         got = produced(s, op, make(op, **LARGE.get(op, {})))
     finally:

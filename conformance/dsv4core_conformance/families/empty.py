@@ -15,7 +15,9 @@ from dsv4core_conformance.families._calls import (
     INDEX_LAYOUTS,
     INDEXER,
     MAIN_LAYOUTS,
+    ROUNDED,
     TOKENS,
+    TURNED,
     with_tokens,
 )
 from dsv4core_conformance.hosts import to_numpy
@@ -218,3 +220,35 @@ def _zeros(op: str, arguments: dict[str, Any], lse: torch.Tensor | None, empty: 
         require(
             np.isposinf(sums[t]).all(), f"{op}: token {t} has no key: its lse must be +inf, is {sums[t][:4]}"
         )
+
+
+@case(
+    "op/{op}/empty/rows_{where}_{format}",
+    op=(TURNED,), where=ROWS, format=ROUNDED, limit=LIMIT, catches=("D3", "D5", "D12"),
+)  # fmt: skip
+def turned_rows_without_keys(s: Subject, op: str, where: str, format: str) -> None:
+    """Tokens without a key among others, by length and by holes: exactly 0 with any sink."""
+    empty = {"leading": (0, 1), "middle": (3, 4), "trailing": (6, 7), "all": range(8)}[where]
+    lens = np.where(np.isin(np.arange(8), list(empty)), 0, 5).tolist()
+    for sink in SINKS:
+        options = {"tokens": 8, "heads": 4, "window": 9, "sink": sink, "scale_format": format}
+        s.check(op, make(op, **options, lens=lens, extra_lens=lens))
+        holes = make(op, **options, lens="full", extra_lens="full")
+        for name in ("swa_slots", "extra_slots"):
+            holes[name][list(empty)] = -3
+        s.check(op, holes)
+
+
+@case("op/{op}/empty/{which}", op=(TURNED,), which=("window", "extra", "single", "pages"), limit=LIMIT,
+      catches=("D5", "D12", "E11"))  # fmt: skip
+def turned_list_empty(s: Subject, op: str, which: str) -> None:
+    """One of two lists is empty, there is one alone, or there is no page yet."""
+    options: dict[str, dict[str, Any]] = {
+        "window": {"lens": 0}, "extra": {"extra_lens": 0}, "single": {"extra": None},
+        "pages": {"lens": 0, "extra_lens": 0},
+    }  # fmt: skip
+    for format in ROUNDED:
+        a = make(op, **options[which], scale_format=format)
+        if which == "pages":
+            a["swa_cache"], a["extra_cache"] = a["swa_cache"][:0], a["extra_cache"][:0]
+        s.check(op, a)

@@ -13,6 +13,8 @@ from dsv4core_conformance.compare import require
 from dsv4core_conformance.families._calls import (
     ATTENTION,
     INDEXER,
+    ROUNDED,
+    TURNED,
     need_layouts,
     produced,
     refused,
@@ -210,3 +212,25 @@ def _distance(got: Tensor | None, expected: Tensor) -> float:
     """Largest difference over the largest value. Shapes: alike"""
     mine, other = to_numpy(got).astype(np.float64), to_numpy(expected).astype(np.float64)
     return float(np.abs(mine - other).max() / np.abs(other).max())
+
+
+@case(
+    "op/{op}/heads/{heads}_{format}",
+    op=(TURNED,), heads=COUNTS, format=ROUNDED, catches=("C5", "C6", "C7", "C8"),
+)  # fmt: skip
+def turned_heads(s: Subject, op: str, heads: int, format: str) -> None:
+    """Any number of heads in one group, and every head a group of its own: neighbours share a group."""
+    for groups in (1, heads):
+        s.check(op, make(op, tokens=2, heads=heads, groups=groups, holes=0.3, scale_format=format))
+
+
+@case("op/{op}/heads/shards/{tp}", op=(TURNED,), tp=(2, 4, 8), catches=("C1", "C3", "C8"))
+def turned_shards(s: Subject, op: str, tp: int) -> None:
+    """A rank's share of heads and groups has the codes' places and the scales' of its slice of the whole."""
+    heads, groups = 16, 8
+    for rank in range(tp):
+        part = slice(rank * heads // tp, (rank + 1) * heads // tp)
+        for format in ROUNDED:
+            shard = make(op, heads=heads, groups=groups // tp, scale_format=format)
+            shard["q"], shard["attn_sink"] = shard["q"][:, part], shard["attn_sink"][part]
+            s.check(op, shard)

@@ -13,10 +13,12 @@ from dsv4core_conformance.case import case
 from dsv4core_conformance.check import judge, result_type
 from dsv4core_conformance.compare import Mismatch, require
 from dsv4core_conformance.contracts import CONTRACTS
+from dsv4core_conformance.families._calls import TURNED
 from dsv4core_conformance.hosts import Arguments, cloned, dtype_name, storage_bytes, to_numpy
 from dsv4core_conformance.inputs import make
 from dsv4core_conformance.reference.byte_map import fields
 from dsv4core_conformance.reference.ops import REFERENCE
+from dsv4core_conformance.reference.ops.fused_inv_rope_fp8_quant import quantised
 from dsv4core_conformance.subject import Subject
 
 Results = list[Tensor | None]
@@ -182,6 +184,104 @@ def attention_result(s: Subject, op: str, spoil: Spoil, words: tuple[str, ...]) 
     _rejected(op, before, after, results, *words)
 
 
+def _one_head_turned(after: Arguments, results: Results) -> None:
+    o = results[0]
+    assert o is not None
+    o.view(3, 4, 512)[1, 2] = o.view(3, 4, 512)[1, 3].clone()
+
+
+def _forwards(after: Arguments, results: Results) -> None:
+    o = results[0]
+    assert o is not None
+    tail = o.view(3, 4, 512)[:, :, 448:]
+    tail[..., 1::2] = -tail[..., 1::2].float()
+
+
+def _nan_turned(after: Arguments, results: Results) -> None:
+    o = results[0]
+    assert o is not None
+    o.flatten()[7:8] = torch.nan
+
+
+def _empty_turned(after: Arguments, results: Results) -> None:
+    o = results[0]
+    assert o is not None
+    o.view(3, 4, 512)[2, 0, 5] = 1.0
+
+
+def _groups_swapped(after: Arguments, results: Results) -> None:
+    for result in results:
+        assert result is not None
+        plain = result.view(torch.uint8) if result.element_size() == 1 else result
+        plain.copy_(plain.flip(1).clone())
+
+
+def _scale_twice(after: Arguments, results: Results) -> None:
+    o, scales = results
+    assert o is not None and scales is not None
+    o.copy_((o.float() / 2).to(o.dtype))
+    if scales.dtype == torch.float32:
+        scales *= 2
+    else:
+        scales += 0x01010101
+
+
+def _bytes_reversed(after: Arguments, results: Results) -> None:
+    scales = results[1]
+    assert scales is not None
+    plain = scales.contiguous().view(torch.uint8).view(-1, 4)
+    plain.copy_(plain.flip(1).clone())
+
+
+def _no_power(after: Arguments, results: Results) -> None:
+    assert results[1] is not None
+    results[1].mul_(1.01)
+
+
+def _scales_gone(after: Arguments, results: Results) -> None:
+    results[1] = None
+
+
+def _scales_there(after: Arguments, results: Results) -> None:
+    results[1] = torch.ones(3, 2, 8)
+
+
+EVERY, CODED = ("none", "f32", "ue8m0x4"), ("f32", "ue8m0x4")
+TURNED_FAULTS: tuple[tuple[str, tuple[str, ...], Spoil, tuple[str, ...]], ...] = (
+    ("one_head", EVERY, _one_head_turned, ("token 1, head 2",)),
+    ("forwards", EVERY, _forwards, ("of token", "bound")),
+    ("nan", EVERY, _nan_turned, ("NaN",)),
+    ("empty_row", EVERY, _empty_turned, ("exactly 0",)),
+    ("type", EVERY, lambda after, results: results.insert(0, _wider(results.pop(0))), ("expected",)),
+    ("missing", EVERY, lambda after, results: results.pop(), ("2 results expected",)),
+    ("groups_swapped", CODED, _groups_swapped, ("token 0",)),
+    ("scale_twice", CODED, _scale_twice, ("scale of token",)),
+    ("scales_gone", CODED, _scales_gone, ("result 1",)),
+    ("no_power_of_two", ("f32",), _no_power, ("powers of two",)),
+    ("bytes_reversed", ("ue8m0x4",), _bytes_reversed, ("scale of token",)),
+    ("scales_there", ("none",), _scales_there, ("result 1", "nothing")),
+)
+
+
+@case(
+    "suite/mutant/turned/{fault}",
+    fault=[
+        {"name": f"{name}_{format}", "format": format, "spoil": spoil, "words": words}
+        for name, formats, spoil, words in TURNED_FAULTS
+        for format in formats
+    ],
+    catches=("B12",),
+)
+def turned_result(s: Subject, format: str, spoil: Spoil, words: tuple[str, ...]) -> None:
+    """A right result is accepted in every format; one that is off, of another form or scale is found."""
+    op, options = TURNED, {"lens": [20, 7, 0], "extra": None, "sink": "zero", "positions": [9, 70, 200]}
+    before, after, results = _right(op, **options, scale_format=format)
+    error = judge(op, before, after, results)
+    require(error <= CONTRACTS[op].bound, f"{op}: the reference is {error:.1e} away from itself")
+    spoil(after, results)
+    _rejected(op, before, after, results, *words)
+
+
 def _worst_for_best(row: Tensor, before: Arguments) -> None:
     missing = next(n for n in range(int(before["context_lens"][0])) if n not in row.tolist())
     row[0] = missing
@@ -220,6 +320,8 @@ def _right(op: str, **options: Any) -> tuple[Arguments, Arguments, Results]:
         o, lse, _ = given
         after["out"].copy_(torch.from_numpy(o))
         given = [lse]
+    elif contract.kind == "turned":
+        return before, after, _rounded(before, given[0])
     elif contract.kind == "list":
         given = [_best(*given)]
     elif contract.kind in ("logits", "matmul"):
@@ -227,6 +329,14 @@ def _right(op: str, **options: Any) -> tuple[Arguments, Arguments, Results]:
     words = [result_type(word, before) for word in contract.results]
     results = [_typed(value, words[i] if i < len(words) else "") for i, value in enumerate(given)]
     return before, after, results
+
+
+def _rounded(a: Arguments, o: np.ndarray) -> Results:
+    """An exact turned output as the op returns it. Shapes: f64 [T, H, 512]"""
+    if a["scale_format"] == "none":
+        return [torch.from_numpy(o).to(a["q"].dtype), None]
+    codes, scales = quantised(o.astype(np.float32), a["groups"], a["scale_format"])
+    return [torch.from_numpy(codes).view(torch.float8_e4m3fn), torch.from_numpy(scales)]
 
 
 def _typed(value: np.ndarray | None, word: str) -> Tensor | None:

@@ -14,6 +14,7 @@ from dsv4core_conformance.families._calls import (
     INDEX_LAYOUTS,
     INDEXER,
     MAIN_LAYOUTS,
+    TURNED,
     between,
     produced,
     refused,
@@ -286,3 +287,17 @@ def finite_pages(s: Subject, op: str, options: dict[str, Any], layout: str) -> N
         nan = (0x80,) if layout.endswith("fnuz") else (0x7F, 0xFF)
         require(not np.isin(codes, nan).any(), f"{op}: {value} gave a code that is NaN")
         require(((turned & 0x7F80) != 0x7F80).all(), f"{op}: {value} gave a bf16 that is no finite number")
+
+
+@case(
+    "op/{op}/poison/{layout}/{pattern}",
+    op=(TURNED,), layout=MAIN_LAYOUTS, pattern=("ff", "inf32"), catches=("D1", "D2", "A6"),
+)  # fmt: skip
+def turned_unlisted_rows(s: Subject, op: str, layout: str, pattern: str) -> None:
+    """Rows that no list names: NaN there changes no bit, of the output and of codes and scales."""
+    options = {"layout": layout, "tokens": 4, "window": 20, "extra": 9, "holes": 0.2, "place": PLACE}
+    for format in ("none", "f32"):
+        clean, spoiled = (make(op, **options, scale_format=format) for _ in "ab")
+        _spoil_decode(spoiled, pattern)
+        expected = s.check(op, clean).results
+        same_bytes(f"{op}: {pattern} in unlisted rows", s.check(op, spoiled).results, expected)

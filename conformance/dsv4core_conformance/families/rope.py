@@ -14,6 +14,7 @@ from dsv4core import AttentionConfig, AttentionWeights
 from dsv4core_conformance.case import case
 from dsv4core_conformance.compare import require, same_storage, same_values
 from dsv4core_conformance.contracts import CONTRACTS
+from dsv4core_conformance.families._calls import ROUNDED, TURNED
 from dsv4core_conformance.hosts import Moved, cloned, dtype_name, storage_bytes, to_numpy
 from dsv4core_conformance.inputs import make
 from dsv4core_conformance.inputs.numbers import Numbers, frequencies, integers, table_rows, tensor
@@ -221,3 +222,19 @@ def softmax_scale(s: Subject) -> None:
     for preset in ("v4-flash", "v4-pro", "tiny"):
         scale = AttentionConfig.preset(preset).softmax_scale
         require(scale == 512**-0.5, f"{preset}: softmax scale {scale}, expected {512**-0.5}")
+
+
+@case(
+    "op/{op}/rope/{kind}_positions_{within}",
+    op=(TURNED,), kind=("main", "compress"), within=tuple(RANGES), catches=("F1", "F2", "F3", "F5", "C11"),
+)  # fmt: skip
+def turned_at_positions(s: Subject, op: str, kind: str, within: str) -> None:
+    """Attention turned back by each query's own position, and not at all at position 0."""
+    positions = _positions(within, 6)
+    positions[0] = 0
+    rows, places = np.unique(positions, return_inverse=True)
+    for format in ROUNDED:
+        a = make(op, tokens=6, heads=2, sink="none", scale_format=format)
+        # The table is read by its rows alone, so one with these rows is as good as one a million long.
+        a["cos_sin"], a["positions"] = tensor(table_rows(kind, rows)), integers(places.reshape(-1))
+        s.check(op, a)

@@ -8,7 +8,15 @@ import torch
 from dsv4core_conformance.case import case
 from dsv4core_conformance.compare import require, same_attention
 from dsv4core_conformance.contracts import ATTENTION_BOUND
-from dsv4core_conformance.families._calls import ATTENTION, produced, refused, same_bytes, value_checks
+from dsv4core_conformance.families._calls import (
+    ATTENTION,
+    ROUNDED,
+    TURNED,
+    produced,
+    refused,
+    same_bytes,
+    value_checks,
+)
 from dsv4core_conformance.hosts import cloned, to_numpy
 from dsv4core_conformance.inputs import make
 from dsv4core_conformance.inputs.draws import sinks
@@ -155,3 +163,27 @@ def sink_many_heads(s: Subject, op: str) -> None:
     produced(s, op, swapped)
     differs = (swapped["out"] != arguments["out"]).any(-1).any(0).nonzero().flatten().tolist()
     require(differs == [5, 121], f"{op}: swapping the sinks of heads 5 and 121 changed heads {differs[:16]}")
+
+
+@case(
+    "op/{op}/sink/{value}_{format}",
+    op=(TURNED,), value=VALUES, format=ROUNDED, catches=("C1", "C2", "C4"),
+)  # fmt: skip
+def turned_sink(s: Subject, op: str, value: str, format: str) -> None:
+    """The sink is in what is turned back and rounded, with few keys and with many."""
+    for seed, width in enumerate((1, 5, 70)):
+        options = {"heads": HEADS, "window": width, "sink": value, "seed": seed}
+        s.check(op, make(op, **options, scale=0.01, spread=0.5, scale_format=format))
+        s.check(op, make(op, **options, scale_format=format))
+
+
+@case("op/{op}/sink/extremes_{format}", op=(TURNED,), format=ROUNDED, catches=("C4",))
+def turned_sink_extremes(s: Subject, op: str, format: str) -> None:
+    """Sinks of either infinity and huge size, each in its own head: +inf gives 0 and the smallest scale."""
+    extremes = [-np.inf, np.inf, 1e30, -1e30, 0.0, -0.0, 60.0, -60.0, 3.4e38, -3.4e38]
+    o = s.check(op, make(op, heads=len(extremes), sink=extremes, scale_format=format)).results[0]
+    assert o is not None
+    found = to_numpy(o).reshape(len(o), len(extremes), 512)
+    for head in (1, 2, 8):
+        zero = (found[:, head] == 0) | (found[:, head] == (0 if format == "none" else 0x80))
+        require(zero.all(), f"{op}: head {head} has a sink of {extremes[head]}: its output must be 0")

@@ -19,6 +19,7 @@ from dsv4core_conformance.inputs import (
     fused_inv_rope_fp8_quant,
     fused_q_kv_rmsnorm,
     fused_qnorm_rope_kv_insert,
+    fused_sparse_decode_inv_rope,
     grouped_output_projection,
     indexer_logits,
     indexer_topk,
@@ -49,6 +50,7 @@ MAKERS: dict[str, Callable[..., dict[str, Any]]] = {
     "sparse_prefill": sparse_prefill.make,
     "inverse_rope": inverse_rope.make,
     "fused_inv_rope_fp8_quant": fused_inv_rope_fp8_quant.make,
+    "fused_sparse_decode_inv_rope": fused_sparse_decode_inv_rope.make,
     "grouped_output_projection": grouped_output_projection.make,
     "linear": linear.make,
 }

@@ -78,6 +78,14 @@ def _decode(d: Draw) -> Options:
     }  # fmt: skip
 
 
+def _decode_turned(d: Draw) -> Options:
+    groups = d.one(1, 2, 4, 8)
+    return {
+        **_decode(d), "heads": groups * d.size(1, 3), "groups": groups, "table": d.one("main", "compress"),
+        "scale_format": d.one("none", "f32", "ue8m0x4"), "positions": d.one(10, 3000),
+    }  # fmt: skip
+
+
 def _prefill(d: Draw) -> Options:
     return {
         "tokens": d.size(1, 40), "heads": d.size(1, 20), "window": d.size(1, 260), "keys": d.size(1, 400),
@@ -184,6 +192,7 @@ _OPTIONS: dict[str, Callable[[Draw], Options]] = {
         "ue8m0x4"),
         "values": d.one(*_VALUES), "positions": d.one(10, 3000),
     },
+    "fused_sparse_decode_inv_rope": _decode_turned,
     "grouped_output_projection": lambda d: {
         "tokens": d.size(1, 70), "heads": 8, "groups": d.one(1, 2, 4, 8), "lora": d.size(1, 140),
         "o": d.one(d.act(), "e4m3_f32", "e4m3_ue8m0x4"), "weight": d.one("bf16", "u8", "e8m0",

@@ -43,6 +43,7 @@ PAGES = {
     "indexer_logits": ("k_cache",),
     "sparse_indexer": ("k_cache",),
     "sparse_decode": ("swa_cache", "extra_cache"),
+    "fused_sparse_decode_inv_rope": ("swa_cache", "extra_cache"),
 }
 """Arguments that are pages, by op."""
 

@@ -110,7 +110,7 @@ MUTANTS = (
         "the suite looks at the median of all heads: one wrong head does not show",
         (
             Edit(
-                "dsv4core_conformance.compare:_worst",
+                "dsv4core_conformance.compare:worst_head",
                 "    i = int(np.argmax(ratio))\n",
                 "    ratio = np.full_like(ratio, np.median(ratio))\n    i = int(np.argmax(ratio))\n",
             ),

@@ -8,6 +8,7 @@ _CONFIG = "dsv4core.config:AttentionConfig.layer"
 _MAIN = '"main", self.rope_theta, None)'
 _COMPRESSED = '"compress", self.compress_rope_theta, self.yarn)'
 _COMPRESS = "dsv4core.ops.compress_norm_rope_store:compress_norm_rope_store"
+_TURNED = "dsv4core.ops.fused_sparse_decode_inv_rope:fused_sparse_decode_inv_rope"
 _FUSED = "dsv4core.ops.fused_qnorm_rope_kv_insert:fused_qnorm_rope_kv_insert"
 
 MUTANTS = (
@@ -153,6 +154,34 @@ MUTANTS = (
                 "dsv4core.ops.inverse_rope:inverse_rope",
                 "rotate_tail(o, cos_sin[positions].unsqueeze(1), inverse=True)",
                 "o.clone()",
+            ),
+        ),
+    ),
+    Mutant(
+        "turned_output_turned_forwards",
+        ("C11",),
+        "rope",
+        "op/fused_sparse_decode_inv_rope/rope/main_positions_near",
+        "decode that turns back as well turns by the position once more instead of back",
+        (
+            Edit(
+                _TURNED,
+                "inverse_rope(o, positions, cos_sin)",
+                "inverse_rope(o, positions, torch.cat((cos_sin[:, :32], -cos_sin[:, 32:]), 1))",
+            ),
+        ),
+    ),
+    Mutant(
+        "turned_by_the_first_position",
+        ("C11",),
+        "rope",
+        "op/fused_sparse_decode_inv_rope/rope/compress_positions_past_65536",
+        "every token of a step is turned back by the position of the first",
+        (
+            Edit(
+                _TURNED,
+                "fused_inv_rope_fp8_quant(o, positions,",
+                "fused_inv_rope_fp8_quant(o, positions[:1].expand_as(positions),",
             ),
         ),
     ),

@@ -6,6 +6,7 @@ from dsv4core_conformance.mutants.engine import Edit, Mutant
 
 _DECODE = "dsv4core.ops.sparse_decode:sparse_decode"
 _PREFILL = "dsv4core.ops.sparse_prefill:sparse_prefill"
+_TURNED = "dsv4core.ops.fused_sparse_decode_inv_rope:fused_sparse_decode_inv_rope"
 _FUSED = "dsv4core.ops.fused_qnorm_rope_kv_insert:fused_qnorm_rope_kv_insert"
 
 MUTANTS = (
@@ -62,6 +63,29 @@ MUTANTS = (
         "op/sparse_decode/sink/unscaled/0.01",
         "the sink is taken for a logarithm of base 2 where decode works in base e",
         (Edit(_DECODE, "attn_sink, scale,", "attn_sink * 1.4426950408889634, scale,"),),
+    ),
+    Mutant(
+        "turned_decode_ignores_sinks",
+        ("C4",),
+        "sink",
+        "op/fused_sparse_decode_inv_rope/sink/five_ue8m0x4",
+        "decode that turns back as well accepts the sinks and never uses them",
+        (Edit(_TURNED, "attn_sink, o, scale=scale,", "attn_sink.clamp(max=-1e30), o, scale=scale,"),),
+    ),
+    Mutant(
+        "turned_groups_of_all_heads",
+        ("C8",),
+        "heads",
+        "op/fused_sparse_decode_inv_rope/heads/shards/2",
+        "codes of a group are those of every G-th head, as if the heads of a group were not adjacent",
+        (
+            Edit(
+                _TURNED,
+                "    return fused_inv_rope_fp8_quant(o, ",
+                "    o = o.unflatten(1, (-1, groups)).transpose(1, 2).flatten(1, 2)\n"
+                "    return fused_inv_rope_fp8_quant(o, ",
+            ),
+        ),
     ),
     Mutant(
         "padded_heads_not_inert",

@@ -9,7 +9,7 @@ from dsv4core.ops import OPS, OpImpl
 PRODUCTS = ("grouped_output_projection", "linear")
 """Plain matrix products: torch's own libraries are the better kernels."""
 
-KERNELS = tuple(name for name in OPS if name not in PRODUCTS)
+KERNELS = tuple(name for name, op in OPS.items() if name not in PRODUCTS and not op.optional)
 
 
 def kernels() -> dict[str, Callable[..., Any]]:
@@ -23,6 +23,6 @@ def products() -> dict[str, Callable[..., Any]]:
 
 
 def implementations() -> dict[str, OpImpl]:
-    """Op name -> implementation of every op: a Triton kernel, or torch for plain matrix products."""
+    """Op name -> implementation of all but optional ops: a Triton kernel, or torch for plain products."""
     found = {name: OpImpl(function, "triton") for name, function in kernels().items()}
     return found | {name: OpImpl(function, "torch") for name, function in products().items()}

@@ -1,4 +1,7 @@
-"""Attention of few tokens straight over pages of `fp8_ds_mla`: a cluster for a token and some heads."""
+"""Attention of few tokens straight over pages of `fp8_ds_mla`: a cluster for a token and some heads.
+
+Outputs come as they are, or turned back and rounded once, to bf16 or e4m3.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,10 @@ from functools import cache, lru_cache
 
 from torch import Tensor
 
+from dsv4core.ops import OPS
+from dsv4core.ops.fused_inv_rope_fp8_quant import FORMATS as SCALES
+from dsv4core.ops.fused_inv_rope_fp8_quant import NAME as QUANTISED
+from dsv4core.ops.fused_sparse_decode_inv_rope import UNQUANTISED
 from dsv4core_cuda.cutedsl._build import Program
 from dsv4core_cuda.flashmla import Pages
 
@@ -16,6 +23,10 @@ MOST_BLOCKS = 9
 """Blocks of a cluster at most where the device is asked: 1152 keys are nine tiles."""
 ALONE = 120 << 10
 """Bytes of shared memory of which a multiprocessor has one block's; every form takes more."""
+ANGLES = 256
+"""Bytes of a position's cosines and sines, which a form has in shared memory that turns outputs back."""
+FORMATS = (UNQUANTISED, *SCALES)
+"""What `decode_turned` stores: bf16 without scales, or e4m3 and scales."""
 PROBE = Program("check", "qff", (), 32)
 ARGUMENTS = "q" * 10 + "f" + "q" * 8 + "i" * 8 + "qqi"
 
@@ -56,17 +67,20 @@ class Form:
 
 
 @cache
-def program(heads: int, blocks: int) -> Program:
-    """The kernel for so many heads of a block and blocks of a cluster."""
+def program(heads: int, blocks: int, scale_format: str = "") -> Program:
+    """The kernel for so many heads of a block and blocks of a cluster; one of FORMATS turns outputs back."""
     kind = KINDS[heads]
-    fold = heads * (12 * blocks + 4 * (blocks + 1))
+    fold = heads * (12 * blocks + 4 * (blocks + 1)) + (ANGLES if scale_format else 0)
     if kind.keys == 64:
         shared = 2 * 64 * 1024 + heads * 1024 + 2 * (heads * 128 + heads * 4 + 256)
     else:
         shared = kind.keys * 1024 + heads * (1024 + 2 * kind.keys + 96)
-    constants = (blocks,) if kind.keys == 64 else (heads, blocks)
+    sizes, formats = (
+        (blocks,) if kind.keys == 64 else (heads, blocks),
+        (scale_format,) if scale_format else (),
+    )
     alone, shared = kind.keys == 64, shared + fold
-    return Program(kind.kernel, ARGUMENTS, constants, kind.threads, shared, blocks, alone, early=True)
+    return Program(kind.kernel, ARGUMENTS, sizes + formats, kind.threads, shared, blocks, alone, early=True)
 
 
 def cut(heads: int, width: int, blocks: int) -> Form:
@@ -111,7 +125,10 @@ def room_of(device: int) -> Room:
 
 def programs(arch: str) -> dict[str, Program]:
     """A program of every number of heads, for ahead-of-time compilation; its matrix products are SM90's."""
-    return {f"{n} heads a block": program(n, 5) for n in KINDS} if arch == "sm_90a" else {}
+    if arch != "sm_90a":
+        return {}
+    names = {"": "", **{found: f", turned back, scales {found}" for found in FORMATS}}
+    return {f"{n} heads a block{name}": program(n, 5, found) for n in KINDS for found, name in names.items()}
 
 
 def reciprocal(rows: int) -> tuple[int, int]:
@@ -128,6 +145,38 @@ def decode(
 
     `form` is one of one's own, to measure.
     """
+    lse = sink.new_empty(q.shape[0], q.shape[1])
+    results = out.data_ptr(), lse.data_ptr(), out.stride(0), out.stride(1)
+    _start((), q, swa, extra, sink, results, scale, alike, form)
+    return lse
+
+
+def decode_turned(
+    q: Tensor, swa: Pages, extra: Pages | None, sink: Tensor, positions: Tensor, cos_sin: Tensor,
+    scale: float, groups: int, scale_format: str, alike: bool = False, form: Form | None = None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """`fused_sparse_decode_inv_rope` over pages and angles that are 16-byte aligned; the rest as `decode`.
+
+    Outputs of a token lie head behind head whatever the groups are, and so do scales.
+    """
+    out: Tensor
+    scales: Tensor | None
+    if scale_format == UNQUANTISED:
+        out, scales = q.new_empty(q.shape), None
+    else:
+        out, scales = OPS[QUANTISED].fake(q, positions, cos_sin, groups=groups, scale_format=scale_format)
+    positions = positions.contiguous()
+    beside = 0 if scales is None else scales.data_ptr()
+    results = out.data_ptr(), beside, positions.data_ptr(), cos_sin.data_ptr()
+    _start((scale_format,), q, swa, extra, sink, results, scale, alike, form)
+    return out, scales
+
+
+def _start(
+    formats: tuple[str, ...], q: Tensor, swa: Pages, extra: Pages | None, sink: Tensor,
+    results: tuple[int, int, int, int], scale: float, alike: bool, form: Form | None,
+) -> None:  # fmt: skip
+    """Launch a form; `results`: out, then lse and two strides, with a format scales, positions, angles."""
     tokens, heads, _ = q.shape
     more = extra or swa
     width, extra_width = swa.slots.shape[1], extra.slots.shape[1] if extra else 0
@@ -135,14 +184,12 @@ def decode(
     if form is None:
         form = (fixed if alike else fastest)(tokens, heads, width + extra_width, room_of(device))
     (part, shift), (extra_part, extra_shift) = reciprocal(swa.rows), reciprocal(more.rows)
-    lse = sink.new_empty(tokens, heads)
-    program(form.heads, form.blocks).on(device)(
+    out, beside, third, fourth = results
+    program(form.heads, form.blocks, *formats).on(device)(
         (form.blocks, heads // form.heads, tokens),
         q.data_ptr(), swa.cache.data_ptr(), swa.slots.data_ptr(), swa.lens.data_ptr(), more.cache.data_ptr(),
-        more.slots.data_ptr(), more.lens.data_ptr(), sink.data_ptr(), out.data_ptr(), lse.data_ptr(), scale,
-        q.stride(0), q.stride(1), out.stride(0), out.stride(1), swa.cache.stride(0), more.cache.stride(0),
-        swa.slots.stride(0), more.slots.stride(0), swa.cache.shape[0] * swa.rows,
-        more.cache.shape[0] * more.rows, width, extra_width, swa.rows, more.rows, heads, form.tiles, part,
-        extra_part, shift | extra_shift << 6,
+        more.slots.data_ptr(), more.lens.data_ptr(), sink.data_ptr(), out, beside, scale, q.stride(0),
+        q.stride(1), third, fourth, swa.cache.stride(0), more.cache.stride(0), swa.slots.stride(0),
+        more.slots.stride(0), swa.cache.shape[0] * swa.rows, more.cache.shape[0] * more.rows, width,
+        extra_width, swa.rows, more.rows, heads, form.tiles, part, extra_part, shift | extra_shift << 6,
     )  # fmt: skip
-    return lse

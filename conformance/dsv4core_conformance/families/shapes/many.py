@@ -79,6 +79,7 @@ def many_decodes(s: Subject) -> None:
 THOUSAND: dict[str, dict[str, Any]] = {
     "sparse_decode": {"heads": 2, "window": 9, "extra": 5},
     "sparse_prefill": {"heads": 2, "window": 9},
+    "fused_sparse_decode_inv_rope": {"heads": 2, "window": 9, "extra": 5},
     "indexer_logits": {"heads": 2, "lens": [(7 * t) % 70 for t in range(1100)], "requests": 20},
     "sparse_indexer": {"heads": 2, "lens": [(7 * t) % 70 for t in range(1100)], "requests": 20},
     "fused_qnorm_rope_kv_insert": {"heads": 1},

@@ -50,6 +50,16 @@ TIED = {
         "q.2",
     ),
     "sparse_prefill": ("indices", "lens", "attn_sink", "out", "out.1", "out.2", "q.2", "kv.1"),
+    "fused_sparse_decode_inv_rope": (
+        "swa_slots",
+        "swa_lens",
+        "extra_slots",
+        "extra_lens",
+        "attn_sink",
+        "positions",
+        "cos_sin.1",
+        "q.2",
+    ),
     "grouped_output_projection": ("wo_a", "wo_a.1", "o.2"),
     "linear": ("weight.1", "x.1"),
 }

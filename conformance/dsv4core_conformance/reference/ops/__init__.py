@@ -19,6 +19,7 @@ from . import (
     fused_inv_rope_fp8_quant,
     fused_q_kv_rmsnorm,
     fused_qnorm_rope_kv_insert,
+    fused_sparse_decode_inv_rope,
     grouped_output_projection,
     indexer_logits,
     indexer_topk,
@@ -49,6 +50,7 @@ REFERENCE: dict[str, Callable[[dict[str, Any], dict[str, str]], list[Any]]] = {
     "sparse_prefill": sparse_prefill.expected,
     "inverse_rope": inverse_rope.expected,
     "fused_inv_rope_fp8_quant": fused_inv_rope_fp8_quant.expected,
+    "fused_sparse_decode_inv_rope": fused_sparse_decode_inv_rope.expected,
     "grouped_output_projection": grouped_output_projection.expected,
     "linear": linear.expected,
 }

@@ -5,6 +5,7 @@ from cutlass import Float32, Int32, Int64, cute
 
 from dsv4core_cuda.cutedsl.kernels._cluster import exp2, peer, read_peer
 from dsv4core_cuda.cutedsl.kernels._listed_rows import load_word
+from dsv4core_cuda.cutedsl.kernels._numerics import choose
 from dsv4core_cuda.cutedsl.kernels._ptx import (
     bits,
     from_bits,
@@ -57,12 +58,13 @@ def shares(ml, weights, sink, h, HEADS: cutlass.Constexpr, BLOCKS: cutlass.Const
 
 @cute.jit
 def add_blocks(
-    read, weights, to, head_stride, thread, rank,
+    read, weights, to, thread, rank,
     HEADS: cutlass.Constexpr, BLOCKS: cutlass.Constexpr, THREADS: cutlass.Constexpr,
 ):  # fmt: skip
     """Add what the cluster's blocks have for this one's part of the channels: halves in order, then both.
 
-    `read` is where they lie: a `Whole` or a `Packed`.
+    `read` is where they lie, a `Whole` or a `Packed`; `to` what is stored of them and where, `Rows` or
+    `_turned.Turned`. A thread's units are the same channels of several heads, a warp's are 128 of one head.
     """
     HALF: cutlass.Constexpr = (BLOCKS + 1) // 2
     UNITS: cutlass.Constexpr = HEADS * 128
@@ -85,11 +87,26 @@ def add_blocks(
                 halves[c // HALF] = [a + b * weight for a, b in zip(half, values, strict=True)]
             share = read_f32(weights + (BLOCKS * HEADS + head) * 4, 1)[0]
             x = [(a + b) * share for a, b in zip(*halves, strict=True)]
-            at = to + Int64(head) * head_stride * 2
-            stores = read.stores(at, unit % 128, pair_bf16(x[0], x[1]), pair_bf16(x[2], x[3]))
+            stores = to.stores(read, head, unit, x)
             if unit < UNITS:
                 for place, words in stores:
                     store_words(place, words)
+            to.put_scale(head, unit, unit < UNITS)
+
+
+class Rows:
+    """Outputs as bf16: 512 channels of a head from `out` on, `stride` elements from one head to the next."""
+
+    def __init__(self, out, stride):
+        self.out, self.stride = out, stride
+
+    def stores(self, read, head, unit, x):
+        """What is stored of a unit's four outputs, and where."""
+        at = self.out + Int64(head) * self.stride * 2
+        return read.stores(at, unit % 128, pair_bf16(x[0], x[1]), pair_bf16(x[2], x[3]))
+
+    def put_scale(self, head, unit, there):
+        """There is none."""
 
 
 class Whole:
@@ -112,6 +129,14 @@ class Whole:
     def stores(self, to, unit, low, high):
         """Where in a head's row at `to` the unit's two pairs of bf16 go."""
         return [(to + unit * 8, [low, high])]
+
+    def in_order(self, low, high, unit):
+        """Codes of the unit's two pairs, in a thread each of a warp, as words in the order of channels."""
+        return low | (high << 16)
+
+    def pairs(self, unit):
+        """Which of the last 64 channels' pairs the unit of the last 16 has."""
+        return [unit * 2, unit * 2 + 1]
 
 
 class Packed:
@@ -149,3 +174,16 @@ class Packed:
         """Where in a head's row at `to` the unit's two pairs of bf16 go."""
         at = to + (unit // 4 * 16 + unit % 4 * 2) * 2
         return [(at, [low]), (at + 16, [high])]
+
+    def in_order(self, low, high, unit):
+        """Codes of the unit's two pairs, in a thread each of a warp, as words in the order of channels."""
+        word, of_both = low | (high << 16), unit % 32 & ~3 | unit % 2 * 2
+        first, second = [cute.arch.shuffle_sync(word, of_both + i) for i in range(2)]
+        return choose(
+            Int32, unit % 4 < 2, permuted(first, second, "0x5410"), permuted(first, second, "0x7632")
+        )
+
+    def pairs(self, unit):
+        """Which of the last 64 channels' pairs the unit of the last 16 has."""
+        first = unit // 4 * 8 + unit % 4
+        return [first, first + 4]

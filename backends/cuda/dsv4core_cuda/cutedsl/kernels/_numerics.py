@@ -107,6 +107,11 @@ def rotate(even, odd, cos, sin):
     return sub(mul(even, cos), mul(odd, sin)), add(mul(even, sin), mul(odd, cos))
 
 
+def rotate_back(even, odd, cos, sin):
+    """Turn a pair back (CA1 rule 5)."""
+    return add(mul(even, cos), mul(odd, sin)), sub(mul(odd, cos), mul(even, sin))
+
+
 def unpack_bf16(word):
     """The two bf16 of an i32, widened."""
     return from_bits(word << 16), from_bits(word & Int32(-65536))

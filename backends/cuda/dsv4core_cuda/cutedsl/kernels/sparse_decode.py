@@ -12,7 +12,7 @@ from cutlass import BFloat16, Float32, Int32, Int64, cute
 from cutlass.cute.nvgpu import warpgroup
 
 from dsv4core_cuda.cutedsl.kernels._cluster import ceil, exp2, peer, write_peer
-from dsv4core_cuda.cutedsl.kernels._fold import LOG2E, SUMS, Whole, add_blocks, read_f32, shares
+from dsv4core_cuda.cutedsl.kernels._fold import LOG2E, SUMS, Rows, Whole, add_blocks, read_f32, shares
 from dsv4core_cuda.cutedsl.kernels._listed_rows import asked, located
 from dsv4core_cuda.cutedsl.kernels._ptx import (
     bits,
@@ -26,6 +26,7 @@ from dsv4core_cuda.cutedsl.kernels._ptx import (
     write_shared,
 )
 from dsv4core_cuda.cutedsl.kernels._rows import fetch, spread
+from dsv4core_cuda.cutedsl.kernels._turned import ANGLES, Turned, bring_angles
 
 KEYS = 128
 THREADS = 256
@@ -108,11 +109,13 @@ def kernel(
     stride: Int64, extra_stride: Int64, slot_stride: Int64, extra_slot_stride: Int64,
     limit: Int32, extra_limit: Int32, width: Int32, extra_width: Int32, rows: Int32, extra_rows: Int32,
     heads: Int32, tiles: Int32, part: Int64, extra_part: Int64, shifts: Int32, HEADS: cutlass.Constexpr,
-    BLOCKS: cutlass.Constexpr,
+    BLOCKS: cutlass.Constexpr, FORMAT: cutlass.Constexpr = "",
 ):  # fmt: skip
     """A block: HEADS heads of token blockIdx.z, `tiles` tiles of keys.
 
-    Strides in elements, of pages in bytes.
+    Strides in elements, of pages in bytes. With a FORMAT (`_turned.Turned`) outputs are turned back and lie
+    one behind the other: `lse` is then where scales go, `out_stride` and `out_head_stride` are the addresses
+    of positions and of cosines and sines.
     """
     thread = cute.arch.thread_idx()[0]
     rank, group, t = cute.arch.block_idx()
@@ -126,6 +129,9 @@ def kernel(
     red_ptr = smem.allocate_array(Float32, 24 * HEADS, byte_alignment=16)
     ml_ptr = smem.allocate_array(Float32, BLOCKS * SUMS * HEADS, byte_alignment=16)
     weight_ptr = smem.allocate_array(Float32, (BLOCKS + 1) * HEADS, byte_alignment=16)
+    angles = 0
+    if cutlass.const_expr(FORMAT):
+        angles = Int32(smem.allocate_array(Float32, ANGLES, byte_alignment=16).toint())
     atom = warpgroup.make_smem_layout_atom(warpgroup.SmemLayoutAtomKind.K_SW128, BFloat16)
     k_layout = cute.tile_to_shape(atom, (KEYS, 512), (0, 1))
     q_layout = cute.tile_to_shape(atom, (HEADS, 512), (0, 1))
@@ -147,6 +153,8 @@ def kernel(
     wait_turn()
     place = rank * tiles * KEYS + warp * 16 + lane % 16
     slot, length = asked(place, t, main, entries)
+    if cutlass.const_expr(FORMAT):  # with the queries' copies, whose end is waited for
+        bring_angles(angles, out_stride, out_head_stride, t, thread)
 
     k_major, mn_major = warpgroup.OperandMajorMode.K, warpgroup.OperandMajorMode.MN
     types, shape = (BFloat16, BFloat16), ((2, 1, 1), (64, HEADS))
@@ -240,10 +248,14 @@ def kernel(
 
     if thread < HEADS:
         natural = shares(ml, weights, sink + Int64(group * HEADS + thread) * 4, thread, HEADS, BLOCKS)
-        if rank == 0:
+        if cutlass.const_expr(not FORMAT) and rank == 0:
             store_words(lse + (Int64(t) * heads + group * HEADS + thread) * 4, [bits(natural)])
     cute.arch.sync_threads()
-    to_out = out + (Int64(t) * out_stride + Int64(group * HEADS) * out_head_stride) * 2
-    add_blocks(Whole(keys, BLOCKS), weights, to_out, out_head_stride, thread, rank, HEADS, BLOCKS, THREADS)
+    read = Whole(keys, BLOCKS)
+    if cutlass.const_expr(FORMAT):
+        to = Turned(read, angles, out, lse, Int64(t) * heads + group * HEADS, thread, FORMAT)
+    else:
+        to = Rows(out + (Int64(t) * out_stride + Int64(group * HEADS) * out_head_stride) * 2, out_head_stride)
+    add_blocks(read, weights, to, thread, rank, HEADS, BLOCKS, THREADS)
     cute.arch.cluster_arrive_relaxed()  # what was read of the others has arrived: they may end
     cute.arch.cluster_wait()

@@ -11,7 +11,7 @@ from cutlass import BFloat16, Float32, Int32, Int64, cute
 from cutlass.cute.nvgpu import warpgroup
 
 from dsv4core_cuda.cutedsl.kernels._cluster import ceil, exp2, own_block, peer, write_peer
-from dsv4core_cuda.cutedsl.kernels._fold import LOG2E, SUMS, Packed, add_blocks, read_f32, shares
+from dsv4core_cuda.cutedsl.kernels._fold import LOG2E, SUMS, Packed, Rows, add_blocks, read_f32, shares
 from dsv4core_cuda.cutedsl.kernels._listed_rows import listed
 from dsv4core_cuda.cutedsl.kernels._ptx import (
     bits,
@@ -25,6 +25,7 @@ from dsv4core_cuda.cutedsl.kernels._ptx import (
     write_shared,
 )
 from dsv4core_cuda.cutedsl.kernels._rows import announce, fetch, spread
+from dsv4core_cuda.cutedsl.kernels._turned import ANGLES, Turned, bring_angles
 
 HEADS = 64
 KEYS = 64
@@ -111,8 +112,8 @@ def put_outputs(o, outputs, first, warp, lane, BLOCKS_N: cutlass.Constexpr):
 
 @cute.jit
 def finish(
-    outputs, ml, weights, sink, out, lse, thread, out_stride, out_head_stride, heads,
-    BLOCKS: cutlass.Constexpr,
+    outputs, ml, weights, sink, out, lse, thread, out_stride, out_head_stride, heads, angles,
+    BLOCKS: cutlass.Constexpr, FORMAT: cutlass.Constexpr,
 ):  # fmt: skip
     """Fold the cluster's blocks and write outputs.
 
@@ -120,17 +121,22 @@ def finish(
     """
     rank, group, t = own_block()
     first_head = group * HEADS
-    out = out + (Int64(t) * out_stride + Int64(first_head) * out_head_stride) * 2
-    lse = lse + (Int64(t) * heads + first_head) * 4
+    if cutlass.const_expr(not FORMAT):
+        out = out + (Int64(t) * out_stride + Int64(first_head) * out_head_stride) * 2
+        lse = lse + (Int64(t) * heads + first_head) * 4
     cute.arch.cluster_arrive()
     cute.arch.cluster_wait()
     if thread < HEADS:
         natural = shares(ml, weights, sink + Int64(first_head + thread) * 4, thread, HEADS, BLOCKS)
-        if rank == 0:
+        if cutlass.const_expr(not FORMAT) and rank == 0:
             store_words(lse + Int64(thread) * 4, [bits(natural)])
     cute.arch.sync_threads()
     read = Packed(outputs, BLOCKS, HEADS)
-    add_blocks(read, weights, out, out_head_stride, thread, rank, HEADS, BLOCKS, THREADS)
+    if cutlass.const_expr(FORMAT):
+        to = Turned(read, angles, out, lse, Int64(t) * heads + first_head, thread, FORMAT)
+    else:
+        to = Rows(out, out_head_stride)
+    add_blocks(read, weights, to, thread, rank, HEADS, BLOCKS, THREADS)
     cute.arch.cluster_arrive_relaxed()  # what was read of the others has arrived: they may end
     cute.arch.cluster_wait()
 
@@ -143,10 +149,13 @@ def kernel(
     stride: Int64, extra_stride: Int64, slot_stride: Int64, extra_slot_stride: Int64,
     limit: Int32, extra_limit: Int32, width: Int32, extra_width: Int32, rows: Int32, extra_rows: Int32,
     heads: Int32, tiles: Int32, part: Int64, extra_part: Int64, shifts: Int32, BLOCKS: cutlass.Constexpr,
+    FORMAT: cutlass.Constexpr = "",
 ):  # fmt: skip
     """A block: 64 heads of token blockIdx.z, up to `tiles` tiles of keys.
 
-    Strides in elements, of pages in bytes.
+    Strides in elements, of pages in bytes. With a FORMAT (`_turned.Turned`) outputs are turned back and lie
+    one behind the other: `lse` is then where scales go, `out_stride` and `out_head_stride` are the addresses
+    of positions and of cosines and sines.
     """
     thread = cute.arch.thread_idx()[0]
     rank, group, t = cute.arch.block_idx()
@@ -162,6 +171,9 @@ def kernel(
     mask_ptr = smem.allocate_array(Float32, STAGES * KEYS, byte_alignment=16)
     ml_ptr = smem.allocate_array(Float32, BLOCKS * SUMS * HEADS, byte_alignment=16)
     share_ptr = smem.allocate_array(Float32, (BLOCKS + 1) * HEADS, byte_alignment=16)
+    angles = 0
+    if cutlass.const_expr(FORMAT):
+        angles = Int32(smem.allocate_array(Float32, ANGLES, byte_alignment=16).toint())
     atom = warpgroup.make_smem_layout_atom(warpgroup.SmemLayoutAtomKind.K_SW128, BFloat16)
     k_layout = cute.tile_to_shape(atom, (KEYS, 512, STAGES), (0, 1, 2))
     q_layout = cute.tile_to_shape(atom, (HEADS, 512), (0, 1))
@@ -271,7 +283,8 @@ def kernel(
                     write_peer(to + HEADS * 4, rounded[r])
                     write_peer(to + HEADS * 8, exact[r])
         finish(
-            keys, ml, share, sink, out, lse, thread, out_stride, out_head_stride, heads, BLOCKS
+            keys, ml, share, sink, out, lse, thread, out_stride, out_head_stride, heads, angles, BLOCKS,
+            FORMAT,
         )  # fmt: skip
     elif role == 1:
         cute.arch.setmaxregister_increase(224)
@@ -279,6 +292,9 @@ def kernel(
         parts = [cute.make_tensor(o.iterator + c * 64, cute.make_layout(shape_o)) for c in range(3)]
         past = cute.make_rmem_tensor(2, Float32)
         o.fill(0.0)
+        if cutlass.const_expr(FORMAT):  # these wait for weights, longest of all
+            bring_angles(angles, out_stride, out_head_stride, t, thread - 128)
+            copies_commit()
         for i in cutlass.range(n, unroll=1):
             stage = i % STAGES
             meet(WEIGHTS + stage, 256)
@@ -297,11 +313,14 @@ def kernel(
             warpgroup.wait_group(0)
             if i + STAGES < n:
                 pass_by(EMPTY + stage, 512)
+        if cutlass.const_expr(FORMAT):
+            copies_wait(0)
         meet(QUERIES, 256)
         put_outputs(o, keys, 128, warp - 4, lane, 3)
         cute.arch.cluster_wait()
         finish(
-            keys, ml, share, sink, out, lse, thread, out_stride, out_head_stride, heads, BLOCKS
+            keys, ml, share, sink, out, lse, thread, out_stride, out_head_stride, heads, angles, BLOCKS,
+            FORMAT,
         )  # fmt: skip
     else:
         cute.arch.setmaxregister_decrease(80)
@@ -333,5 +352,6 @@ def kernel(
                 announce(next_row, next_scales, lane)
         cute.arch.cluster_wait()
         finish(
-            keys, ml, share, sink, out, lse, thread, out_stride, out_head_stride, heads, BLOCKS
+            keys, ml, share, sink, out, lse, thread, out_stride, out_head_stride, heads, angles, BLOCKS,
+            FORMAT,
         )  # fmt: skip
