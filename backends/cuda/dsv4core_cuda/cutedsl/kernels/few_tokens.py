@@ -40,7 +40,7 @@ GROWN = 0x7B807B80
 ROWS, SEGMENT = 128, 512
 WARPS, CHUNKS = ROWS // 16, SEGMENT // 128
 PARTS = 64 * ROWS // 16  # of 16 codes, of 64 inputs
-ORDER = ("c0 c1 t0 t1 t2 t3", "c2", "c3")
+ORDER = ("c0 t0 t1 t2 t3", "c1", "c2", "c3")
 """Groups of copies in the order in which they are asked for: codes and tokens of the n-th 128 inputs."""
 
 
