@@ -418,7 +418,7 @@ PTX = {
     "read_shared_i64": lambda address: read_wide(address)[0],
     "write_shared_i64": lambda address, x: write_wide(address, [x]),
     "load_words": lambda address, n: list(loaded(f"<{n}i", 4 * n, Int32)(address)),
-    "load_u8": loaded("<B", 1, Int32), "copy_ahead": copy_ahead, "copies_wait": copies_wait,
+    "copy_ahead": copy_ahead, "copies_wait": copies_wait,
     "copies_commit": lambda: device.now.groups.append(0), "permuted": permuted,
     "load_i32": loaded("<i", 4, Int32), "store_words": store_words, "load_i64": loaded("<q", 8, Int64),
     "sub": lambda a, b: np.float32(a) - np.float32(b), "pair_e4m3": pair_e4m3,

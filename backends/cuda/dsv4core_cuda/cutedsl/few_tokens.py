@@ -35,7 +35,7 @@ def reason_against(rows: int, inputs: int, everywhere: bool = False) -> str:
 @cache
 def program(width: int, blocks: int, byte: bool) -> Program:
     """The kernel for so many tokens and blocks of a cluster; `byte`: scales are UE8M0, not f32."""
-    shared = 1024 + width * (2 * SEGMENT + 4 * ROWS) + 16
+    shared = 1024 + SEGMENT * ROWS + width * (2 * SEGMENT + 4 * ROWS) + 32
     return Program("few_tokens", "qqqqqiii", (width, blocks, byte), 2 * ROWS, shared, blocks, alone=True)
 
 

@@ -221,12 +221,6 @@ def load_i64(address, *, loc=None, ip=None):
 
 
 @dsl_user_op
-def load_u8(address, *, loc=None, ip=None):
-    """A byte of global memory, loaded where this stands."""
-    return Int32(_asm(T.i32(), [Int64(address)], "ld.global.u8 $0, [$1];", "=r,l", loc, ip, effects=True))
-
-
-@dsl_user_op
 def load_u8_pair(address, *, loc=None, ip=None):
     """Two bytes of global memory in one i32, at an even address."""
     text = "{.reg .b16 t; ld.global.b16 t, [$1]; cvt.u32.u16 $0, t;}"
