@@ -6,9 +6,9 @@ medians of CUDA graphs of many calls that together touch 256 MB, ways taking tur
 to cut the work too. Builds are called raw, with a schedule that is made once. `alone`: whether a row has the
 bits of a batch of one.
 
-`--turned` times other things, without builds: the kernels that turn outputs back and round them once beside
-those that do not and the kernel behind them that does (`inverse_rope`, `fused_inv_rope_fp8_quant`). Their
-outputs are held against float64, too, turned forward again; a code may be half a step away.
+`--turned` times what a layer wants: outputs turned back, by our kernels in one and by each decode, ours and
+the builds', with the kernel behind it (`inverse_rope`, `fused_inv_rope_fp8_quant`). These outputs are held
+against float64, too, turned forward again; a code may be half a step away.
 """
 
 from __future__ import annotations
@@ -103,6 +103,11 @@ def decode(libraries: list[Library], heads: int, extra: int, batch: int, cuts: b
     return lines
 
 
+def raw_of(library: Library, schedule: Any, call: Arguments) -> Tensor:
+    """A build's decode."""
+    return raw(library, call, schedule)
+
+
 def values(call: Arguments, found: tuple[Tensor, Tensor | None] | Tensor) -> Tensor:
     """What outputs turned back stand for, turned forward in f32. Shapes: -> f32 [T, H, 512]."""
     out, scales = found if isinstance(found, tuple) else (found, None)
@@ -114,13 +119,18 @@ def values(call: Arguments, found: tuple[Tensor, Tensor | None] | Tensor) -> Ten
     return rotate_tail(x, call["cos_sin"][call["positions"]].unsqueeze(1))
 
 
-def apart(decode: Callable[..., Tensor], call: Arguments, scale_format: str) -> Any:
-    """Attention, and what stands behind it."""
-    given = {name: call[name] for name in call if name not in ("positions", "cos_sin")}
-    out, angles = op(decode, given), (call["positions"], call["cos_sin"])
+def behind(out: Tensor, call: Arguments, scale_format: str) -> Any:
+    """What stands behind attention."""
+    angles = (call["positions"], call["cos_sin"])
     if scale_format == "none":
         return kernel("inverse_rope")(out, *angles)
     return kernel("fused_inv_rope_fp8_quant")(out, *angles, groups=GROUPS, scale_format=scale_format)
+
+
+def apart(decode: Callable[[Arguments], Tensor], call: Arguments, scale_format: str) -> Any:
+    """Attention, and what stands behind it."""
+    given = {name: call[name] for name in call if name not in ("positions", "cos_sin")}
+    return behind(decode(given), call, scale_format)
 
 
 def joined(fused: Callable[..., Any], call: Arguments, scale_format: str) -> Any:
@@ -129,7 +139,7 @@ def joined(fused: Callable[..., Any], call: Arguments, scale_format: str) -> Any
     return fused(**given, groups=GROUPS, scale_format=scale_format)
 
 
-def turned(heads: int, extra: int, batch: int) -> list[str]:
+def turned(libraries: list[Library], heads: int, extra: int, batch: int) -> list[str]:
     """Lines of one shape, outputs turned back; nan where an output is wrong."""
     calls = decode_calls(batch, heads, extra, "fp8_ds_mla")
     angles = torch.rand(POSITIONS, 32, device="cuda") * 6.3
@@ -138,12 +148,17 @@ def turned(heads: int, extra: int, batch: int) -> list[str]:
         positions = torch.randint(0, POSITIONS, (batch,), device="cuda")
         call |= {"positions": positions, "cos_sin": cos_sin}
     own = ClusterDecode(torch.cuda.get_device_capability(), any_batch=True)
-    decode = ops.sparse_decode(None, kernel("sparse_decode"), own)
+    decodes: dict[str, Callable[[Arguments], Tensor]] = {
+        "apart": partial(op, ops.sparse_decode(None, kernel("sparse_decode"), own))
+    }
+    for library in libraries:
+        decodes[library.name] = partial(raw_of, library, library.schedule())
     fused = ops.fused_sparse_decode_inv_rope(OPS["fused_sparse_decode_inv_rope"].body, own)
     ways: dict[str, Callable[[Arguments], Callable[[], Any]]] = {}
     gaps: dict[str, float] = {}
     for scale_format in sparse_decode.FORMATS:
-        ways[f"{scale_format},apart"] = lambda c, f=scale_format: partial(apart, decode, c, f)
+        for name, decode in decodes.items():
+            ways[f"{scale_format},{name}"] = lambda c, d=decode, f=scale_format: partial(apart, d, c, f)
         ways[f"{scale_format},in one"] = lambda c, f=scale_format: partial(joined, fused, c, f)
     for name, way in ways.items():
         gap = error(calls[0], values(calls[0], way(calls[0])()))
@@ -153,11 +168,12 @@ def turned(heads: int, extra: int, batch: int) -> list[str]:
     lines: list[str] = []
     for name, gap in gaps.items():
         us = host = faster = float("nan")
-        two = f"{name.partition(',')[0]},apart"
+        others = [n for n in times if n.split(",")[0] == name.split(",")[0] and not n.endswith("in one")]
+        best = min(others, key=lambda n: times[n][0].spread.median) if others else ""
         if name in times:
             series, started = times[name]
             us, host = 1e6 * series.spread.median, 1e6 * started
-            faster = times[two][0].over(series).median if two in times else faster
+            faster = times[best][0].over(series).median if best else faster
         lines.append(f"{heads},{128 + extra},{batch},{name},{us:.1f},{host:.1f},{faster:.2f},{gap:.1e}")
     return lines
 
@@ -167,13 +183,14 @@ def main(arguments: list[str]) -> int:
     places = dict(a.split("=", 1) for a in arguments if "=" in a)
     libraries = [build(name, Path(folder)) for name, folder in places.items()]
     print(f"# {torch.cuda.get_device_name()}, torch {torch.__version__}, {' '.join(sys.argv)}")
-    back = "--turned" in arguments
-    kinds = ("scales,way", "apart", "error") if back else ("way", "the best build", "error,alone")
+    kinds = ("way", "the best build", "error,alone")
+    lines = partial(decode, cuts="--cuts" in arguments)
+    if "--turned" in arguments:
+        kinds, lines = ("scales,way", "the best of two kernels", "error"), turned
     print("heads,keys,tokens,{},us,host_us,times as fast as {},{}".format(*kinds))
     for heads, extra in SHAPES:
         for batch in BATCHES:
-            shape = heads, extra, batch
-            for line in turned(*shape) if back else decode(libraries, *shape, "--cuts" in arguments):
+            for line in lines(libraries, heads, extra, batch):
                 print(line, flush=True)
             torch.cuda.empty_cache()
     return 0
