@@ -78,7 +78,7 @@ class DeepseekV4CUDAAttention(OpsAttention):
         swa = self._listed(pages.swa, plan.swa_slots, plan.swa_lens, plan.rows["swa"])
         if self.cluster.against(q, swa, extra):
             return None
-        return super().attend_turned(q, selected, pages, plan, cos_sin)
+        return self.over_pages_turned(q, selected, pages, plan, cos_sin)
 
     def attend(self, q: Tensor, selected: Tensor | None, pages: LayerCache, plan: BatchPlan) -> Tensor:
         """All rows of a step; rows of one sort come back in FlashMLA's own result."""
