@@ -39,7 +39,7 @@ KINDS = {"window": 0, "ratio 4": 2, "ratio 128": 3}
 CONTEXTS = {"8K": 8192, "128K": 131072, "1M": 1048576}
 BATCHES = (1, 32, 128)
 LAYERS = 4  # of a graph of several
-APART = ", turned back apart"
+APART = " turned back apart"
 PROMPT, CHUNK = 131072, 8192
 SHARES = {
     "attention": r"mla|splitkv|combine|sparse_(attention|decode)|sched_meta|clean_list|weigh|use_kept|hopper",
