@@ -48,21 +48,18 @@ class OpsAttention(DeepseekV4Attention):
             self.attn_sink, out, **self._how(plan),
         )  # fmt: skip
 
-    def attend_turned(
+    def over_pages_turned(
         self, q: Tensor, selected: Tensor | None, pages: LayerCache, plan: BatchPlan, cos_sin: Tensor
     ) -> tuple[Tensor, Tensor | None] | None:
-        """One op for a step of decode rows alone, where the backend has code of its own for it."""
+        """`attend_turned` by the optional op, for a class that wants it: it is nobody's default.
+
+        None unless every row is a decode row, no head is padded and the backend has code of its own for it.
+        Shapes: q [T, H, 512] -> what `turn` returns.
+        """
         alone = 0 < plan.num_decode_tokens == q.shape[0] and self.padded_heads == self.heads
         if not alone or not self.turns_itself:
             return None
         slots, lens = self.entries(selected, plan)
-        return self.over_pages_turned(q, slots, lens, pages, plan, cos_sin)
-
-    def over_pages_turned(
-        self, q: Tensor, slots: Tensor | None, lens: Tensor | None, pages: LayerCache, plan: BatchPlan,
-        cos_sin: Tensor,
-    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        """That op. Shapes: q [T, H, 512]; slots, lens of `entries` -> what `turn` returns."""
         return self.ops.fused_sparse_decode_inv_rope(
             q, pages.swa, plan.swa_slots, plan.swa_lens, pages.compressed, slots, lens, self.attn_sink,
             plan.positions, cos_sin, **self._how(plan), groups=self.config.o_groups,

@@ -34,7 +34,7 @@ class Op:
     """One op of the contract. `body` is the portable torch implementation and reads as the specification.
 
     An `optional` op is two others in one: a backend that lacks it lacks nothing, and a layer takes it only
-    where a backend brings its own.
+    where its class wants it and the backend brings its own.
     """
 
     name: str

@@ -27,10 +27,16 @@ def flat(steps: list[list[str]]) -> set[str]:
     return {name for step in steps for name in step}
 
 
+class Turning(OpsAttention):
+    """A layer that wants the op."""
+
+    attend_turned = OpsAttention.over_pages_turned
+
+
 class Counted:
     """A backend whose ops are portable bodies under functions of its own; `calls` are those of a step."""
 
-    def __init__(self, own: bool, layer: type[DeepseekV4Attention] | None = None) -> None:
+    def __init__(self, own: bool, layer: type[DeepseekV4Attention] | None = Turning) -> None:
         self.calls: list[str] = []
         ops = {name: self.counted(name) for name in OPS if own or name != FUSED}
         provider = SimpleNamespace(name="counted", device_type="cpu", ops=ops, attention_class=layer)
@@ -79,7 +85,7 @@ def test_steps_of_decode_rows_alone_take_the_op(kind: str, quant: str | None) ->
         assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
 
 
-def test_the_portable_body_is_never_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_the_portable_body_nor_what_nobody_wants_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
     call = BoundOp.call
 
@@ -92,6 +98,7 @@ def test_the_portable_body_is_never_taken(monkeypatch: pytest.MonkeyPatch) -> No
     for new in MIXED:
         world.step(new)
     Counted(False).run("csa")
+    Counted(True, None).run("csa")  # nobody wanted it
     assert "sparse_decode" in called and FUSED not in called
 
 
@@ -115,7 +122,7 @@ def test_a_compiled_step_takes_it_too(quant: str | None) -> None:
 
 
 def test_padded_heads_take_two_ops() -> None:
-    class Padded(OpsAttention):
+    class Padded(Turning):
         @property
         def padded_heads(self) -> int:
             return self.heads + 4
@@ -163,10 +170,10 @@ def test_a_class_with_a_step_of_its_own_is_not_passed_over(replaced: dict[str, A
         called.append(name)
         return step(self, *args, **kwargs)
 
-    _, steps, _ = Counted(True, type("Own", (OpsAttention,), {name: counted})).run("csa")
+    _, steps, _ = Counted(True, type("Own", (Turning,), {name: counted})).run("csa")
     assert called and FUSED not in flat(steps)
-    asked = {name: counted, "attend_turned": OpsAttention.attend_turned}
-    _, steps, _ = Counted(True, type("Both", (OpsAttention,), asked)).run("csa")
+    asked = {name: counted, "attend_turned": OpsAttention.over_pages_turned}
+    _, steps, _ = Counted(True, type("Both", (Turning,), asked)).run("csa")
     assert FUSED in flat(steps)
 
 

@@ -52,7 +52,8 @@ def test_on_is_native_where_there_is_a_kernel(native) -> None:
     backend = CpuBackend({})
     torch_only = {name for name, impl in backend.ops.items() if impl.provider == "torch"}
     assert backend.native is not None and backend.native.level in loader.LEVELS
-    assert torch_only == {"linear", "grouped_output_projection"}
+    optional = {name for name, op in OPS.items() if op.optional}
+    assert torch_only == {"linear", "grouped_output_projection"} | optional
 
 
 @pytest.mark.parametrize("setting", [{"native": "on"}, {"level": "sse"}])
