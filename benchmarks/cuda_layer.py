@@ -190,9 +190,7 @@ def measured(attention: Any, name: str, batch: int, label: str) -> Iterator[str]
 
     def way(tokens: int, provider: Any, joined: bool = True) -> Tensor:
         attention.stream_tokens, attention.flash = tokens, provider
-        vars(attention).pop("attend_turned", None)
-        if not joined:  # attention, and behind it what turns its result back
-            attention.attend_turned = lambda *of: None
+        attention.fuse_output = joined  # else attention, and behind it what turns its result back
         return step()
 
     ways = {"one stream": partial(way, 0, flash)}
@@ -215,8 +213,7 @@ def measured(attention: Any, name: str, batch: int, label: str) -> Iterator[str]
         if what == "one stream":
             yield f"{start},sum of kernels,{sum(spent.values()):.1f}"
             yield from (f"{start},of it {kind},{us:.1f}" for kind, us in spent.items())
-    attention.flash = flash
-    vars(attention).pop("attend_turned", None)
+    attention.flash, attention.fuse_output = flash, False
 
 
 def memory(attention: Any, name: str) -> Iterator[str]:

@@ -30,6 +30,7 @@ class DeepseekV4CUDAAttention(OpsAttention):
         provider = backend.provider
         self.flash, self.schedules, self.cluster = provider.flash, provider.schedules, provider.cluster
         self.streams, self.stream_tokens = provider.streams, provider.stream_tokens
+        self.fuse_output = provider.fuse_output
         super().__init__(config, layer, weights, backend)
 
     @cached_property
@@ -65,11 +66,13 @@ class DeepseekV4CUDAAttention(OpsAttention):
     def attend_turned(
         self, q: Tensor, selected: Tensor | None, pages: LayerCache, plan: BatchPlan, cos_sin: Tensor
     ) -> tuple[Tensor, Tensor | None] | None:
-        """Our own decode kernel turns back as well, where it is who decodes a step of decode rows alone.
+        """Where asked, our own decode kernel turns back as well, if it is who decodes a step.
 
         Not where bits may not depend on the batch: beside prefill rows the same row would be rounded twice.
         """
-        if torch.compiler.is_compiling() or self.cluster is None or self.cluster.invariant:
+        if not self.fuse_output or torch.compiler.is_compiling():
+            return None
+        if self.cluster is None or self.cluster.invariant:
             return None
         listed, extra = plan.c128_slots if selected is None else selected, None
         if listed is not None and pages.compressed is not None and self.group is not None:

@@ -38,6 +38,7 @@ class CudaBackend:
     `settings`: "attention" (DSV4CORE_CUDA_ATTENTION) is auto, triton, or flashmla, which refuses to do
     without it and pads any number of heads, or cutedsl: our own decode kernel for every batch;
     "batch_invariant" (DSV4CORE_CUDA_BATCH_INVARIANT) is 1 for decode whose bits do not depend on the batch;
+    "fuse_output" (DSV4CORE_CUDA_FUSE_OUTPUT) is 1 for layers that take `fused_sparse_decode_inv_rope`;
     "stream_tokens" (DSV4CORE_CUDA_STREAM_TOKENS) is the number of tokens up to which a layer forks side
     streams; "kernels" (DSV4CORE_CUDA_KERNELS) is auto, cutedsl or triton (`cutedsl.install`). `flash` and
     `cluster` are who attends before Triton, or None; `reason` says why, also why no other build of FlashMLA,
@@ -54,7 +55,8 @@ class CudaBackend:
         self.ops["grouped_output_projection"] = OpImpl(products.grouped_output_projection, "torch")
         self.ops |= self._cutedsl()
         self.stream_tokens = _count(self.settings.get("stream_tokens", ""), STREAM_TOKENS)
-        self.batch_invariant = _switch(self.settings.get("batch_invariant", ""))
+        self.batch_invariant = _switch("BATCH_INVARIANT", self.settings.get("batch_invariant", ""))
+        self.fuse_output = _switch("FUSE_OUTPUT", self.settings.get("fuse_output", ""))
         self.streams, self.schedules = SideStreams(), Schedules()
         self.flash, self.reason = self._flashmla()
         self.cluster, self.cluster_reason = self._cluster()
@@ -167,7 +169,7 @@ def _count(text: str, default: int) -> int:
     return int(text)
 
 
-def _switch(text: str) -> bool:
+def _switch(name: str, text: str) -> bool:
     if text not in ("", "0", "1"):
-        raise ConfigError(f"DSV4CORE_CUDA_BATCH_INVARIANT={text}: expected 0 or 1")
+        raise ConfigError(f"DSV4CORE_CUDA_{name}={text}: expected 0 or 1")
     return text == "1"

@@ -34,7 +34,12 @@ class Cluster:
 
 
 def run(
-    monkeypatch: pytest.MonkeyPatch, cluster: Cluster | None, layer: int = 1, own: bool = True, heads: int = 0
+    monkeypatch: pytest.MonkeyPatch,
+    cluster: Cluster | None,
+    layer: int = 1,
+    own: bool = True,
+    heads: int = 0,
+    fuse: str = "1",
 ) -> tuple[list[bool], list[int]]:
     """Whether each step took the op, and how wide its second list was."""
     calls: list[str] = []
@@ -50,7 +55,7 @@ def run(
         return call
 
     monkeypatch.setattr(backend_module, "_on_device", lambda fewest, invariant: (None, "none here"))
-    provider = CudaBackend({"attention": "triton"})
+    provider = CudaBackend({"attention": "triton", "fuse_output": fuse})
     provider.device_type, provider.cluster = "cpu", cluster
     provider.ops = {name: counted(name) for name in OPS if own or name != FUSED}
     made = Backend(SPEC, provider, provider.ops)
@@ -87,6 +92,8 @@ def test_steps_of_decode_rows_that_the_kernel_takes(layer: int, monkeypatch: pyt
 
 def test_steps_that_take_two_ops(monkeypatch: pytest.MonkeyPatch) -> None:
     none = [False] * len(STEPS)
+    for fuse in ("", "0"):
+        assert run(monkeypatch, Cluster(), fuse=fuse)[0] == none  # nobody asked
     assert run(monkeypatch, None)[0] == none  # no such kernel
     assert run(monkeypatch, Cluster(("too many rows",)))[0] == none
     assert run(monkeypatch, Cluster(invariant=True))[0] == none  # beside prefill rows bits would differ

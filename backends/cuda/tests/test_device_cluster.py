@@ -241,7 +241,7 @@ def test_a_layer_with_the_op_and_without(index: int, quant: str | None) -> None:
     weights = AttentionWeights.random(config, index, 3).to(DEVICE)
     layers = [get_backend("cuda").attention(config, index, weights) for _ in range(2)]
     assert layers[0].cluster is not None
-    layers[1].attend_turned = lambda *args: None
+    layers[0].fuse_output = True  # as DSV4CORE_CUDA_FUSE_OUTPUT=1 does
     calls: list[Any] = []
     turned = layers[0].over_pages_turned
     layers[0].over_pages_turned = lambda *args: calls.append(args) or turned(*args)

@@ -199,7 +199,12 @@ def test_the_backend_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen.ops["sparse_prefill"].provider == "triton (DSV4CORE_CUDA_ATTENTION=triton)"
     with pytest.raises(BackendUnavailableError, match="interprets kernels"):
         CudaBackend({"attention": "flashmla"})
-    for wrong in ({"attention": "cutlass"}, {"stream_tokens": "many"}, {"batch_invariant": "yes"}):
+    for wrong in (
+        {"attention": "cutlass"},
+        {"stream_tokens": "many"},
+        {"batch_invariant": "yes"},
+        {"fuse_output": "2"},
+    ):
         with pytest.raises(ConfigError, match=next(iter(wrong)).upper()):
             CudaBackend(wrong)
 
