@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -318,6 +319,8 @@ def send(address: Any, xs: Any, barrier: Any) -> None:
     device.copy(end)
 
 
+products_of: Counter[str] = Counter()
+"""Products of 64 rows that groups have taken, by what they are of."""
 THREADS = np.arange(128)
 ROWS, COLUMNS = THREADS // 32 * 16 + THREADS % 32 // 4, THREADS % 4 * 2
 
@@ -333,6 +336,7 @@ def products(rows: Any, descriptor: Any, kind: str, size: int = 64) -> Any:
         return (x.astype(np.uint32) << 16).view(np.float32)
 
     def combine(brought: list[Any]) -> list[Any]:
+        products_of[kind] += 1
         held = np.array([[int(w) & 0xFFFFFFFF for w in r] for r, _ in brought], np.uint32).view(np.uint16)
         a = np.zeros((64, 128))
         for i in range(64):
@@ -353,10 +357,49 @@ def products(rows: Any, descriptor: Any, kind: str, size: int = 64) -> Any:
     return of_group("products", (rows, descriptor), combine)
 
 
+def whole_products(rows: Any, descriptor: Any) -> Any:
+    """As `products`, of signed bytes, in whole numbers."""
+    block = device.now.block
+
+    def combine(brought: list[Any]) -> list[Any]:
+        products_of["bytes"] += 1
+        held = np.array([[int(w) & 0xFFFFFFFF for w in r] for r, _ in brought], np.uint32).view(np.int8)
+        a = np.zeros((64, 128), np.int64)
+        for i in range(64):
+            step, word, byte = i // 16, i // 4 % 4, i % 4
+            a[ROWS + 8 * (word % 2), 32 * step + 16 * (word // 2) + 2 * COLUMNS + byte] = held[:, i]
+        (d,) = {int(d) & (1 << 64) - 1 for _, d in brought}
+        at = ((d & 0x3FFF) << 4) - BASE
+        if (at + BASE) % 1024 or d >> 14 != ((1 << 16) | (64 << 32) | (1 << 62)) >> 14:
+            raise Fault(f"a descriptor {d:#x}")
+        n, chunk = np.arange(64)[:, None], np.arange(8)[None]
+        b = block.bytes[at : at + 8192].reshape(64, 8, 16)[n, chunk ^ n % 8].reshape(64, 128)
+        found = a @ b.view(np.int8).astype(np.int64).T
+        places = [(8 * (i // 2 % 2), 8 * (i // 4) + i % 2) for i in range(32)]
+        return [[Int32(found[ROWS[t] + row, COLUMNS[t] + column]) for row, column in places] for t in THREADS]
+
+    return of_group("whole products", (rows, descriptor), combine)
+
+
 def permuted(a: Any, b: Any, order: str) -> Any:
-    """Of bytes whose signs nobody asks for."""
-    both = (int(b) & 0xFFFFFFFF) << 32 | int(a) & 0xFFFFFFFF
-    return Int32(sum((both >> 8 * (int(order, 16) >> 4 * i & 7) & 255) << 8 * i for i in range(4)))
+    return looked_up(a, b, int(order, 16))
+
+
+def looked_up(a: Any, b: Any, order: Any) -> Any:
+    both = ((int(b) & 0xFFFFFFFF) << 32 | int(a) & 0xFFFFFFFF).to_bytes(8, "little")
+    nibbles = [int(order) >> 4 * i & 15 for i in range(4)]
+    return Int32(int.from_bytes(bytes(both[n] if n < 8 else both[n & 7] // 128 * 255 for n in nibbles), "little"))
+
+
+def mul_clamped(a: Any, b: Any) -> Any:
+    found = np.float32(a) * np.float32(b)
+    return np.float32(0.0) if np.isnan(found) else np.clip(found, np.float32(0.0), np.float32(1.0))
+
+
+def read_byte(address: Any) -> Any:
+    device.rest()
+    block = device.now.block
+    return Int32(block.bytes[block.place(address, 1)])
 
 
 read_words, write_words = accesses("i", 4)
@@ -374,6 +417,7 @@ PTX = {
     "load_words": lambda address, n: list(loaded(f"<{n}i", 4 * n, Int32)(address)),
     "load_u8": loaded("<B", 1, Int32), "copy_ahead": copy_ahead, "copies_wait": copies_wait,
     "copies_commit": lambda: device.now.groups.append(0), "permuted": permuted,
+    "looked_up": looked_up, "mul_clamped": mul_clamped, "read_shared_u8": read_byte,
     "load_i32": loaded("<i", 4, Int32), "store_words": store_words,
 }  # fmt: skip
 ASYNC = {
@@ -383,6 +427,7 @@ ASYNC = {
     "count_global": count_global, "tell_global": count_global, "look_global": loaded("<4i", 16, Int32),
     "store_i64": lambda address, x: words(*device.memory.at(address, 8), "<q", Int64(x)),
     "look_i64": loaded("<q", 8, Int64), "pause": lambda nanoseconds: device.sleep(), "products": products,
+    "whole_products": whole_products,
     "products_begin": lambda rows, others, columns: products(rows, others, "bf16", columns),
     "products_end": same, "barrier_expect": lambda address, size: device.arrive(address, size),
     "pair_mul_f16": pair_mul_f16, "shifted_down": lambda x, n: Int64((int(x) & (1 << 64) - 1) >> int(n)),

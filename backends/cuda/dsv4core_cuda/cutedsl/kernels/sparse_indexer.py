@@ -1,7 +1,7 @@
 """Scores of index entries and the k best of them: pages stream through shared memory, scores never leave it.
 
 Blocks share a token's pages. In each, four groups of 128 threads score a page each at a time, one warp
-fetches pages, and one keeps the least score that can still be among the k best: the blocks of a token count
+fetches pages, two look at pages in mxfp4 before they are scored, and one keeps the least score that can still be among the k best: the blocks of a token count
 what they have seen by magnitude (1,024 bins) in global memory, so each knows of the others. What is not below
 it goes to a list; the last block of a token to end chooses among what the lists of all hold at the end.
 """
@@ -34,7 +34,17 @@ from dsv4core_cuda.cutedsl.kernels._best import (
     together,
     write_ascending,
 )
-from dsv4core_cuda.cutedsl.kernels._index_scores import FIRST, HEADS, SIZES, score_page, stage_queries
+from dsv4core_cuda.cutedsl.kernels._index_scores import (
+    FIRST,
+    FIT,
+    HEADS,
+    QUERIES,
+    SIZES,
+    score_page,
+    stage_queries,
+    stage_weights,
+)
+from dsv4core_cuda.cutedsl.kernels._index_whole import LOOKING, ROWS, look_at_pages
 from dsv4core_cuda.cutedsl.kernels._numerics import across, choose
 from dsv4core_cuda.cutedsl.kernels._ptx import (
     load_i32,
@@ -58,13 +68,13 @@ WORKSPACE = SIZES + 4
 """i32 that the blocks of a token share: bins, length of the common list, blocks that have ended."""
 CANDIDATES, ENDED = 4 * SIZES, 4 * SIZES + 4
 THREADS = TEAM + 128
-"""A group beside the team, half of it idle: registers are given to groups."""
+"""A group beside the team, in fp8 half of it idle: registers are given to groups."""
 
 
-def ready(wait):
+def ready(wait, MXFP4):
     """Before pages are read: barriers, counters and queries are there. The fetching warp does not wait."""
     meet = cute.arch.barrier if wait else cute.arch.barrier_arrive
-    meet(barrier_id=2, number_of_threads=TEAM + 64)
+    meet(barrier_id=2, number_of_threads=TEAM + (64 + 32 * LOOKING if MXFP4 else 64))
 
 
 def watched(wait):
@@ -225,14 +235,16 @@ def kernel(
     blocks = cute.arch.grid_dim()[0]
     warp = cute.arch.make_warp_uniform(thread // 32)
     queries = (shared_base() + 1023) & -1024
-    ring = queries + 16384
+    ring = queries + QUERIES + (QUERIES // 2 if MXFP4 else 0)
     entries = ring + STAGES * STAGE
     sizes = entries + 8 * CAPACITY
     bins = sizes + 8 * SIZES
     folded = bins + SCRATCH
-    full = folded + 4 * HEADS
+    rows = folded + (FIT + 16 if MXFP4 else 4 * HEADS)
+    full = rows + (ROWS * STAGES if MXFP4 else 0)
     empty = full + 8 * STAGES
-    flags = empty + 8 * STAGES
+    seen = empty + 8 * STAGES
+    flags = seen + 8 * STAGES
     counter = flags + 4 * STAGES
     least = counter + 4
     done = counter + 8
@@ -261,18 +273,26 @@ def kernel(
                     for s in cutlass.range_constexpr(STAGES):
                         barrier_start(full + 8 * s, 1)
                         barrier_start(empty + 8 * s, 4)
+                        if cutlass.const_expr(MXFP4):
+                            barrier_start(seen + 8 * s, 1)
                 barriers_visible()
                 cute.arch.sync_warp()
-                ready(False)
+                ready(False, MXFP4)
                 fetch_pages(
                     pages, first, ring, full, empty, flags, request, table, width, limit, column_stride,
                     cache, page_stride, STAGE, STAGES,
                 )  # fmt: skip
             if warp == 4 * GROUPS + 1:
-                ready(True)
+                ready(True, MXFP4)
                 watch(sizes, common, least, done, k)
                 if pages < SHORT:
                     watched(False)
+            if cutlass.const_expr(MXFP4):
+                if warp > 4 * GROUPS + 1:
+                    ready(True, MXFP4)
+                    look_at_pages(
+                        warp - (4 * GROUPS + 2), pages, folded + FIT, ring, full, seen, flags, rows, STAGE, STAGES
+                    )
         else:
             cute.arch.setmaxregister_increase(104)
             for i in cutlass.range_constexpr(2 * SIZES // TEAM):
@@ -282,20 +302,18 @@ def kernel(
                     write_shared(at, [Int32(value)])
             stage_queries(queries, q, q_scales, t, heads, thread, MXFP4)
             if thread < HEADS:
-                w = Int32(0)
-                if thread < heads:
-                    w = load_i32(weights + Int64(t) * weight_stride + Int64(thread * 4))
-                write_shared(folded + thread * 4, [w])
+                given = weights + Int64(t) * weight_stride
+                stage_weights(folded, given, q_scales, t, heads, thread, MXFP4)
             barriers_visible()
-            ready(True)
+            ready(True, MXFP4)
             group = warp // 4
             stage, parity = group, Int32(0)
             for begin in cutlass.range(0, pages, ROUND * GROUPS, unroll=1):
                 end = cutlass.min(begin + ROUND * GROUPS, pages)
                 for n in cutlass.range(begin + group, end, GROUPS, unroll=1):
                     score_page(
-                        stage, parity, (first + n) * 64, visible, ring, full, empty, flags, queries, folded,
-                        entries, counter, sizes, least, thread, STAGE, MXFP4, BYTE,
+                        stage, parity, (first + n) * 64, visible, ring, seen if MXFP4 else full, empty, flags,
+                        rows, queries, folded, entries, counter, sizes, least, thread, STAGE, MXFP4, BYTE,
                     )  # fmt: skip
                     stage = stage + GROUPS
                     if stage >= STAGES:
