@@ -388,7 +388,9 @@ def permuted(a: Any, b: Any, order: str) -> Any:
 def looked_up(a: Any, b: Any, order: Any) -> Any:
     both = ((int(b) & 0xFFFFFFFF) << 32 | int(a) & 0xFFFFFFFF).to_bytes(8, "little")
     nibbles = [int(order) >> 4 * i & 15 for i in range(4)]
-    return Int32(int.from_bytes(bytes(both[n] if n < 8 else both[n & 7] // 128 * 255 for n in nibbles), "little"))
+    return Int32(
+        int.from_bytes(bytes(both[n] if n < 8 else both[n & 7] // 128 * 255 for n in nibbles), "little")
+    )
 
 
 def mul_clamped(a: Any, b: Any) -> Any:

@@ -45,7 +45,9 @@ def decoded(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """The numbers of such rows."""
     halves = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12])
     values = halves[np.stack([codes & 15, codes >> 4], -1)].reshape(*codes.shape[:-1], 4, 32) / 2
-    return (values * np.exp2(scales[..., None].clip(1, 254).astype(np.float64) - 127)).reshape(*codes.shape[:-1], 128)
+    return (values * np.exp2(scales[..., None].clip(1, 254).astype(np.float64) - 127)).reshape(
+        *codes.shape[:-1], 128
+    )
 
 
 def differing(
@@ -81,7 +83,9 @@ def differing(
     if spreads:
         codes, q = q, decoded(q, scales)
     else:
-        codes = codes_e2m1(q) if mxfp4 else torch.from_numpy(q).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+        codes = (
+            codes_e2m1(q) if mxfp4 else torch.from_numpy(q).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+        )
     host_cutlass.products_of.clear()
     host_cutlass.device = device = Device(seed, late, restless)
     out = np.full((tokens, k), -7, np.int32)

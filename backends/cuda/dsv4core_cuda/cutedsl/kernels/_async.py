@@ -100,7 +100,7 @@ def look_i64(address, *, loc=None, ip=None):
 @dsl_user_op
 def pause(nanoseconds, *, loc=None, ip=None):
     """Let others run for about so long."""
-    _asm(None, [], f"nanosleep.u32 {nanoseconds};", "", loc, ip, effects=True)
+    _asm(None, [Int32(nanoseconds)], "nanosleep.u32 $0;", "r", loc, ip, effects=True)
 
 
 @dsl_user_op

@@ -183,9 +183,7 @@ def score_page(
     barrier_wait(there + stage * 8, parity)
     kind = read_shared(flags + stage * 4, 1)[0]
     if cutlass.const_expr(MXFP4):
-        one, other, scale = sums_mxfp4(
-            stage, at, rows, empty, queries, weights, kind, row, mine, part, lane
-        )
+        one, other, scale = sums_mxfp4(stage, at, rows, empty, queries, weights, kind, row, mine, part, lane)
     else:
         one, other, scale = sums_fp8(stage, at, empty, queries, weights, row, mine, part, lane, BYTE)
     # a lane of two keeps a row each

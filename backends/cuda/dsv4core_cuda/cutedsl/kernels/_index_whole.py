@@ -43,7 +43,11 @@ def spread(word):
     for i in range(1, 4):
         lowest = cutlass.min(lowest, (word >> (8 * i)) & 255)
     above = word - lowest * ONES
-    return lowest, above, ((above & (-1 - ONES * (SPREAD - 1))) == 0) & (lowest > 0) & (lowest <= 255 - SPREAD)
+    return (
+        lowest,
+        above,
+        ((above & (-1 - ONES * (SPREAD - 1))) == 0) & (lowest > 0) & (lowest <= 255 - SPREAD),
+    )
 
 
 def table(shift):
