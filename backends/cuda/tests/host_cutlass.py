@@ -325,9 +325,9 @@ THREADS = np.arange(128)
 ROWS, COLUMNS = THREADS // 32 * 16 + THREADS % 32 // 4, THREADS % 4 * 2
 
 
-def products(rows: Any, descriptor: Any, kind: str, size: int = 64) -> Any:
+def products(rows: Any, descriptor: Any, kind: str, before: Any = (), size: int = 64) -> Any:
     """What a group's 128 threads hold of 64 rows times `size` in shared memory, as `wgmma` lays them out."""
-    block = device.now.block
+    block, steps = device.now.block, len(rows) // 4
 
     def widened(x: np.ndarray) -> np.ndarray:
         return x.view(np.float16).astype(np.float64) if kind == "f16" else high(x).astype(np.float64)
@@ -336,25 +336,27 @@ def products(rows: Any, descriptor: Any, kind: str, size: int = 64) -> Any:
         return (x.astype(np.uint32) << 16).view(np.float32)
 
     def combine(brought: list[Any]) -> list[Any]:
-        products_of[kind] += 1
-        held = np.array([[int(w) & 0xFFFFFFFF for w in r] for r, _ in brought], np.uint32).view(np.uint16)
-        a = np.zeros((64, 128))
-        for i in range(64):
+        products_of[kind] += steps / 8
+        held = np.array([[int(w) & 0xFFFFFFFF for w in r] for r, *_ in brought], np.uint32).view(np.uint16)
+        a = np.zeros((64, 16 * steps))
+        for i in range(8 * steps):
             step, word, half = i // 8, i // 2 % 4, i % 2
             column = 16 * step + COLUMNS + 8 * (word // 2) + half
             a[ROWS + 8 * (word % 2), column] = widened(held[:, i].copy())
-        (d,) = {int(d) & (1 << 64) - 1 for _, d in brought}
-        at = ((d & 0x3FFF) << 4) - BASE
+        (d,) = {int(d) & (1 << 64) - 1 for _, d, _ in brought}
+        at, blocks = ((d & 0x3FFF) << 4) - BASE, steps // 4
         if (at + BASE) % 1024 or d >> 14 != ((1 << 16) | (64 << 32) | (1 << 62)) >> 14:
             raise Fault(f"a descriptor {d:#x}")
         n, chunk = np.arange(size)[:, None], np.arange(8)[None]
-        parts = block.bytes[at : at + size * 256].reshape(2, size, 8, 16)
+        parts = block.bytes[at : at + size * 128 * blocks].reshape(blocks, size, 8, 16)
         b = np.concatenate([part[n, chunk ^ n % 8].reshape(size, 128) for part in parts], 1).copy()
-        found = (a @ widened(b.view(np.uint16)).T).astype(np.float32)
+        found = a @ widened(b.view(np.uint16)).T
         places = [(8 * (i // 2 % 2), 8 * (i // 4) + i % 2) for i in range(size // 2)]
-        return [[found[ROWS[t] + row, COLUMNS[t] + column] for row, column in places] for t in THREADS]
+        sums = [[found[ROWS[t] + row, COLUMNS[t] + column] for row, column in places] for t in THREADS]
+        earlier = [x or [0.0] * len(places) for *_, x in brought]
+        return [[np.float32(x + y) for x, y in zip(*pair, strict=True)] for pair in zip(sums, earlier, strict=True)]
 
-    return of_group("products", (rows, descriptor), combine)
+    return of_group("products", (rows, descriptor, before), combine)
 
 
 def whole_products(rows: Any, descriptor: Any) -> Any:
@@ -430,7 +432,7 @@ ASYNC = {
     "store_i64": lambda address, x: words(*device.memory.at(address, 8), "<q", Int64(x)),
     "look_i64": loaded("<q", 8, Int64), "pause": lambda nanoseconds: device.sleep(), "products": products,
     "whole_products": whole_products,
-    "products_begin": lambda rows, others, columns: products(rows, others, "bf16", columns),
+    "products_begin": lambda rows, others, columns: products(rows, others, "bf16", size=columns),
     "products_end": same, "barrier_expect": lambda address, size: device.arrive(address, size),
     "pair_mul_f16": pair_mul_f16, "shifted_down": lambda x, n: Int64((int(x) & (1 << 64) - 1) >> int(n)),
     "leading_zeros": lambda x: Int32(32 - (int(x) & 0xFFFFFFFF).bit_length()),

@@ -143,9 +143,13 @@ def sums_mxfp4(stage, at, rows, empty, queries, weights, kind, row, mine, part, 
         by_a = cutlass.max(a - top_a + 253, 0) << 7
         by_b = cutlass.max(b - top_b + 253, 0) << 7
         scale = from_bits(choose(Int32, part % 2 == 0, top_a, top_b) << 23)
-        steps = operands_mxfp4(upper, lower, by_a | (by_a << 16), by_b | (by_b << 16))
+        by_a, by_b = by_a | (by_a << 16), by_b | (by_b << 16)
         leave(empty, stage, lane)
-        dots = products(steps, DESCRIPTOR | (Int64(queries & 0x3FFFF) >> 4), "bf16")
+        address, dots = DESCRIPTOR | (Int64(queries & 0x3FFFF) >> 4), ()
+        for half in (0, 1):  # one after the other: registers
+            words = slice(2 * half, 2 * half + 2)
+            steps = operands_mxfp4(upper[words], lower[words], by_a, by_b)
+            dots = products(steps, address + 512 * half, "bf16", dots)
         sums = weighted(dots, weights, part, lambda x: larger(x, 0.0))
     return sums[0], sums[1], scale
 
