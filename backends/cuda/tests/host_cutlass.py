@@ -354,7 +354,10 @@ def products(rows: Any, descriptor: Any, kind: str, before: Any = (), size: int 
         places = [(8 * (i // 2 % 2), 8 * (i // 4) + i % 2) for i in range(size // 2)]
         sums = [[found[ROWS[t] + row, COLUMNS[t] + column] for row, column in places] for t in THREADS]
         earlier = [x or [0.0] * len(places) for *_, x in brought]
-        return [[np.float32(x + y) for x, y in zip(*pair, strict=True)] for pair in zip(sums, earlier, strict=True)]
+        return [
+            [np.float32(x + y) for x, y in zip(*pair, strict=True)]
+            for pair in zip(sums, earlier, strict=True)
+        ]
 
     return of_group("products", (rows, descriptor, before), combine)
 

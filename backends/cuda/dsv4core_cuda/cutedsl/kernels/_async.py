@@ -107,9 +107,9 @@ def pause(nanoseconds, *, loc=None, ip=None):
 def products(rows, queries, kind, before=(), *, loc=None, ip=None):
     """A warpgroup's 64 rows of channels times 64 rows in shared memory, waited for: 32 f32 a thread.
 
-    `rows`: a step of 4 words for each 16 channels, pairs of `kind` ("f16" or "bf16"). `queries`: the descriptor
-    of blocks of 64 channels, 8 KB each, rows of 128 bytes exchanged as `wgmma` wants them. `before`: what other
-    channels have given, 32 f32 that these are added to.
+    `rows`: a step of 4 words for each 16 channels, pairs of `kind` ("f16" or "bf16"). `queries`: the
+    descriptor of blocks of 64 channels, 8 KB each, rows of 128 bytes exchanged as `wgmma` wants them.
+    `before`: what other channels have given, 32 f32 that these are added to.
     """
     n = len(rows)
     out = ", ".join(f"${i}" for i in range(32))

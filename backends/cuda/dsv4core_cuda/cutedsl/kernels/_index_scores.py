@@ -81,8 +81,8 @@ def stage_queries(queries, q, q_scales, t, heads, thread, MXFP4: cutlass.Constex
 def stage_weights(weights, given, q_scales, t, heads, thread, MXFP4: cutlass.Constexpr):
     """The weights of a token's heads, a thread each, and 0 behind the last.
 
-    In mxfp4 those of products of bytes follow, what decodes keys, and for each warp whether its heads' queries
-    can be bytes.
+    In mxfp4 those of products of bytes follow, what decodes keys, and of each of the two warps whether the
+    queries of its heads can be bytes.
     """
     weight, scales = Int32(0), Int32(127 * ONES)
     if thread < heads:

@@ -1,8 +1,9 @@
 """Index rows in mxfp4 as whole numbers: products of bytes are exact and take half the time of bf16's.
 
-Codes of e2m1 are 0, 1, 2, 3, 4, 6, 8, 12 halves. Where the four scales of a row lie within a factor of 8, each
+Codes of e2m1 are 0, 1, 2, 3, 4, 6, 8, 12 halves. Where the four scales of a row lie within a factor of 8, a
 code becomes a byte, its halves times what its scale is above the row's lowest: 96 at most, and a dot product
-1,179,648. Rows of keys that spread further send their page to products of bf16, queries their token.
+1,179,648. A row of keys that spreads further sends its page to products of bf16, one of queries all pages of
+its token.
 
 Warps look at pages that have come before groups do, once for all: which scale is lowest, what the others are
 above it, and whether the page's rows can be bytes at all.

@@ -1,9 +1,10 @@
 """Scores of index entries and the k best of them: pages stream through shared memory, scores never leave it.
 
 Blocks share a token's pages. In each, four groups of 128 threads score a page each at a time, one warp
-fetches pages, two look at pages in mxfp4 before they are scored, and one keeps the least score that can still be among the k best: the blocks of a token count
-what they have seen by magnitude (1,024 bins) in global memory, so each knows of the others. What is not below
-it goes to a list; the last block of a token to end chooses among what the lists of all hold at the end.
+fetches pages, two look at pages in mxfp4 before a group does, and one keeps the least score that can still be
+among the k best: the blocks of a token count what they have seen by magnitude (1,024 bins) in global memory,
+so each knows of the others. What is not below it goes to a list; the last block of a token to end chooses
+among what the lists of all hold at the end.
 """
 
 import cutlass
@@ -294,11 +295,11 @@ def kernel(
                 watch(sizes, common, least, done, k, choose(Int32, pages < SHORT, 100, REST))
                 if pages < SHORT:
                     watched(False)
-            if cutlass.const_expr(MXFP4):
+            if cutlass.const_expr(MXFP4):  # noqa: SIM102 - the compiler decides this one
                 if warp > 4 * GROUPS + 1:
                     ready(True, MXFP4)
                     look_at_pages(
-                        warp - (4 * GROUPS + 2),
+                        warp - 4 * GROUPS - 2,
                         pages,
                         folded + FIT,
                         ring,
