@@ -50,6 +50,29 @@ def decoded(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
     )
 
 
+def bytes_differing() -> str:
+    """What is wrong with codes as bytes, at every place and shift, and with parts that are positive."""
+    from dsv4core_cuda.cutedsl.kernels import _index_whole as kernels
+
+    halves = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]
+    wrong: list[str] = []
+    for shift in range(kernels.SPREAD):
+        for code in range(16):
+            codes = [(code + 3 * i) % 16 for i in range(8)]
+            word = host_cutlass.Int32(sum(c << 4 * i for i, c in enumerate(codes)))
+            found = kernels.whole(word, kernels.table(shift))
+            if np.array(found, np.int64).astype(np.int32).view(np.int8).tolist() != [
+                halves[c] << shift for c in codes
+            ]:
+                wrong.append(f"{codes} times {1 << shift}")
+    most = 128 * (12 << 3) ** 2
+    for x in (0, 1, 2, 12345, most, -1, -2, -most):
+        positive = host_cutlass.mul_clamped(host_cutlass.from_bits(x), 2.0**127)
+        if positive != max(x, 0) / 2**22:
+            wrong.append(f"{x} becomes {positive}")
+    return ", ".join(wrong)
+
+
 def differing(
     layout: str, lens: list[int], k: int, parts: int, seed: int = 3,
     weights: tuple[float, ...] = (-1.0, 0.5, 2.0), heads: int = 2, stages: int = 0, late: bool = False,

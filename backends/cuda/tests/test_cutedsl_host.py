@@ -59,6 +59,13 @@ def product_differing(case: tuple[int, int, bool, int]) -> str:
     return of_product(*case)
 
 
+def bytes_differing() -> str:
+    """In a process of its own, too."""
+    from host_indexer import bytes_differing as of_codes
+
+    return of_codes()
+
+
 def differing(case: dict[str, Any]) -> str:
     """In a process of its own: modules are replaced there."""
     from host_indexer import differing as of_case
@@ -75,6 +82,10 @@ def elsewhere() -> Iterator[Executor]:
 @pytest.mark.parametrize("name", CASES)
 def test_lists_are_those_of_exact_scores(name: str, elsewhere: Executor) -> None:
     assert elsewhere.submit(differing, CASES[name]).result() == ""
+
+
+def test_codes_are_exact_as_bytes(elsewhere: Executor) -> None:
+    assert elsewhere.submit(bytes_differing).result() == ""
 
 
 def test_stages_that_groups_take_in_turn_end_in_a_fault(elsewhere: Executor) -> None:
