@@ -4,9 +4,9 @@ Type `python benchmarks/cuda_layer.py [window] [ratio4] [ratio128] [--contexts=8
 an NVIDIA device, or with `memory` for the peak of a prefill of 128K tokens in steps of 8K, beside what the
 layer says that it needs. Requests own their pages in shuffled order; the weights of a layer alone are several
 times the last-level cache, so every replay starts cold. Each shape is timed with side streams and without,
-once per provider of attention, and with our own decode kernel also without what turns its outputs back
-itself, in turns; `--quant=f32` quantises them. Kernels and the time between them are from torch's profiler,
-which makes a replay on several streams longer: "under the profiler" says by how much.
+once per provider of attention, and with our own decode kernel also where it turns its outputs back itself
+("fused"), in turns; `--quant=f32` quantises them. Kernels and the time between them are from torch's
+profiler, which makes a replay on several streams longer: "under the profiler" says by how much.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ KINDS = {"window": 0, "ratio 4": 2, "ratio 128": 3}
 CONTEXTS = {"8K": 8192, "128K": 131072, "1M": 1048576}
 BATCHES = (1, 32, 128)
 LAYERS = 4  # of a graph of several
-APART = " turned back apart"
+FUSED = " fused"
 PROMPT, CHUNK = 131072, 8192
 SHARES = {
     "attention": r"mla|splitkv|combine|sparse_(attention|decode)|sched_meta|clean_list|weigh|use_kept|hopper",
@@ -188,20 +188,20 @@ def measured(attention: Any, name: str, batch: int, label: str) -> Iterator[str]
     start = f"{name},{batch},{label}"
     yield f"{start},floor,{floor(step, config, layer, batch, context):.1f}"
 
-    def way(tokens: int, provider: Any, joined: bool = True) -> Tensor:
+    def way(tokens: int, provider: Any, joined: bool = False) -> Tensor:
         attention.stream_tokens, attention.flash = tokens, provider
-        attention.fuse_output = joined  # else attention, and behind it what turns its result back
+        attention.fuse_output = joined
         return step()
 
     ways = {"one stream": partial(way, 0, flash)}
     if attention.cluster is None:  # the op's own decode kernel would take few tokens otherwise
         ways["triton's attention"] = partial(way, 0, None)
     else:
-        ways[f"one stream{APART}"] = partial(way, 0, flash, False)
+        ways[f"one stream{FUSED}"] = partial(way, 0, flash, True)
     if config.layer(layer).ratio:
         ways["side streams"] = partial(way, 1 << 20, flash)
         if attention.cluster is not None:
-            ways[f"side streams{APART}"] = partial(way, 1 << 20, flash, False)
+            ways[f"side streams{FUSED}"] = partial(way, 1 << 20, flash, True)
     for what, (alone, more) in replayed(ways).items():
         yield f"{start},{what},{alone:.1f}"
         yield f"{start},{what} as one of several,{more:.1f}"

@@ -3,6 +3,7 @@
     python benchmarks/cutedsl_times.py                   # prints a table
     python benchmarks/cutedsl_times.py --write           # and writes measured.csv, which the backend reads
     python benchmarks/cutedsl_times.py --csv FILE
+    python benchmarks/cutedsl_times.py --wide            # index entries in mxfp4 as products of bf16
 
 Bytes are compared with Triton's on random and on hostile inputs (wild magnitudes, NaN, infinity, holes), and
 with the CPU's on random ones. Times are medians of CUDA graphs over 256 MB of other tensors, taken in turns.
@@ -27,7 +28,7 @@ import torch  # noqa: E402
 from _triton_calls import DEVICE, compress_call, copies, copy_kernel, kernel, lens, timed, volume  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from dsv4core.layout import get_layout  # noqa: E402
+from dsv4core.layout import CacheLayout, get_layout  # noqa: E402
 from dsv4core.ops import OPS  # noqa: E402
 from dsv4core_cuda.cutedsl._measured import Row, write  # noqa: E402
 from dsv4core_cuda.cutedsl._probe import ARCHITECTURES  # noqa: E402
@@ -104,27 +105,40 @@ def gather(tokens: int, requests: int, whole: bool) -> tuple[Call, int]:
     return call, requests * given * (1024 + 584)
 
 
-def index_entries(tokens: int, layout: str) -> tuple[Call, int]:
+def mxfp4_rows(pages: int, layout: CacheLayout, wide: bool) -> Tensor:
+    """Pages of encoded noise, whose rows have scales within a factor of 4.
+
+    `wide`: pages of any codes, whose rows have scales within a factor of 16, a third of them beyond 8.
+    """
+    found = layout.encode_pages(torch.randn(pages, 64, 128, device=DEVICE))
+    if wide:
+        found[:, :4096].random_(0, 256)
+        found[:, 4096:4352].random_(122, 127)
+    return found
+
+
+def index_entries(tokens: int, layout: str, wide: bool = False) -> tuple[Call, int]:
     """`ENTRIES` index entries for each token, of 64 heads; requests take pages by turns.
 
-    Their bytes bind: on an H100 the products of 64 heads take half the time of fp8, nine tenths of mxfp4.
+    Their bytes bind: on an H100 the products of 64 heads take half the time of fp8, two fifths of mxfp4's as
+    bytes, three quarters as bf16 (`wide`).
     """
     found, pages = get_layout(layout), ENTRIES // 64
     cache = torch.zeros(max(tokens, 8) * pages, found.page_bytes(64), dtype=torch.uint8, device=DEVICE)
-    codes = 64 * (64 if layout.startswith("index_mxfp4") else 128)
     for part in cache.split(1 << 14):
         if layout.startswith("index_mxfp4"):
-            part[:, :codes].random_(0, 256)
-            part[:, codes : codes + 256].random_(122, 127)
+            part.copy_(mxfp4_rows(len(part), found, wide))
         else:
+            codes = 64 * 128
             values = torch.randn(len(part), codes, device=DEVICE).to(torch.float8_e4m3fn)
             part[:, :codes] = values.view(torch.uint8)
             scales = torch.randint(122, 127, (len(part), 64), dtype=torch.int32, device=DEVICE)
             words = scales * 0x01010101 if layout.endswith("ue8m0x4") else scales << 23
             part[:, codes : codes + 256] = words.view(torch.uint8)
     if layout.startswith("index_mxfp4"):
-        q = torch.randint(0, 256, (tokens, 64, 64), dtype=torch.uint8, device=DEVICE)
-        scales = torch.randint(122, 127, (tokens, 64, 4), dtype=torch.uint8, device=DEVICE)
+        rows = mxfp4_rows(tokens, found, wide)  # 64 heads are laid out as the 64 entries of a page
+        q = rows[:, :4096].reshape(tokens, 64, 64).contiguous()
+        scales = rows[:, 4096:4352].reshape(tokens, 64, 4).contiguous()
     else:
         q, scales = torch.randn(tokens, 64, 128, device=DEVICE).to(torch.float8_e4m3fn), None
     call = {
@@ -144,8 +158,12 @@ def turned(call: Call) -> list[Call]:
     return [{**call, "block_table": (call["block_table"] + i) % pages} for i in range(0, pages, each)]
 
 
-def cases() -> Iterator[Case]:
-    """Every form of every op that has a kernel, at every size."""
+def cases(wide: bool) -> Iterator[Case]:
+    """Every form of every op that has a kernel, at every size; `wide`: see `mxfp4_rows`, and nothing else."""
+    if wide:
+        for tokens in INDEXED:
+            yield "sparse_indexer", "index_mxfp4", tokens, *index_entries(tokens, "index_mxfp4", wide)
+        return
     for op, module in launchers().items():
         for form in module.programs(ARCH):
             for tokens in INDEXED if op == "sparse_indexer" else SIZES:
@@ -221,10 +239,10 @@ COLUMNS = ("op", "form", "tokens", "cutedsl_us", "triton_us", "floor_us", "share
            "triton_host_us", "differing_bytes")  # fmt: skip
 
 
-def measured(copy: float) -> Iterator[tuple[Any, ...]]:
+def measured(copy: float, wide: bool) -> Iterator[tuple[Any, ...]]:
     """A row for every case, printed as it comes."""
     modules = launchers()
-    for op, form, tokens, call, size in cases():
+    for op, form, tokens, call, size in cases(wide):
         ours = modules[op].bind(refuse, {form: 0}, ARCH)
         wrong = differing(op, ours, call, tokens == 32)
         calls = copies(call, size) if tokens == LARGE else [call] * 8
@@ -249,11 +267,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="what is measured becomes the backend's choice")
     parser.add_argument("--csv", type=Path)
+    parser.add_argument("--wide", action="store_true", help="only index entries whose scales lie far apart")
     chosen = parser.parse_args()
+    if chosen.wide and chosen.write:
+        parser.error("--wide has index entries that nobody writes, --write is for usual ones: one of the two")
     copy = copy_speed()
     device = torch.cuda.get_device_name()
     print(f"# {device}, torch {torch.__version__}, copy {copy / 1e12:.2f} TB/s", *COLUMNS, sep="\n# ")
-    found = list(measured(copy))
+    found = list(measured(copy, chosen.wide))
     if chosen.csv:
         with chosen.csv.open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([COLUMNS, *found])

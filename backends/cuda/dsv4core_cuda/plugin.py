@@ -29,7 +29,7 @@ SPEC = BackendSpec(
     extra="cuda",
     features=frozenset({"graph_capture"}),
     layouts=LAYOUTS,
-    settings=("attention", "batch_invariant", "cache", "kernels", "stream_tokens"),
+    settings=("attention", "batch_invariant", "cache", "fuse_output", "kernels", "stream_tokens"),
 )
 
 

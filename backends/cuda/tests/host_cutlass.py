@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import product
 from types import ModuleType, SimpleNamespace
@@ -364,13 +365,16 @@ def pair_e4m3(low: Any, high: Any) -> Any:
 
 E4M3 = np.array([(c % 8 + 8 * (c > 7)) * 2.0 ** (max(c // 8, 1) - 10) for c in range(127)])
 """Values of the codes 0 to 126."""
+
+products_of: Counter[str] = Counter()
+"""Products of 64 rows that groups have taken, by what they are of."""
 THREADS = np.arange(128)
 ROWS, COLUMNS = THREADS // 32 * 16 + THREADS % 32 // 4, THREADS % 4 * 2
 
 
-def products(rows: Any, descriptor: Any, kind: str, size: int = 64) -> Any:
+def products(rows: Any, descriptor: Any, kind: str, before: Any = (), size: int = 64) -> Any:
     """What a group's 128 threads hold of 64 rows times `size` in shared memory, as `wgmma` lays them out."""
-    block = device.now.block
+    block, steps = device.now.block, len(rows) // 4
 
     def widened(x: np.ndarray) -> np.ndarray:
         return x.view(np.float16).astype(np.float64) if kind == "f16" else high(x).astype(np.float64)
@@ -379,30 +383,77 @@ def products(rows: Any, descriptor: Any, kind: str, size: int = 64) -> Any:
         return (x.astype(np.uint32) << 16).view(np.float32)
 
     def combine(brought: list[Any]) -> list[Any]:
-        held = np.array([[int(w) & 0xFFFFFFFF for w in r] for r, _ in brought], np.uint32).view(np.uint16)
-        a = np.zeros((64, 128))
-        for i in range(64):
+        products_of[kind] += steps / 8
+        held = np.array([[int(w) & 0xFFFFFFFF for w in r] for r, *_ in brought], np.uint32).view(np.uint16)
+        a = np.zeros((64, 16 * steps))
+        for i in range(8 * steps):
             step, word, half = i // 8, i // 2 % 4, i % 2
             column = 16 * step + COLUMNS + 8 * (word // 2) + half
             a[ROWS + 8 * (word % 2), column] = widened(held[:, i].copy())
+        (d,) = {int(d) & (1 << 64) - 1 for _, d, _ in brought}
+        at, blocks = ((d & 0x3FFF) << 4) - BASE, steps // 4
+        if (at + BASE) % 1024 or d >> 14 != ((1 << 16) | (64 << 32) | (1 << 62)) >> 14:
+            raise Fault(f"a descriptor {d:#x}")
+        n, chunk = np.arange(size)[:, None], np.arange(8)[None]
+        parts = block.bytes[at : at + size * 128 * blocks].reshape(blocks, size, 8, 16)
+        b = np.concatenate([part[n, chunk ^ n % 8].reshape(size, 128) for part in parts], 1).copy()
+        found = a @ widened(b.view(np.uint16)).T
+        places = [(8 * (i // 2 % 2), 8 * (i // 4) + i % 2) for i in range(size // 2)]
+        sums = [[found[ROWS[t] + row, COLUMNS[t] + column] for row, column in places] for t in THREADS]
+        earlier = [x or [0.0] * len(places) for *_, x in brought]
+        return [
+            [np.float32(x + y) for x, y in zip(*pair, strict=True)]
+            for pair in zip(sums, earlier, strict=True)
+        ]
+
+    return of_group("products", (rows, descriptor, before), combine)
+
+
+def whole_products(rows: Any, descriptor: Any) -> Any:
+    """As `products`, of signed bytes, in whole numbers."""
+    block = device.now.block
+
+    def combine(brought: list[Any]) -> list[Any]:
+        products_of["bytes"] += 1
+        held = np.array([[int(w) & 0xFFFFFFFF for w in r] for r, _ in brought], np.uint32).view(np.int8)
+        a = np.zeros((64, 128), np.int64)
+        for i in range(64):
+            step, word, byte = i // 16, i // 4 % 4, i % 4
+            a[ROWS + 8 * (word % 2), 32 * step + 16 * (word // 2) + 2 * COLUMNS + byte] = held[:, i]
         (d,) = {int(d) & (1 << 64) - 1 for _, d in brought}
         at = ((d & 0x3FFF) << 4) - BASE
         if (at + BASE) % 1024 or d >> 14 != ((1 << 16) | (64 << 32) | (1 << 62)) >> 14:
             raise Fault(f"a descriptor {d:#x}")
-        n, chunk = np.arange(size)[:, None], np.arange(8)[None]
-        parts = block.bytes[at : at + size * 256].reshape(2, size, 8, 16)
-        b = np.concatenate([part[n, chunk ^ n % 8].reshape(size, 128) for part in parts], 1).copy()
-        found = (a @ widened(b.view(np.uint16)).T).astype(np.float32)
-        places = [(8 * (i // 2 % 2), 8 * (i // 4) + i % 2) for i in range(size // 2)]
-        return [[found[ROWS[t] + row, COLUMNS[t] + column] for row, column in places] for t in THREADS]
+        n, chunk = np.arange(64)[:, None], np.arange(8)[None]
+        b = block.bytes[at : at + 8192].reshape(64, 8, 16)[n, chunk ^ n % 8].reshape(64, 128)
+        found = a @ b.view(np.int8).astype(np.int64).T
+        places = [(8 * (i // 2 % 2), 8 * (i // 4) + i % 2) for i in range(32)]
+        return [[Int32(found[ROWS[t] + row, COLUMNS[t] + column]) for row, column in places] for t in THREADS]
 
-    return of_group("products", (rows, descriptor), combine)
+    return of_group("whole products", (rows, descriptor), combine)
 
 
 def permuted(a: Any, b: Any, order: str) -> Any:
-    """Of bytes whose signs nobody asks for."""
-    both = (int(b) & 0xFFFFFFFF) << 32 | int(a) & 0xFFFFFFFF
-    return Int32(sum((both >> 8 * (int(order, 16) >> 4 * i & 7) & 255) << 8 * i for i in range(4)))
+    return looked_up(a, b, int(order, 16))
+
+
+def looked_up(a: Any, b: Any, order: Any) -> Any:
+    both = ((int(b) & 0xFFFFFFFF) << 32 | int(a) & 0xFFFFFFFF).to_bytes(8, "little")
+    nibbles = [int(order) >> 4 * i & 15 for i in range(4)]
+    return Int32(
+        int.from_bytes(bytes(both[n] if n < 8 else both[n & 7] // 128 * 255 for n in nibbles), "little")
+    )
+
+
+def mul_clamped(a: Any, b: Any) -> Any:
+    found = np.float32(a) * np.float32(b)
+    return np.float32(0.0) if np.isnan(found) else np.clip(found, np.float32(0.0), np.float32(1.0))
+
+
+def read_byte(address: Any) -> Any:
+    device.rest()
+    block = device.now.block
+    return Int32(block.bytes[block.place(address, 1)])
 
 
 read_words, write_words = accesses("i", 4)
@@ -420,6 +471,7 @@ PTX = {
     "load_words": lambda address, n: list(loaded(f"<{n}i", 4 * n, Int32)(address)),
     "copy_ahead": copy_ahead, "copies_wait": copies_wait,
     "copies_commit": lambda: device.now.groups.append(0), "permuted": permuted,
+    "looked_up": looked_up, "mul_clamped": mul_clamped, "read_shared_u8": read_byte,
     "load_i32": loaded("<i", 4, Int32), "store_words": store_words, "load_i64": loaded("<q", 8, Int64),
     "sub": lambda a, b: np.float32(a) - np.float32(b), "pair_e4m3": pair_e4m3,
     "store_u8": lambda address, x: words(*device.memory.at(address, 1), "<B", int(x) & 255),
@@ -435,7 +487,8 @@ ASYNC = {
     "count_global": count_global, "tell_global": count_global, "look_global": loaded("<4i", 16, Int32),
     "store_i64": lambda address, x: words(*device.memory.at(address, 8), "<q", Int64(x)),
     "look_i64": loaded("<q", 8, Int64), "pause": lambda nanoseconds: device.sleep(), "products": products,
-    "products_begin": lambda rows, others, columns: products(rows, others, "bf16", columns),
+    "whole_products": whole_products,
+    "products_begin": lambda rows, others, columns: products(rows, others, "bf16", size=columns),
     "products_end": same, "barrier_expect": lambda address, size: device.arrive(address, size),
     "pair_mul_f16": pair_mul_f16, "shifted_down": lambda x, n: Int64((int(x) & (1 << 64) - 1) >> int(n)),
     "leading_zeros": lambda x: Int32(32 - (int(x) & 0xFFFFFFFF).bit_length()),

@@ -22,14 +22,68 @@ def codes_e2m1(values: np.ndarray) -> np.ndarray:
     return (codes[..., 0::2] + 16 * codes[..., 1::2]).astype(np.uint8)
 
 
+def any_codes(rng: np.random.Generator, spread: int, *shape: int) -> tuple[np.ndarray, np.ndarray]:
+    """Codes of rows, -0 among them, and scales up to so many powers of two apart, as far somewhere."""
+    scales = 121 + rng.integers(0, spread + 1, (*shape, 4))
+    scales[..., 0, :2] = 121, 121 + spread
+    return rng.integers(0, 256, (*shape, 64), dtype=np.uint8), scales.astype(np.uint8)
+
+
+def any_pages(rng: np.random.Generator, spreads: tuple[int, ...], pages: int) -> torch.Tensor:
+    """Pages of such rows, spreads by turns; a negative one stands for bytes that are no scales."""
+    found = np.zeros((pages, 64 * 68), np.uint8)
+    for i in range(pages):
+        spread = spreads[i % len(spreads)]
+        codes, scales = any_codes(rng, abs(spread), 64)
+        if spread < 0:
+            scales[rng.integers(0, 64, 8)] = rng.choice([0, 1, 254, 255], (8, 4))
+        found[i] = np.concatenate([codes.reshape(-1), scales.reshape(-1)])
+    return torch.from_numpy(found)
+
+
+def decoded(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """The numbers of such rows."""
+    halves = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12])
+    values = halves[np.stack([codes & 15, codes >> 4], -1)].reshape(*codes.shape[:-1], 4, 32) / 2
+    return (values * np.exp2(scales[..., None].clip(1, 254).astype(np.float64) - 127)).reshape(
+        *codes.shape[:-1], 128
+    )
+
+
+def bytes_differing() -> str:
+    """What is wrong with codes as bytes, at every place and shift, and with parts that are positive."""
+    from dsv4core_cuda.cutedsl.kernels import _index_whole as kernels
+
+    halves = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]
+    wrong: list[str] = []
+    for shift in range(kernels.SPREAD):
+        for code in range(16):
+            codes = [(code + 3 * i) % 16 for i in range(8)]
+            word = host_cutlass.Int32(sum(c << 4 * i for i, c in enumerate(codes)))
+            found = kernels.whole(word, kernels.table(shift))
+            if np.array(found, np.int64).astype(np.int32).view(np.int8).tolist() != [
+                halves[c] << shift for c in codes
+            ]:
+                wrong.append(f"{codes} times {1 << shift}")
+    most = 128 * (12 << 3) ** 2
+    for x in (0, 1, 2, 12345, most, -1, -2, -most):
+        positive = host_cutlass.mul_clamped(host_cutlass.from_bits(x), 2.0**127)
+        if positive != max(x, 0) / 2**22:
+            wrong.append(f"{x} becomes {positive}")
+    return ", ".join(wrong)
+
+
 def differing(
     layout: str, lens: list[int], k: int, parts: int, seed: int = 3,
     weights: tuple[float, ...] = (-1.0, 0.5, 2.0), heads: int = 2, stages: int = 0, late: bool = False,
     restless: float = 0.0, shares: int = 0, most: int = 1 << 24, run: int = 0,
+    spreads: tuple[int, ...] = (),
 ) -> str:  # fmt: skip
     """What is wrong with the lists of a call of small numbers that misses some pages: "" or text.
 
-    `run`: tokens of a launch, all where it is 0.
+    `run`: tokens of a launch, all where it is 0. `spreads`: of mxfp4, any codes, and scales of a row up to so
+    many powers of two apart, one number for queries and those of pages by turns, and products are
+    of bytes where they all lie within 3 and weights are of any usual size.
     """
     rng = np.random.default_rng(seed)
     tokens, pages = len(lens), max(1, -(-max(lens) // 64))
@@ -40,10 +94,22 @@ def differing(
     w = rng.choice(weights, (tokens, heads)).astype(np.float32)
     found = get_layout(layout)
     cache = found.encode_pages(torch.from_numpy(rng.choice(SMALL, (pages, 64, 128))).float())
-    keys = found.decode_pages(cache, 64).double().numpy()
     order = rng.permutation(pages).astype(np.int32)
+    if spreads:
+        q, scales = any_codes(rng, spreads[0], tokens, heads)
+        cache[order, : 64 * 68] = any_pages(rng, spreads[1:], pages)
+        bytes_ = cache[:, : 64 * 68].numpy()  # numbers beyond f32, too
+        keys = decoded(bytes_[:, :4096].reshape(-1, 64, 64), bytes_[:, 4096:].reshape(-1, 64, 4))
+    else:
+        keys = found.decode_pages(cache, 64).double().numpy()
     table = np.where(rng.random(pages) < 0.1, -1, order).astype(np.int32)[None]
-    codes = codes_e2m1(q) if mxfp4 else torch.from_numpy(q).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+    if spreads:
+        codes, q = q, decoded(q, scales)
+    else:
+        codes = (
+            codes_e2m1(q) if mxfp4 else torch.from_numpy(q).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+        )
+    host_cutlass.products_of.clear()
     host_cutlass.device = device = Device(seed, late, restless)
     out = np.full((tokens, k), -7, np.int32)
     candidates = rng.integers(0, 1 << 62, (run or tokens, parts * k))  # what memory happens to hold
@@ -67,11 +133,18 @@ def differing(
         except Fault as fault:
             return f"fault: {fault}"
     wrong: list[str] = []
+    usual = spreads and spreads[0] <= 3 and np.abs(w).max() < 1e20
+    as_bytes = 0
     for t, length in enumerate(lens):
         scores = np.maximum(keys[order] @ q[t].T, 0) @ w[t].astype(np.float64)  # [pages, 64]
-        scores = np.where(table[0][:, None] < 0, 0.0, scores).reshape(-1)[:length]
+        scores = np.where(table[0][:, None] < 0, 0.0, scores).reshape(-1)[:length].astype(np.float32)
+        if usual and length > k:
+            narrow = [0 <= spreads[1 + i % (len(spreads) - 1)] <= 3 for i in range(-(-length // 64))]
+            as_bytes += int((np.array(narrow) & (table[0][: len(narrow)] >= 0)).sum())
         best = np.sort(np.argsort(-scores, kind="stable")[:k])
         expected = np.concatenate([best, np.full(k - len(best), -1)])
         if not np.array_equal(out[t], expected):
             wrong.append(f"token {t}: {int((out[t] != expected).sum())} of {k} differ")
+    if spreads and host_cutlass.products_of["bytes"] != as_bytes:
+        wrong.append(f"{host_cutlass.products_of['bytes']} pages as bytes, not {as_bytes}")
     return ", ".join(wrong)

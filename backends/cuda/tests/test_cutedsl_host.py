@@ -27,6 +27,24 @@ CASES: dict[str, dict[str, Any]] = {
         "most": 2,
         "run": 2,
     },
+    "any codes": {
+        "layout": "index_mxfp4",
+        "lens": [250],
+        "k": 64,
+        "parts": 1,
+        "heads": 3,
+        "spreads": (3, 0, 3, 2),
+    },
+    "wide pages": {"layout": "index_mxfp4", "lens": [500], "k": 64, "parts": 1, "spreads": (2, 3, 4, 1, -2)},
+    "wide queries": {"layout": "index_mxfp4", "lens": [130], "k": 64, "parts": 1, "spreads": (4, 1)},
+    "far weights": {
+        "layout": "index_mxfp4",
+        "lens": [130],
+        "k": 64,
+        "parts": 1,
+        "spreads": (0, 1),
+        "weights": (2.0**110, -(2.0**109)),
+    },
     "a late copy": {"layout": "index_mxfp4", "lens": [500], "k": 64, "parts": 1, "stages": 8, "late": True},
 }
 
@@ -52,6 +70,13 @@ def product_differing(case: tuple[int, int, bool, int]) -> str:
     return of_product(*case)
 
 
+def bytes_differing() -> str:
+    """In a process of its own, too."""
+    from host_indexer import bytes_differing as of_codes
+
+    return of_codes()
+
+
 def differing(case: dict[str, Any]) -> str:
     """In a process of its own: modules are replaced there."""
     from host_indexer import differing as of_case
@@ -70,9 +95,13 @@ def test_lists_are_those_of_exact_scores(name: str, elsewhere: Executor) -> None
     assert elsewhere.submit(differing, CASES[name]).result() == ""
 
 
+def test_codes_are_exact_as_bytes(elsewhere: Executor) -> None:
+    assert elsewhere.submit(bytes_differing).result() == ""
+
+
 def test_stages_that_groups_take_in_turn_end_in_a_fault(elsewhere: Executor) -> None:
     """Six stages for four groups, and a first copy that comes last: why each group has its own."""
-    shared = {**CASES["a late copy"], "stages": 6}
+    shared = {**CASES["a late copy"], "layout": "index_fp8", "stages": 6}
     assert "one arrival too many" in elsewhere.submit(differing, shared).result()
 
 

@@ -132,6 +132,19 @@ def test_lists_are_the_same_in_any_runs_and_shares(form: str, monkeypatch: pytes
         assert [torch.equal(x, expected) for x in found] == [True] * 10
 
 
+@pytest.mark.parametrize(
+    "form", [form for op, form in FORMS if (op, form[:11]) == ("sparse_indexer", "index_mxfp4")]
+)
+@pytest.mark.parametrize("few", [1, 4])
+def test_rows_whose_scales_spread(form: str, few: int) -> None:
+    """Scales a factor of 16 apart in every fourth page, or all, and in the queries of every fourth token."""
+    host = entries(12, form)
+    host["k_cache"][::few, 4096:4352] += torch.arange(256, dtype=torch.uint8) * 3 % 5
+    host["q_scales"][1::4] += torch.arange(4, dtype=torch.uint8)[:, None].expand(4, 64).T
+    call = moved(host)
+    assert torch.equal(ours("sparse_indexer")(**call).cpu(), OPS["sparse_indexer"].body(**host))
+
+
 @pytest.mark.parametrize(("op", "form"), [f for f in FORMS if f[0].startswith(("compress", "fused_qnorm"))])
 def test_a_page_is_finite_whatever_comes(op: str, form: str) -> None:
     """NaN, an infinity or a very large number in every row of what comes."""

@@ -23,6 +23,8 @@ GROUPS = 4
 A barrier's parity says odd or even: two groups that took a stage in turn could mistake each other's rounds.
 """
 SHARED = 1024 + 16384 + RING + 8 * 8192 + 8 * 1024 + 4 * (2048 + 64) + 4 * 64 + 1024
+WHOLE = 8192 + 4 * 64 + 64 + 24 * 512
+"""Bytes of shared memory for products of whole numbers, in mxfp4."""
 CLEARED = 128
 """Threads that write 16 bytes of zeros each."""
 WORKSPACE = 1024 + 4
@@ -45,8 +47,9 @@ def program(mxfp4: bool, byte: bool) -> Program:
     stages = RING // (64 * ((64 if mxfp4 else 128) + 4)) // GROUPS * GROUPS
     constants = (mxfp4, byte, stages)
     return Program(
-        "sparse_indexer", "q" * 10 + "i" * 7 + "q" * 7, constants, 640, SHARED, alone=True, early=True
-    )
+        "sparse_indexer", "q" * 10 + "i" * 7 + "q" * 7, constants, 640, SHARED + mxfp4 * WHOLE,
+        alone=True, early=True,
+    )  # fmt: skip
 
 
 @cache

@@ -100,25 +100,27 @@ def look_i64(address, *, loc=None, ip=None):
 @dsl_user_op
 def pause(nanoseconds, *, loc=None, ip=None):
     """Let others run for about so long."""
-    _asm(None, [], f"nanosleep.u32 {nanoseconds};", "", loc, ip, effects=True)
+    _asm(None, [Int32(nanoseconds)], "nanosleep.u32 $0;", "r", loc, ip, effects=True)
 
 
 @dsl_user_op
-def products(rows, queries, kind, *, loc=None, ip=None):
-    """A warpgroup's 64 rows of 128 channels times 64 rows in shared memory, waited for: 32 f32 a thread.
+def products(rows, queries, kind, before=(), *, loc=None, ip=None):
+    """A warpgroup's 64 rows of channels times 64 rows in shared memory, waited for: 32 f32 a thread.
 
-    `rows`: 8 steps of 4 words, pairs of `kind` ("f16" or "bf16"). `queries`: the descriptor of two blocks of
-    64 channels, 8 KB each, rows of 128 bytes exchanged as `wgmma` wants them.
+    `rows`: a step of 4 words for each 16 channels, pairs of `kind` ("f16" or "bf16"). `queries`: the
+    descriptor of blocks of 64 channels, 8 KB each, rows of 128 bytes exchanged as `wgmma` wants them.
+    `before`: what other channels have given, 32 f32 that these are added to.
     """
+    n = len(rows)
     out = ", ".join(f"${i}" for i in range(32))
     steps = []
-    for s in range(8):
+    for s in range(n // 4):
         a = ", ".join(f"${32 + 4 * s + i}" for i in range(4))
         offset = s % 4 * 2 + s // 4 * 512  # in 16 bytes
-        steps.append(f"add.s64 d, $64, {offset};")
+        steps.append(f"add.s64 d, ${32 + n}, {offset};")
         steps.append(
             f"wgmma.mma_async.sync.aligned.m64n64k16.f32.{kind}.{kind} {{{out}}}, {{{a}}}, d,"
-            f" {'more' if s else 'none'}, 1, 1, 0;"
+            f" {'more' if s or before else 'none'}, 1, 1, 0;"
         )
     text = (
         "{.reg .pred none, more; .reg .b64 d; setp.ne.b32 none, 0, 0; setp.eq.b32 more, 0, 0;"
@@ -126,9 +128,30 @@ def products(rows, queries, kind, *, loc=None, ip=None):
         " wgmma.wait_group.sync.aligned 0;}"
     )
     result = llvm.StructType.get_literal([T.f32()] * 32)
-    constraints = ",".join(["=&f"] * 32 + ["r"] * 32 + ["l"]) + ",~{memory}"
-    values = [*rows, Int64(queries)]
+    tied = [str(i) for i in range(32)] if before else []
+    constraints = ",".join(["=&f"] * 32 + ["r"] * n + ["l"] + tied) + ",~{memory}"
+    values = [*rows, Int64(queries), *before]
     return _several(Float32, 32, loc, ip, _asm(result, values, text, constraints, loc, ip, True))
+
+
+@dsl_user_op
+def whole_products(rows, queries, *, loc=None, ip=None):
+    """As `products`, of whole numbers: 32 i32 a thread, exact.
+
+    `rows`: 4 steps of 4 words, each four s8. `queries`: the descriptor of one block of 128 channels, 8 KB.
+    """
+    out = ", ".join(f"${i}" for i in range(32))
+    text = "{.reg .pred none, more; .reg .b64 d; setp.ne.b32 none, 0, 0; setp.eq.b32 more, 0, 0;"
+    text += " wgmma.fence.sync.aligned;"
+    for s in range(4):
+        a = ", ".join(f"${32 + 4 * s + i}" for i in range(4))
+        text += f" add.s64 d, $48, {2 * s}; wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8"
+        text += f" {{{out}}}, {{{a}}}, d, {'more' if s else 'none'};"
+    text += " wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;}"
+    result = llvm.StructType.get_literal([T.i32()] * 32)
+    constraints = ",".join(["=&r"] * 32 + ["r"] * 16 + ["l"]) + ",~{memory}"
+    values = [*rows, Int64(queries)]
+    return _several(Int32, 32, loc, ip, _asm(result, values, text, constraints, loc, ip, True))
 
 
 @dsl_user_op

@@ -77,11 +77,11 @@ def operands_fp8(upper, lower):
 
 
 def operands_mxfp4(upper, lower, by_upper, by_lower):
-    """As `operands_fp8` from 4 words of codes each; `by` are pairs of bf16 that a row's codes are times."""
+    """As `operands_fp8` from any words of codes; `by` are pairs of bf16 that a row's codes are times."""
     found = []
-    for n in range(4):
-        a = [pair_mul(x, by_upper) for x in quarters(upper[n])]
-        b = [pair_mul(x, by_lower) for x in quarters(lower[n])]
+    for one, other in zip(upper, lower, strict=True):
+        a = [pair_mul(x, by_upper) for x in quarters(one)]
+        b = [pair_mul(x, by_lower) for x in quarters(other)]
         for half in range(2):
             found += [a[2 * half], b[2 * half], a[2 * half + 1], b[2 * half + 1]]
     return found

@@ -49,6 +49,13 @@ def div(a, b, *, loc=None, ip=None):
 
 
 @dsl_user_op
+def mul_clamped(a, b, *, loc=None, ip=None):
+    """a * b, rounded once, and what of it lies in [0, 1]; 0 for NaN. Shapes: f32."""
+    text = "mul.rn.sat.f32 $0, $1, $2;"
+    return Float32(_asm(T.f32(), [Float32(a), Float32(b)], text, "=f,f,f", loc, ip))
+
+
+@dsl_user_op
 def sqrt(a, *, loc=None, ip=None):
     """The square root, correctly rounded. Shapes: f32."""
     return Float32(_asm(T.f32(), [Float32(a)], "sqrt.rn.f32 $0, $1;", "=f,f", loc, ip))
@@ -188,6 +195,12 @@ def read_shared(address, n, *, loc=None, ip=None):
 
 
 @dsl_user_op
+def read_shared_u8(address, *, loc=None, ip=None):
+    """A byte of shared memory."""
+    return Int32(_asm(T.i32(), [Int32(address)], "ld.shared.u8 $0, [$1];", "=r,r", loc, ip, effects=True))
+
+
+@dsl_user_op
 def read_shared_i64(address, *, loc=None, ip=None):
     """An i64 from shared memory."""
     return Int64(_asm(T.i64(), [Int32(address)], "ld.shared.b64 $0, [$1];", "=l,r", loc, ip, effects=True))
@@ -268,8 +281,18 @@ pair_most = _two("max.u16x2")
 
 @dsl_user_op
 def permuted(a, b, order, *, loc=None, ip=None):
-    """Four bytes of two words: nibbles of `order`, the lowest first, choose from a (0..3) and b (4..7)."""
+    """Four bytes of two words: nibbles of `order`, the lowest first, choose from a (0..3) and b (4..7).
+
+    A nibble of 8 and more gives the sign of the byte that its other bits choose, eight times.
+    """
     return Int32(_asm(T.i32(), [Int32(a), Int32(b)], f"prmt.b32 $0, $1, $2, {order};", "=r,r,r", loc, ip))
+
+
+@dsl_user_op
+def looked_up(a, b, order, *, loc=None, ip=None):
+    """As `permuted`, of an `order` that is computed: the low half of an i32."""
+    text = "prmt.b32 $0, $1, $2, $3;"
+    return Int32(_asm(T.i32(), [Int32(a), Int32(b), Int32(order)], text, "=r,r,r,r", loc, ip))
 
 
 @dsl_user_op

@@ -1,9 +1,10 @@
 """Scores of index entries and the k best of them: pages stream through shared memory, scores never leave it.
 
 Blocks share a token's pages. In each, four groups of 128 threads score a page each at a time, one warp
-fetches pages, and one keeps the least score that can still be among the k best: the blocks of a token count
-what they have seen by magnitude (1,024 bins) in global memory, so each knows of the others. What is not below
-it goes to a list; the last block of a token to end chooses among what the lists of all hold at the end.
+fetches pages, two look at pages in mxfp4 before a group does, and one keeps the least score that can still be
+among the k best: the blocks of a token count what they have seen by magnitude (1,024 bins) in global memory,
+so each knows of the others. What is not below it goes to a list; the last block of a token to end chooses
+among what the lists of all hold at the end.
 """
 
 import cutlass
@@ -34,7 +35,17 @@ from dsv4core_cuda.cutedsl.kernels._best import (
     together,
     write_ascending,
 )
-from dsv4core_cuda.cutedsl.kernels._index_scores import FIRST, HEADS, SIZES, score_page, stage_queries
+from dsv4core_cuda.cutedsl.kernels._index_scores import (
+    FIRST,
+    FIT,
+    HEADS,
+    QUERIES,
+    SIZES,
+    score_page,
+    stage_queries,
+    stage_weights,
+)
+from dsv4core_cuda.cutedsl.kernels._index_whole import LOOKING, ROWS, look_at_pages
 from dsv4core_cuda.cutedsl.kernels._numerics import across, choose
 from dsv4core_cuda.cutedsl.kernels._ptx import (
     load_i32,
@@ -52,19 +63,21 @@ ROUND = 8
 """Pages that a group scores before the team looks whether the list is full."""
 SHORT = 64
 """Pages of a block below which it waits for what the others have told of last."""
+REST = 1600
+"""Nanoseconds that the watching warp of a longer one rests at most."""
 CAPACITY = 8192
 """Entries of a block's list."""
 WORKSPACE = SIZES + 4
 """i32 that the blocks of a token share: bins, length of the common list, blocks that have ended."""
 CANDIDATES, ENDED = 4 * SIZES, 4 * SIZES + 4
 THREADS = TEAM + 128
-"""A group beside the team, half of it idle: registers are given to groups."""
+"""A group beside the team, in fp8 half of it idle: registers are given to groups."""
 
 
-def ready(wait):
+def ready(wait, MXFP4):
     """Before pages are read: barriers, counters and queries are there. The fetching warp does not wait."""
     meet = cute.arch.barrier if wait else cute.arch.barrier_arrive
-    meet(barrier_id=2, number_of_threads=TEAM + 64)
+    meet(barrier_id=2, number_of_threads=TEAM + (64 + 32 * LOOKING if MXFP4 else 64))
 
 
 def watched(wait):
@@ -105,21 +118,25 @@ def fetch_pages(
 
 
 @cute.jit
-def watch(sizes, shared_sizes, least, done, k):
+def watch(sizes, shared_sizes, least, done, k, longest):
     """One warp: tell what the block has counted, and raise the least key that can be among the k best.
 
-    What was told before lies behind the counts.
+    What was told before lies behind the counts. Between looks, which take the warps beside it their turns, it
+    rests, at first for less than `longest` nanoseconds.
     """
     lane = cute.arch.lane_idx()
-    running = Int32(1)
+    running, rest = Int32(1), cutlass.min(Int32(100), longest)
     while running == 1:
         running = 1 - cute.arch.shuffle_sync(read_shared(done, 1)[0], 0)  # one answer for the warp
-        for i in cutlass.range_constexpr(SIZES // 32):
-            at = i * 128 + lane * 4
-            count, told = read_shared(sizes + at, 1)[0], read_shared(sizes + 4 * SIZES + at, 1)[0]
-            if count > told:
-                tell_global(shared_sizes + Int64(at), count - told)
-                write_shared(sizes + 4 * SIZES + at, [count])
+        for i in cutlass.range_constexpr(SIZES // 128):
+            at = i * 512 + lane * 16
+            counts, told = read_shared(sizes + at, 4), read_shared(sizes + 4 * SIZES + at, 4)
+            more = [a - b for a, b in zip(counts, told, strict=True)]
+            if more[0] + more[1] + more[2] + more[3] > 0:
+                for j in cutlass.range_constexpr(4):
+                    if more[j] > 0:
+                        tell_global(shared_sizes + Int64(at + 4 * j), more[j])
+                write_shared(sizes + 4 * SIZES + at, counts)
         parts = [look_global(shared_sizes + Int64(i * 512 + lane * 16)) for i in range(SIZES // 128)]
         # the highest part with the k-th entry in it, or above it
         place, higher, counts = Int32(-1), Int32(0), parts[0]
@@ -145,7 +162,8 @@ def watch(sizes, shared_sizes, least, done, k):
                 found = choose(Int32, (found < 0) & (total >= k), place * 128 + lane * 4 + 3 - i, found)
             if found > 0:
                 raise_shared(least, (found + FIRST) << 19)
-        pause(100)
+        pause(rest)
+        rest = cutlass.min(2 * rest, longest)
 
 
 @cute.jit
@@ -225,14 +243,16 @@ def kernel(
     blocks = cute.arch.grid_dim()[0]
     warp = cute.arch.make_warp_uniform(thread // 32)
     queries = (shared_base() + 1023) & -1024
-    ring = queries + 16384
+    ring = queries + QUERIES + (QUERIES // 2 if MXFP4 else 0)
     entries = ring + STAGES * STAGE
     sizes = entries + 8 * CAPACITY
     bins = sizes + 8 * SIZES
     folded = bins + SCRATCH
-    full = folded + 4 * HEADS
+    rows = folded + (FIT + 16 if MXFP4 else 4 * HEADS)
+    full = rows + (ROWS * STAGES if MXFP4 else 0)
     empty = full + 8 * STAGES
-    flags = empty + 8 * STAGES
+    seen = empty + 8 * STAGES
+    flags = seen + 8 * STAGES
     counter = flags + 4 * STAGES
     least = counter + 4
     done = counter + 8
@@ -261,18 +281,35 @@ def kernel(
                     for s in cutlass.range_constexpr(STAGES):
                         barrier_start(full + 8 * s, 1)
                         barrier_start(empty + 8 * s, 4)
+                        if cutlass.const_expr(MXFP4):
+                            barrier_start(seen + 8 * s, 1)
                 barriers_visible()
                 cute.arch.sync_warp()
-                ready(False)
+                ready(False, MXFP4)
                 fetch_pages(
                     pages, first, ring, full, empty, flags, request, table, width, limit, column_stride,
                     cache, page_stride, STAGE, STAGES,
                 )  # fmt: skip
             if warp == 4 * GROUPS + 1:
-                ready(True)
-                watch(sizes, common, least, done, k)
+                ready(True, MXFP4)
+                watch(sizes, common, least, done, k, choose(Int32, pages < SHORT, 100, REST))
                 if pages < SHORT:
                     watched(False)
+            if cutlass.const_expr(MXFP4):  # noqa: SIM102 - the compiler decides this one
+                if warp > 4 * GROUPS + 1:
+                    ready(True, MXFP4)
+                    look_at_pages(
+                        warp - 4 * GROUPS - 2,
+                        pages,
+                        folded + FIT,
+                        ring,
+                        full,
+                        seen,
+                        flags,
+                        rows,
+                        STAGE,
+                        STAGES,
+                    )
         else:
             cute.arch.setmaxregister_increase(104)
             for i in cutlass.range_constexpr(2 * SIZES // TEAM):
@@ -282,20 +319,18 @@ def kernel(
                     write_shared(at, [Int32(value)])
             stage_queries(queries, q, q_scales, t, heads, thread, MXFP4)
             if thread < HEADS:
-                w = Int32(0)
-                if thread < heads:
-                    w = load_i32(weights + Int64(t) * weight_stride + Int64(thread * 4))
-                write_shared(folded + thread * 4, [w])
+                given = weights + Int64(t) * weight_stride
+                stage_weights(folded, given, q_scales, t, heads, thread, MXFP4)
             barriers_visible()
-            ready(True)
+            ready(True, MXFP4)
             group = warp // 4
             stage, parity = group, Int32(0)
             for begin in cutlass.range(0, pages, ROUND * GROUPS, unroll=1):
                 end = cutlass.min(begin + ROUND * GROUPS, pages)
                 for n in cutlass.range(begin + group, end, GROUPS, unroll=1):
                     score_page(
-                        stage, parity, (first + n) * 64, visible, ring, full, empty, flags, queries, folded,
-                        entries, counter, sizes, least, thread, STAGE, MXFP4, BYTE,
+                        stage, parity, (first + n) * 64, visible, ring, seen if MXFP4 else full, empty, flags,
+                        rows, queries, folded, entries, counter, sizes, least, thread, STAGE, MXFP4, BYTE,
                     )  # fmt: skip
                     stage = stage + GROUPS
                     if stage >= STAGES:
