@@ -60,7 +60,7 @@ from dsv4core_cuda.cutedsl.kernels._ptx import (
 
 GROUPS = 4
 ROUND = 8
-"""Pages that a group scores before the team looks whether the list is full."""
+"""Pages of a group that a list has room for at least: the team cuts it short of that."""
 SHORT = 64
 """Pages of a block below which it waits for what the others have told of last."""
 CAPACITY = 8192
@@ -318,8 +318,8 @@ def kernel(
             ready(True, MXFP4)
             group = warp // 4
             stage, parity = group, Int32(0)
-            for begin in cutlass.range(0, pages, ROUND * GROUPS, unroll=1):
-                end = cutlass.min(begin + ROUND * GROUPS, pages)
+            begin, end = Int32(0), cutlass.min(pages, CAPACITY // 64)
+            while begin < pages:
                 for n in cutlass.range(begin + group, end, GROUPS, unroll=1):
                     score_page(
                         stage, parity, (first + n) * 64, visible, ring, seen if MXFP4 else full, empty, flags,
@@ -330,13 +330,17 @@ def kernel(
                         stage = stage - STAGES
                         parity = parity ^ 1
                 together()
-                listed = read_shared(counter, 1)[0]
-                together()
-                if listed > CAPACITY - ROUND * GROUPS * 64:
-                    bound = least_kept(entries, listed, k, bins, thread)
-                    keep(entries, listed, bound, counter, thread, CAPACITY)
-                    if thread == 0:
-                        raise_shared(least, key_of(bound))
+                begin = end
+                if begin < pages:  # as many more as the list has room for, if those are not few
+                    listed = read_shared(counter, 1)[0]
+                    together()
+                    if listed > CAPACITY - ROUND * GROUPS * 64:
+                        bound = least_kept(entries, listed, k, bins, thread)
+                        keep(entries, listed, bound, counter, thread, CAPACITY)
+                        if thread == 0:
+                            raise_shared(least, key_of(bound))
+                        listed = k
+                    end = cutlass.min(begin + (CAPACITY - listed) // (GROUPS * 64) * GROUPS, pages)
             if thread == 0:
                 write_shared(done, [Int32(1)])
             if pages < SHORT:  # others have told of little yet
