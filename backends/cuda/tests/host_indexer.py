@@ -77,13 +77,13 @@ def differing(
     layout: str, lens: list[int], k: int, parts: int, seed: int = 3,
     weights: tuple[float, ...] = (-1.0, 0.5, 2.0), heads: int = 2, stages: int = 0, late: bool = False,
     restless: float = 0.0, shares: int = 0, most: int = 1 << 24, run: int = 0,
-    spreads: tuple[int, ...] = (),
+    spreads: tuple[int, ...] = (), capacity: int = 8192,
 ) -> str:  # fmt: skip
     """What is wrong with the lists of a call of small numbers that misses some pages: "" or text.
 
     `run`: tokens of a launch, all where it is 0. `spreads`: of mxfp4, any codes, and scales of a row up to so
     many powers of two apart, one number for queries and those of pages by turns, and products are
-    of bytes where they all lie within 3 and weights are of any usual size.
+    of bytes where they all lie within 3 and weights are of any usual size. `capacity`: entries of a list.
     """
     rng = np.random.default_rng(seed)
     tokens, pages = len(lens), max(1, -(-max(lens) // 64))
@@ -121,15 +121,18 @@ def differing(
     addresses = [host_cutlass.Int64(device.memory.add(np.ascontiguousarray(x))) for x in arrays]
     strides = (4, 4, 4 * pages, 4, cache.stride(0), 4 * heads, 4 * k)
     constants = (*program.constants[:2], stages or program.constants[2])
-    from dsv4core_cuda.cutedsl.kernels.sparse_indexer import kernel
+    from dsv4core_cuda.cutedsl.kernels import sparse_indexer
 
+    sparse_indexer.CAPACITY = capacity
     for start in range(0, tokens, run or tokens):
         now = min(run or tokens, tokens - start)
         counts[:] = 0
         numbers = [host_cutlass.Int32(x) for x in (heads, pages, pages, k, start, shares or parts, most)]
         arguments = [*addresses, *numbers, *map(host_cutlass.Int64, strides), *constants]
         try:
-            host_cutlass.launch(kernel, (parts, now, 1), program.threads, program.shared, arguments)
+            host_cutlass.launch(
+                sparse_indexer.kernel, (parts, now, 1), program.threads, program.shared, arguments
+            )
         except Fault as fault:
             return f"fault: {fault}"
     wrong: list[str] = []

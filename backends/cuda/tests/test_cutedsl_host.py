@@ -45,6 +45,14 @@ CASES: dict[str, dict[str, Any]] = {
         "spreads": (0, 1),
         "weights": (2.0**110, -(2.0**109)),
     },
+    "full lists": {
+        "layout": "index_mxfp4",
+        "lens": [1900],
+        "k": 64,
+        "parts": 1,
+        "spreads": (2, 3, 4),
+        "capacity": 1024,
+    },
     "a late copy": {"layout": "index_mxfp4", "lens": [500], "k": 64, "parts": 1, "stages": 8, "late": True},
 }
 

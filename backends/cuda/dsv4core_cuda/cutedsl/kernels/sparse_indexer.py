@@ -60,11 +60,9 @@ from dsv4core_cuda.cutedsl.kernels._ptx import (
 
 GROUPS = 4
 ROUND = 8
-"""Pages that a group scores before the team looks whether the list is full."""
+"""Pages of a group that a list has room for at least: the team cuts it short of that."""
 SHORT = 64
 """Pages of a block below which it waits for what the others have told of last."""
-REST = 1600
-"""Nanoseconds that the watching warp of a longer one rests at most."""
 CAPACITY = 8192
 """Entries of a block's list."""
 WORKSPACE = SIZES + 4
@@ -118,25 +116,21 @@ def fetch_pages(
 
 
 @cute.jit
-def watch(sizes, shared_sizes, least, done, k, longest):
+def watch(sizes, shared_sizes, least, done, k):
     """One warp: tell what the block has counted, and raise the least key that can be among the k best.
 
-    What was told before lies behind the counts. Between looks, which take the warps beside it their turns, it
-    rests, at first for less than `longest` nanoseconds.
+    What was told before lies behind the counts.
     """
     lane = cute.arch.lane_idx()
-    running, rest = Int32(1), cutlass.min(Int32(100), longest)
+    running = Int32(1)
     while running == 1:
         running = 1 - cute.arch.shuffle_sync(read_shared(done, 1)[0], 0)  # one answer for the warp
-        for i in cutlass.range_constexpr(SIZES // 128):
-            at = i * 512 + lane * 16
-            counts, told = read_shared(sizes + at, 4), read_shared(sizes + 4 * SIZES + at, 4)
-            more = [a - b for a, b in zip(counts, told, strict=True)]
-            if more[0] + more[1] + more[2] + more[3] > 0:
-                for j in cutlass.range_constexpr(4):
-                    if more[j] > 0:
-                        tell_global(shared_sizes + Int64(at + 4 * j), more[j])
-                write_shared(sizes + 4 * SIZES + at, counts)
+        for i in cutlass.range_constexpr(SIZES // 32):
+            at = i * 128 + lane * 4
+            count, told = read_shared(sizes + at, 1)[0], read_shared(sizes + 4 * SIZES + at, 1)[0]
+            if count > told:
+                tell_global(shared_sizes + Int64(at), count - told)
+                write_shared(sizes + 4 * SIZES + at, [count])
         parts = [look_global(shared_sizes + Int64(i * 512 + lane * 16)) for i in range(SIZES // 128)]
         # the highest part with the k-th entry in it, or above it
         place, higher, counts = Int32(-1), Int32(0), parts[0]
@@ -162,8 +156,7 @@ def watch(sizes, shared_sizes, least, done, k, longest):
                 found = choose(Int32, (found < 0) & (total >= k), place * 128 + lane * 4 + 3 - i, found)
             if found > 0:
                 raise_shared(least, (found + FIRST) << 19)
-        pause(rest)
-        rest = cutlass.min(2 * rest, longest)
+        pause(100)
 
 
 @cute.jit
@@ -292,7 +285,7 @@ def kernel(
                 )  # fmt: skip
             if warp == 4 * GROUPS + 1:
                 ready(True, MXFP4)
-                watch(sizes, common, least, done, k, choose(Int32, pages < SHORT, 100, REST))
+                watch(sizes, common, least, done, k)
                 if pages < SHORT:
                     watched(False)
             if cutlass.const_expr(MXFP4):  # noqa: SIM102 - the compiler decides this one
@@ -325,8 +318,8 @@ def kernel(
             ready(True, MXFP4)
             group = warp // 4
             stage, parity = group, Int32(0)
-            for begin in cutlass.range(0, pages, ROUND * GROUPS, unroll=1):
-                end = cutlass.min(begin + ROUND * GROUPS, pages)
+            begin, end = Int32(0), cutlass.min(pages, CAPACITY // 64)
+            while begin < pages:
                 for n in cutlass.range(begin + group, end, GROUPS, unroll=1):
                     score_page(
                         stage, parity, (first + n) * 64, visible, ring, seen if MXFP4 else full, empty, flags,
@@ -337,13 +330,17 @@ def kernel(
                         stage = stage - STAGES
                         parity = parity ^ 1
                 together()
-                listed = read_shared(counter, 1)[0]
-                together()
-                if listed > CAPACITY - ROUND * GROUPS * 64:
-                    bound = least_kept(entries, listed, k, bins, thread)
-                    keep(entries, listed, bound, counter, thread, CAPACITY)
-                    if thread == 0:
-                        raise_shared(least, key_of(bound))
+                begin = end
+                if begin < pages:  # as many more as the list has room for, if those are not few
+                    listed = read_shared(counter, 1)[0]
+                    together()
+                    if listed > CAPACITY - ROUND * GROUPS * 64:
+                        bound = least_kept(entries, listed, k, bins, thread)
+                        keep(entries, listed, bound, counter, thread, CAPACITY)
+                        if thread == 0:
+                            raise_shared(least, key_of(bound))
+                        listed = k
+                    end = cutlass.min(begin + (CAPACITY - listed) // (GROUPS * 64) * GROUPS, pages)
             if thread == 0:
                 write_shared(done, [Int32(1)])
             if pages < SHORT:  # others have told of little yet
