@@ -56,13 +56,8 @@ class ClusterDecode:
         ]
         return f"up to {'; '.join(rows)}"
 
-    def against(
-        self, q: Tensor, swa: Pages, extra: Pages | None, cos_sin: Tensor | None = None
-    ) -> tuple[str, ...]:
-        """Every reason against decoding these arguments here; none where it decodes.
-
-        `cos_sin`: the angles that outputs are to be turned back by.
-        """
+    def against(self, q: Tensor, swa: Pages, extra: Pages | None) -> tuple[str, ...]:
+        """Every reason against decoding these arguments here; none where it decodes."""
         sources = (swa,) if extra is None or not extra.cache.shape[0] else (swa, extra)
         reasons = against_cluster(
             self.architecture, dtype=str(q.dtype).removeprefix("torch."), heads=q.shape[1],
@@ -73,8 +68,6 @@ class ClusterDecode:
             reasons += ("there is nothing to compute",)
         if (q.data_ptr() | 2 * q.stride(0) | 2 * q.stride(1)) % ALIGNMENT:
             reasons += (f"queries are not {ALIGNMENT}-byte aligned",)
-        if cos_sin is not None and (cos_sin.data_ptr() % ALIGNMENT or not cos_sin.is_contiguous()):
-            reasons += (f"angles are not rows of 64 that are {ALIGNMENT}-byte aligned",)
         for source in sources:
             cache = source.cache
             if not cache.shape[0]:

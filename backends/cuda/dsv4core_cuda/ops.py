@@ -56,7 +56,7 @@ def fused_sparse_decode_inv_rope(fallback: Callable[..., Any], cluster: ClusterD
         check_output(TURNED, q.shape[1], groups, scale_format, FORMATS)
         swa = Pages(swa_cache, swa_slots, swa_lens, swa_rows, layout)
         extra = _second(TURNED, extra_cache, extra_slots, extra_lens, extra_rows, extra_layout)
-        if not cluster.against(q, swa, extra, cos_sin):
+        if not cluster.against(q, swa, extra):
             return cluster.decode_turned(
                 q, swa, extra, attn_sink, positions, cos_sin, scale, groups, scale_format
             )

@@ -64,7 +64,7 @@ def lists(given: dict[str, Any]) -> tuple[Pages, Pages | None]:
     if given["extra_cache"] is not None:
         rows = given["extra_rows"]
         extra = Pages(given["extra_cache"], given["extra_slots"], given["extra_lens"], rows, given["layout"])
-    assert ClusterDecode((9, 0), any_batch=True).against(given["q"], swa, extra, given.get("cos_sin")) == ()
+    assert ClusterDecode((9, 0), any_batch=True).against(given["q"], swa, extra) == ()
     return swa, extra
 
 
@@ -229,6 +229,16 @@ def test_a_graph_replays_it_over_new_positions(scale_format: str) -> None:
     call["swa_slots"].copy_(call["swa_slots"].flip(0))
     graph.replay()
     assert same(found, run_turned(call))
+
+
+def test_where_angles_lie_changes_no_bit() -> None:
+    call = turning(world(3, 64, 128, 512), "ue8m0x4")
+    apart = torch.zeros(POSITIONS, 96, device=DEVICE)
+    apart[:, 8:72] = call["cos_sin"]
+    off = torch.zeros(POSITIONS * 64 + 1, device=DEVICE)[1:].view(POSITIONS, 64).copy_(call["cos_sin"])
+    found = run_turned(call)
+    for elsewhere in (apart[:, 8:72], off):
+        assert same(found, run_turned({**call, "cos_sin": elsewhere}))
 
 
 @pytest.mark.parametrize("quant", [None, "f32", "ue8m0x4"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
+import torch
 from torch import Tensor
 
 from dsv4core.ops import OPS
@@ -155,9 +156,11 @@ def decode_turned(
     q: Tensor, swa: Pages, extra: Pages | None, sink: Tensor, positions: Tensor, cos_sin: Tensor,
     scale: float, groups: int, scale_format: str, alike: bool = False, form: Form | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """`fused_sparse_decode_inv_rope` over pages and angles that are 16-byte aligned; the rest as `decode`.
+    """`fused_sparse_decode_inv_rope` over pages that are 16-byte aligned; the rest as `decode`.
 
-    Outputs of a token lie head behind head whatever the groups are, and so do scales.
+    Angles that cannot be copied 16 bytes at a time, or whose rows lie apart, are brought together for the
+    step: another kernel would give other bits, and where a table lies may change none. Outputs of a token
+    lie head behind head whatever the groups are, and so do scales.
     """
     out: Tensor
     scales: Tensor | None
@@ -166,6 +169,9 @@ def decode_turned(
     else:
         out, scales = OPS[QUANTISED].fake(q, positions, cos_sin, groups=groups, scale_format=scale_format)
     positions = positions.contiguous()
+    if cos_sin.data_ptr() % 16 or not cos_sin.is_contiguous():
+        cos_sin = cos_sin[positions.clamp(0, cos_sin.shape[0] - 1)]
+        positions = torch.arange(q.shape[0], device=q.device)
     beside = 0 if scales is None else scales.data_ptr()
     results = out.data_ptr(), beside, positions.data_ptr(), cos_sin.data_ptr()
     _start((scale_format,), q, swa, extra, sink, results, scale, alike, form)
