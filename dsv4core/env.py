@@ -1,16 +1,14 @@
 """Every environment variable dsv4core reads, in one table; the documentation is generated from it."""
 
-import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from dsv4core import _log
 from dsv4core.errors import ConfigError
 
 PREFIX = "DSV4CORE_"
 """Start of every variable of this package."""
-
-_log = logging.getLogger("dsv4core")
 
 
 @dataclass(frozen=True, slots=True)

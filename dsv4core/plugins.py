@@ -36,8 +36,7 @@ def read(
 ) -> Iterator[tuple[Plugin, importlib.metadata.EntryPoint]]:
     """Yield what is known of each entry point before it is loaded.
 
-    A distribution's metadata is parsed once for all its entry points: every look at a name or a version
-    parses the whole file again, README included.
+    A distribution's metadata is read once for all its entry points.
     """
     known: dict[int, tuple[importlib.metadata.Distribution, str, str]] = {}  # keeps them, so ids stay theirs
     for point in found:
@@ -46,8 +45,7 @@ def read(
             yield Plugin(point.name, point.value, "", ""), point
             continue
         if id(dist) not in known:
-            metadata = dist.metadata
-            known[id(dist)] = dist, metadata["Name"], metadata["Version"]
+            known[id(dist)] = dist, *probe.identity(dist)
         yield Plugin(point.name, point.value, *known[id(dist)][1:]), point
 
 

@@ -25,6 +25,8 @@ TRITONS = ("triton", "triton-rocm", "pytorch-triton-rocm", "triton-xpu", "pytorc
 OLDEST_TRITON = ">=3.5"
 """The first whose compiler takes functions that call themselves, as the sums of pooling do; of torch 2.9."""
 
+_FIELD = re.compile(r"^(Name|Version): *(\S+)", re.MULTILINE)
+
 NO_OPS_HINT = "`dsv4core info` lists the backends that can run"
 """What to do about a backend without ops."""
 
@@ -150,9 +152,22 @@ def installed_version(distribution: str) -> str | None:
     Reading takes a millisecond, and every backend asks for torch's.
     """
     try:
-        return importlib.metadata.version(distribution)
+        return identity(importlib.metadata.distribution(distribution))[1]
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def identity(distribution: importlib.metadata.Distribution) -> tuple[str, str]:
+    """Return a distribution's name and version.
+
+    They are read off the head of its metadata: ``distribution.metadata`` imports a mail parser for them and
+    parses the README behind them too, a tenth of what discovery costs.
+    """
+    head = (distribution.read_text("METADATA") or "").partition("\n\n")[0]
+    fields = dict(_FIELD.findall(head))
+    if len(fields) == 2:
+        return fields["Name"], fields["Version"]
+    return distribution.metadata["Name"], distribution.metadata["Version"]
 
 
 def describe(error: BaseException) -> str:

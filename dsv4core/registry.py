@@ -5,7 +5,6 @@ Loading them in bulk would let one failing vendor hide every backend, and would 
 
 import importlib
 import importlib.metadata
-import logging
 import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,8 +13,7 @@ from typing import Any
 
 import pluggy
 
-from dsv4core import env, hookspecs, plugins, probe
-from dsv4core._trace import trace
+from dsv4core import _log, env, hookspecs, plugins, probe
 from dsv4core.errors import PluginError
 from dsv4core.plugins import OWN_DISTRIBUTION, Plugin, broken, duplicate, row_of
 from dsv4core.spec import SUPPORTED_API_VERSIONS, Availability, BackendRow, BackendSpec, Code, Depth
@@ -27,8 +25,6 @@ THIRD_PARTY_PRIORITIES = range(1, 100)
 """Priorities open to other distributions."""
 
 _HEAVY = ("torch", "pydantic", "numpy", "triton")
-
-_log = logging.getLogger("dsv4core")
 
 
 class _Defaults:
@@ -58,6 +54,8 @@ class Registry:
         self._defaults = _Defaults()
         self._manager.register(self._defaults, name="dsv4core.defaults")
         if env.read("DSV4CORE_TRACE") == "1":
+            from dsv4core._trace import trace
+
             trace(self._manager)
         found = importlib.metadata.entry_points(group=GROUP) if entry_points is None else entry_points
         self._load_all(found)

@@ -4,7 +4,6 @@ Order of precedence: argument, ``with use(...)``, ``DSV4CORE_BACKEND``, ``auto``
 """
 
 import contextlib
-import logging
 import os
 import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -12,14 +11,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dsv4core import env, registry
+from dsv4core import _log, env, registry
 from dsv4core.errors import BackendUnavailableError, UnknownBackendError
 from dsv4core.spec import Availability, BackendRow, BackendSpec, Code, Depth
 
 if TYPE_CHECKING:
     from dsv4core.backend import Backend
 
-_log = logging.getLogger("dsv4core")
 _used: ContextVar[str | None] = ContextVar("dsv4core_backend", default=None)
 _WORRYING = frozenset({Code.PLUGIN_BROKEN, Code.API_MISMATCH, Code.VERSION_CONFLICT, Code.UNSUPPORTED_DEVICE})
 
