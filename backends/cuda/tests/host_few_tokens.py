@@ -6,6 +6,8 @@ import host_cutlass
 import numpy as np
 import torch
 from host_device import Device, Fault
+from host_launch import launch, launched
+from host_numbers import Int32, Int64
 
 from dsv4core_cuda.cutedsl.few_tokens import ROWS, SEGMENT, WIDTHS, program
 
@@ -24,14 +26,14 @@ def differing(tokens: int, blocks: int, byte: bool, seed: int) -> str:
     scales = rng.integers(120, 125, (outputs // 128, inputs // 128), np.uint8)
     factors = np.exp2(scales.astype(np.float32) - 127)
     out = np.full((tokens, outputs), 0x7FC1, np.uint16)
-    host_cutlass.device = device = Device(seed)
+    launched.device = device = Device(seed)
     arrays = x.view(torch.int16).numpy(), codes, scales if byte else factors, out
-    addresses = [host_cutlass.Int64(device.memory.add(np.ascontiguousarray(a))) for a in arrays]
-    numbers = [host_cutlass.Int32(n) for n in (tokens, inputs, outputs)]
-    given = [*addresses, host_cutlass.Int64(2 * x.stride(0)), *numbers]
+    addresses = [Int64(device.memory.add(np.ascontiguousarray(a))) for a in arrays]
+    numbers = [Int32(n) for n in (tokens, inputs, outputs)]
+    given = [*addresses, Int64(2 * x.stride(0)), *numbers]
     form = program(next(width for width in WIDTHS if tokens <= width), blocks, byte)
     try:
-        host_cutlass.launch(kernel, (blocks, 2, 1), form.threads, form.shared, [*given, *form.constants])
+        launch(kernel, (blocks, 2, 1), form.threads, form.shared, [*given, *form.constants])
     except Fault as fault:
         return f"fault: {fault}"
     w = torch.from_numpy(codes).view(torch.float8_e4m3fn).double().numpy()

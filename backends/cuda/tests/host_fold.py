@@ -7,8 +7,9 @@ from typing import Any
 import host_cutlass
 import numpy as np
 import torch
-from host_cutlass import Int32, Int64, arch
 from host_device import BASE, Device, Fault
+from host_launch import arch, launch, launched
+from host_numbers import Int32, Int64, bits
 from torch import Tensor
 
 from dsv4core.ops.fused_inv_rope_fp8_quant import fused_inv_rope_fp8_quant
@@ -28,7 +29,7 @@ class Exact:
     def stores(self, read: Any, head: Any, unit: Any, x: list[Any]) -> list[Any]:
         place = self.out + Int64(head) * 2048
         return [
-            (place + 4 * (c if isinstance(c, int) else int(c)), [host_cutlass.bits(v)])
+            (place + 4 * (c if isinstance(c, int) else int(c)), [bits(v)])
             for c, v in zip(channels(read, int(unit) % 128), x, strict=True)
         ]
 
@@ -54,7 +55,7 @@ def kernel(
     from dsv4core_cuda.cutedsl.kernels.sparse_decode_wide import finish
 
     rank, group, t = arch.block_idx()
-    groups = host_cutlass.grid[1]
+    groups = launched.grid[1]
     thread, (_, threads) = arch.thread_idx()[0], KINDS[heads]
     outputs, size = Int32(BASE), heads * (516 * 4 if heads == 16 else 396 * 4)
     ml = outputs + size
@@ -139,12 +140,12 @@ def expected(w: dict[str, Tensor]) -> Tensor:
 def run(w: dict[str, Tensor], out: Tensor, beside: Tensor, heads: int, scale_format: str, seed: int) -> None:
     """The fold of all clusters, to `out` and `beside`."""
     tokens, groups, blocks, _, _ = w["parts"].shape
-    host_cutlass.device = device = Device(seed)
+    launched.device = device = Device(seed)
     arrays = [w[n] for n in ("parts", "sums", "sink", "positions", "cos_sin")] + [out, beside]
     places = [Int64(device.memory.add(a.view(torch.uint8).numpy())) for a in arrays]
     size = heads * (516 * 4 if heads == 16 else 396 * 4) + heads * (16 * blocks + 4) + 256
     given = [*places, heads, blocks, scale_format]
-    host_cutlass.launch(kernel, (blocks, groups, tokens), KINDS[heads][1], size, given)
+    launch(kernel, (blocks, groups, tokens), KINDS[heads][1], size, given)
 
 
 def differing(heads: int, tokens: int, blocks: int, formats: tuple[str, ...], seed: int) -> str:

@@ -6,6 +6,9 @@ import host_cutlass
 import numpy as np
 import torch
 from host_device import Device, Fault
+from host_launch import launch, launched
+from host_numbers import Int32, Int64, from_bits, mul_clamped
+from host_products import products_of
 
 from dsv4core.layout import get_layout
 from dsv4core_cuda.cutedsl import sparse_indexer as launcher
@@ -59,7 +62,7 @@ def bytes_differing() -> str:
     for shift in range(kernels.SPREAD):
         for code in range(16):
             codes = [(code + 3 * i) % 16 for i in range(8)]
-            word = host_cutlass.Int32(sum(c << 4 * i for i, c in enumerate(codes)))
+            word = Int32(sum(c << 4 * i for i, c in enumerate(codes)))
             found = kernels.whole(word, kernels.table(shift))
             if np.array(found, np.int64).astype(np.int32).view(np.int8).tolist() != [
                 halves[c] << shift for c in codes
@@ -67,7 +70,7 @@ def bytes_differing() -> str:
                 wrong.append(f"{codes} times {1 << shift}")
     most = 128 * (12 << 3) ** 2
     for x in (0, 1, 2, 12345, most, -1, -2, -most):
-        positive = host_cutlass.mul_clamped(host_cutlass.from_bits(x), 2.0**127)
+        positive = mul_clamped(from_bits(x), 2.0**127)
         if positive != max(x, 0) / 2**22:
             wrong.append(f"{x} becomes {positive}")
     return ", ".join(wrong)
@@ -109,8 +112,8 @@ def differing(
         codes = (
             codes_e2m1(q) if mxfp4 else torch.from_numpy(q).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
         )
-    host_cutlass.products_of.clear()
-    host_cutlass.device = device = Device(seed, late, restless)
+    products_of.clear()
+    launched.device = device = Device(seed, late, restless)
     out = np.full((tokens, k), -7, np.int32)
     candidates = rng.integers(0, 1 << 62, (run or tokens, parts * k))  # what memory happens to hold
     counts = np.zeros((run or tokens, launcher.WORKSPACE), np.int32)
@@ -118,7 +121,7 @@ def differing(
         codes, scales, w, cache.numpy(), np.array(lens, np.int32), np.zeros(tokens, np.int32), table, out,
         counts, candidates,
     )  # fmt: skip
-    addresses = [host_cutlass.Int64(device.memory.add(np.ascontiguousarray(x))) for x in arrays]
+    addresses = [Int64(device.memory.add(np.ascontiguousarray(x))) for x in arrays]
     strides = (4, 4, 4 * pages, 4, cache.stride(0), 4 * heads, 4 * k)
     constants = (*program.constants[:2], stages or program.constants[2])
     from dsv4core_cuda.cutedsl.kernels import sparse_indexer
@@ -127,12 +130,10 @@ def differing(
     for start in range(0, tokens, run or tokens):
         now = min(run or tokens, tokens - start)
         counts[:] = 0
-        numbers = [host_cutlass.Int32(x) for x in (heads, pages, pages, k, start, shares or parts, most)]
-        arguments = [*addresses, *numbers, *map(host_cutlass.Int64, strides), *constants]
+        numbers = [Int32(x) for x in (heads, pages, pages, k, start, shares or parts, most)]
+        arguments = [*addresses, *numbers, *map(Int64, strides), *constants]
         try:
-            host_cutlass.launch(
-                sparse_indexer.kernel, (parts, now, 1), program.threads, program.shared, arguments
-            )
+            launch(sparse_indexer.kernel, (parts, now, 1), program.threads, program.shared, arguments)
         except Fault as fault:
             return f"fault: {fault}"
     wrong: list[str] = []
@@ -148,6 +149,6 @@ def differing(
         expected = np.concatenate([best, np.full(k - len(best), -1)])
         if not np.array_equal(out[t], expected):
             wrong.append(f"token {t}: {int((out[t] != expected).sum())} of {k} differ")
-    if spreads and host_cutlass.products_of["bytes"] != as_bytes:
-        wrong.append(f"{host_cutlass.products_of['bytes']} pages as bytes, not {as_bytes}")
+    if spreads and products_of["bytes"] != as_bytes:
+        wrong.append(f"{products_of['bytes']} pages as bytes, not {as_bytes}")
     return ", ".join(wrong)
