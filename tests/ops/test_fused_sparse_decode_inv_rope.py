@@ -7,67 +7,38 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from op_reference import F32, MAIN, Pages, angles, array, attention, e4m3_values, tensor_bf16
+from attention_world import AttentionWorld
+from op_reference import MAIN, angles, array, e4m3_values
 
 from dsv4core.errors import OpArgumentError
 from dsv4core.ops import OPS
 
-SCALE = 512**-0.5
 TABLE = angles(50)
 FORMATS = ("none", "f32", "ue8m0x4")
 
 
-class World:
-    """Tokens at positions, two caches with every row filled, and lists that are edited before `call`."""
+class World(AttentionWorld):
+    """The world of attention, at positions."""
 
-    def __init__(
-        self, rng, tokens: int, heads: int, layout: str = "fp8_ds_mla", extra: str | None = "fp8_ds_mla"
-    ):
-        self.caches = [Pages(layout, 3, 64)] + ([Pages(extra, 30, 2)] if extra else [])
-        for pages in self.caches:
-            for slot in range(pages.tensor.shape[0] * pages.rows):
-                pages.fill(slot, (rng.standard_normal(512) * 2.0 ** rng.integers(-2, 2)).astype(F32))
-        self.q = tensor_bf16(rng.standard_normal((tokens, heads, 512)) * 2)
-        if layout == "f32_row":
-            self.q = self.q.float() * 1.0001
-        sizes = ((192, 40), (60, 24))
-        self.slots = [torch.from_numpy(rng.integers(0, n, (tokens, k)).astype(np.int32)) for n, k in sizes]
-        self.lens = [torch.from_numpy(rng.integers(1, k + 1, tokens).astype(np.int32)) for _, k in sizes]
-        self.sink = torch.from_numpy(rng.standard_normal(heads).astype(F32))
+    def __init__(self, rng, tokens: int, *args) -> None:
+        super().__init__(rng, tokens, *args)
         self.positions = torch.from_numpy(rng.integers(0, 50, tokens))
         self.positions[0] = 0
 
     def arguments(self, **changed) -> dict:
-        second = (self.caches[1].tensor, self.slots[1], self.lens[1]) if len(self.caches) > 1 else (None,) * 3
-        named = zip(("extra_cache", "extra_slots", "extra_lens"), second, strict=True)
-        return {
-            "q": self.q, "swa_cache": self.caches[0].tensor, "swa_slots": self.slots[0],
-            "swa_lens": self.lens[0], **dict(named), "attn_sink": self.sink, "positions": self.positions,
-            "cos_sin": torch.from_numpy(TABLE), "scale": SCALE, "swa_rows": 64, "extra_rows": 2,
-            "layout": self.caches[0].layout, "extra_layout": self.caches[-1].layout, "groups": 2,
-            "scale_format": "none", **changed,
-        }  # fmt: skip
+        turned = {"positions": self.positions, "cos_sin": torch.from_numpy(TABLE), "groups": 2}
+        return {"q": self.q, **self.lists(), **turned, "scale_format": "none", **changed}
 
     def call(self, ops, **changed) -> tuple[torch.Tensor, torch.Tensor | None]:
         return ops.fused_sparse_decode_inv_rope(**self.arguments(**changed))
 
     def expected(self) -> tuple[np.ndarray, np.ndarray]:
         """float64 outputs turned back by complex numbers, and the sizes of their bounds."""
-        outputs, sizes = [], []
-        for t in range(self.q.shape[0]):
-            keys = [
-                pages.get(int(s))
-                for pages, slots, lens in zip(self.caches, self.slots, self.lens, strict=False)
-                for s in slots[t, : int(lens[t])] if s >= 0
-            ]  # fmt: skip
-            o, _, size = attention(
-                array(self.q[t]), np.array(keys).reshape(-1, 512), self.sink.numpy(), SCALE
-            )
+        outputs, _, sizes = zip(*self.attended(), strict=True)
+        for t, o in enumerate(outputs):
             cos, sin = np.split(TABLE[int(self.positions[t])].astype(np.float64), 2)
             pairs = (o[:, 448::2] + 1j * o[:, 449::2]) * (cos - 1j * sin)
             o[:, 448::2], o[:, 449::2] = pairs.real, pairs.imag
-            outputs.append(o)
-            sizes.append(size)
         return np.array(outputs), np.array(sizes)
 
 

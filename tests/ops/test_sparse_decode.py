@@ -7,65 +7,20 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from op_reference import F32, MAIN, Pages, array, attention, check_attention, tensor_bf16
+from attention_world import AttentionWorld
+from op_reference import MAIN, check_attention
 
 from dsv4core.errors import OpArgumentError
 
-SCALE = 512**-0.5
 
-
-class Decode:
-    """Tokens, two caches with every row filled, and lists that are edited before `call`."""
-
-    def __init__(
-        self,
-        rng,
-        tokens: int,
-        heads: int,
-        layout: str = "fp8_ds_mla",
-        extra: str | None = "fp8_ds_mla",
-        **place,
-    ) -> None:
-        self.caches = [Pages(layout, 3, 64, **place)] + ([Pages(extra, 30, 2, **place)] if extra else [])
-        for pages in self.caches:
-            for slot in range(pages.tensor.shape[0] * pages.rows):
-                pages.fill(slot, (rng.standard_normal(512) * 2.0 ** rng.integers(-2, 2)).astype(F32))
-        self.q = tensor_bf16(rng.standard_normal((tokens, heads, 512)) * 2)
-        if layout == "f32_row":
-            self.q = self.q.float() * 1.0001
-        self.slots = [
-            torch.from_numpy(rng.integers(0, n, (tokens, k)).astype(np.int32))
-            for n, k in ((192, 40), (60, 24))
-        ]
-        self.lens = [torch.from_numpy(rng.integers(1, k + 1, tokens).astype(np.int32)) for k in (40, 24)]
-        self.sink = torch.from_numpy(rng.standard_normal(heads).astype(F32))
+class Decode(AttentionWorld):
+    """The world of `sparse_decode`."""
 
     def call(self, ops) -> tuple[torch.Tensor, torch.Tensor]:
         out = torch.full(self.q.shape, 9.0, dtype=self.q.dtype)
-        second = (
-            (self.caches[1].tensor, self.slots[1], self.lens[1])
-            if len(self.caches) > 1
-            else (None, None, None)
-        )
-        lse = ops.sparse_decode(
-            self.q, self.caches[0].tensor, self.slots[0], self.lens[0], *second, self.sink, out, scale=SCALE,
-            swa_rows=64, extra_rows=2, layout=self.caches[0].layout, extra_layout=self.caches[-1].layout,
-        )  # fmt: skip
+        lse = ops.sparse_decode(self.q, out=out, **self.lists())
         assert lse.dtype == torch.float32 and lse.shape == self.q.shape[:2]
         return out, lse
-
-    def expected(self):
-        result = []
-        for t in range(self.q.shape[0]):
-            keys = [
-                pages.get(int(s))
-                for pages, slots, lens in zip(self.caches, self.slots, self.lens, strict=False)
-                for s in slots[t, : int(lens[t])] if s >= 0
-            ]  # fmt: skip
-            result.append(
-                attention(array(self.q[t]), np.array(keys).reshape(-1, 512), self.sink.numpy(), SCALE)
-            )
-        return result
 
 
 @pytest.mark.parametrize("place", [{}, {"lead": 33, "gap": 5}])
@@ -80,13 +35,13 @@ def test_bound(ops, rng, layout: str, extra: str | None, place: dict[str, int]) 
     world.slots[1][3] = world.slots[1][3, 0]  # duplicates count
     world.slots[1][4] = -(2**31)
     world.lens[0][5] = 0
-    check_attention(*world.call(ops), world.expected())
+    check_attention(*world.call(ops), world.attended())
 
 
 def test_f32_is_far_below_the_bf16_bound(ops, rng) -> None:
     world = Decode(rng, 4, 3, "f32_row", "f32_row")
     out, _ = world.call(ops)
-    for t, (o, _, size) in enumerate(world.expected()):
+    for t, (o, _, size) in enumerate(world.attended()):
         assert (np.linalg.norm(out[t].numpy() - o, axis=1) <= 2e-6 * size).all()
 
 
@@ -96,7 +51,7 @@ def test_flash_shape(ops, rng) -> None:
         torch.from_numpy(rng.integers(0, n, (2, k)).astype(np.int32)) for n, k in ((192, 128), (60, 512))
     ]
     world.lens = [torch.tensor([128, 77], dtype=torch.int32), torch.tensor([512, 300], dtype=torch.int32)]
-    check_attention(*world.call(ops), world.expected())
+    check_attention(*world.call(ops), world.attended())
 
 
 def test_empty_rows(ops, rng) -> None:
@@ -107,7 +62,7 @@ def test_empty_rows(ops, rng) -> None:
     world.sink = torch.tensor([0.5, -torch.inf, torch.inf])
     out, lse = world.call(ops)
     assert not out[:3].any() and lse[:3].isposinf().all()
-    check_attention(out, lse, world.expected())
+    check_attention(out, lse, world.attended())
 
 
 def test_sinks(ops, rng) -> None:
@@ -118,7 +73,7 @@ def test_sinks(ops, rng) -> None:
     out, again = world.call(ops)
     assert torch.equal(lse, again)  # the sum never holds the sink
     assert not out[:, 1].any() and not out[:, 2].any()
-    check_attention(out, again, world.expected())
+    check_attention(out, again, world.attended())
     world.sink = torch.full((8,), -torch.inf)
     without, _ = world.call(ops)
     assert torch.equal(out[:, 0], without[:, 0]) and torch.equal(out[:, 3], without[:, 3])
@@ -151,7 +106,7 @@ def test_garbage_outside_the_list(ops, rng) -> None:
         for t in range(5):
             slots[t, int(lens[t]) :] = 1
     out, lse = world.call(ops)
-    check_attention(out, lse, world.expected())
+    check_attention(out, lse, world.attended())
     for slots, lens in zip(world.slots, world.lens, strict=True):
         for t in range(5):
             slots[t, int(lens[t]) :] = 2**31 - 1  # behind the length nothing is read, so nothing is checked
@@ -176,7 +131,7 @@ def test_padded_heads_leave_live_ones_alone(ops, rng) -> None:
     world.q = torch.cat((world.q, torch.zeros_like(world.q)), 1)
     world.sink = torch.cat((world.sink, torch.full((4,), -torch.inf)))
     padded, padded_lse = world.call(ops)
-    check_attention(padded, padded_lse, world.expected())
+    check_attention(padded, padded_lse, world.attended())
     assert (padded[:, :4].float() - out.float()).abs().max() <= 2**-7 * out.float().abs().max()
     assert torch.allclose(padded_lse[:, :4], lse, rtol=1e-6, atol=1e-5)
 
@@ -225,4 +180,4 @@ def test_out_of_range(ops, rng, monkeypatch) -> None:
     world.slots[0][1, 2], world.slots[1][0, :4] = 192, 2**31 - 1
     out, lse = world.call(ops)
     world.slots[0][1, 2], world.slots[1][0, :4] = -1, -1
-    check_attention(out, lse, world.expected())
+    check_attention(out, lse, world.attended())
