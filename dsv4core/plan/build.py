@@ -34,6 +34,7 @@ class _Order:
     moved: bool
 
 
+@torch.inference_mode(False)  # who shares what is made of a plan counts writes to its tensors
 def build_plan(
     config: AttentionConfig,
     *,

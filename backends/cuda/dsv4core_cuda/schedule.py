@@ -32,7 +32,8 @@ class Schedules:
     """Schedules by plan, kind of layer and stream.
 
     One is good for as long as nothing writes to the lengths it was made from: torch counts writes to a
-    tensor, and the counts are kept. Inside a graph the first layer of the capture makes its own, so that a
+    tensor, and the counts are kept. Of tensors made in inference mode it counts none, and a schedule of such
+    lengths serves one layer. Inside a graph the first layer of the capture makes its own, so that a
     replay computes it anew; one made outside would be as old as the capture.
     """
 
@@ -43,12 +44,13 @@ class Schedules:
         """The step's schedule for layers of a ratio, with lists of a width (0: none) and padded heads."""
         stream = torch.cuda.current_stream(plan.device) if plan.device.type == "cuda" else None
         lengths = {0: None, 4: plan.context_lens.get(4), 128: plan.c128_lens}[ratio]
-        versions = tuple(t._version for t in (plan.swa_lens, lengths) if t is not None)
+        made_of = (t for t in (plan.swa_lens, lengths) if t is not None)
+        versions = tuple(None if t.is_inference() else t._version for t in made_of)
         stamp = (capture_id(stream), *versions)
         known = self._by_plan.setdefault(plan, {})
         key = (ratio, width, heads, None if stream is None else stream.stream_id)
         found = known.get(key)
-        if found is None or found.stamp != stamp or stamp[0] is None:
+        if found is None or found.stamp != stamp or None in stamp:
             rows = slice(0, plan.num_decode_tokens)
             lens = None if lengths is None else lengths[rows].clamp(max=width)
             known[key] = found = Shared(lens, make(), stamp)

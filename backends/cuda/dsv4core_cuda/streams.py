@@ -21,9 +21,12 @@ class SideStreams:
 
     def of(self, main: torch.Stream) -> tuple[torch.Stream, torch.Stream]:
         """The two streams beside `main` for this thread."""
-        held: dict[int, tuple[torch.Stream, torch.Stream]] | None = getattr(self._own, "held", None)
+        held: dict[tuple[torch.device, int], tuple[torch.Stream, torch.Stream]] | None = getattr(
+            self._own, "held", None
+        )
         if held is None:
             held = self._own.held = {}
-        if main.stream_id not in held:
-            held[main.stream_id] = (new_stream(main.device), new_stream(main.device))
-        return held[main.stream_id]
+        key = (main.device, main.stream_id)  # every device's default stream has the number 0
+        if key not in held:
+            held[key] = (new_stream(main.device), new_stream(main.device))
+        return held[key]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from dsv4core import AttentionConfig, AttentionWeights, PagedCache
 from dsv4core.backend import Backend
 from dsv4core_cpu.backend import CpuBackend
 from dsv4core_cpu.plugin import SPEC as CPU
+from dsv4core_cuda import streams
 from dsv4core_cuda.backend import CudaBackend
 from dsv4core_cuda.cutedsl import _measured, install, sparse_indexer
 from dsv4core_cuda.cutedsl._build import Program
@@ -103,6 +106,35 @@ def test_layers_of_a_kind_share_a_schedule(fake: FakeFlashMLA, monkeypatch: pyte
     del plan
     gc.collect()
     assert not len(kept._by_plan)
+
+
+def test_steps_in_inference_mode(fake: FakeFlashMLA, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers share a schedule there too; lengths that torch counts no writes of are shared by nobody."""
+    config = AttentionConfig.preset("tiny", compress_ratios=(0, 0))
+    made = backend(fake, monkeypatch)
+    layers = [made.attention(config, i, AttentionWeights.random(config, i, 1)) for i in range(2)]
+    cache = PagedCache.allocate(config, [0, 1], 512, torch.device("cpu"))
+    with torch.inference_mode():
+        plan = cache.plan({"a": 1})
+        for layer in layers:
+            layer(rows(1, 1), cache, plan)
+        assert len(fake.metas) == 1
+        plan.swa_lens.fill_(1)
+        layers[0](rows(1, 1), cache, plan)
+        assert len(fake.metas) == 2
+        uncounted = replace(plan, swa_lens=plan.swa_lens.clone())
+        for layer in layers:
+            layer(rows(1, 1), cache, uncounted)
+        assert len(fake.metas) == 4
+
+
+def test_side_streams_belong_to_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "new_stream", lambda device: (device, object()))
+    held = streams.SideStreams()
+    mains = [SimpleNamespace(device=torch.device("cuda", i), stream_id=0) for i in (0, 1)]
+    pairs = [held.of(main) for main in mains]  # pyright: ignore[reportArgumentType]
+    assert [pair[0][0].index for pair in pairs] == [0, 1]  # pyright: ignore[reportIndexIssue]
+    assert held.of(mains[0]) is pairs[0]  # pyright: ignore[reportArgumentType]
 
 
 def test_a_hole_in_a_table_leaves_the_lengths_of_the_plan(
