@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from dsv4core.errors import BackendUnavailableError
 from dsv4core_cuda.cutedsl import _driver
 
 CONTEXT, KERNEL, NO_CONTEXT, NO_KERNEL = 0x1000, 0x2000, 201, 400
@@ -22,6 +23,8 @@ class FakeDriver:
 
     def __init__(self) -> None:
         self.thread, self.launched, self.retained, self.handle = local(), 0, 0, KERNEL
+        self.images: list[bytes] = []
+        self.damaged: tuple[bytes, ...] = ()
 
     def _need(self) -> int:
         return 0 if getattr(self.thread, "context", None) else NO_CONTEXT
@@ -46,7 +49,8 @@ class FakeDriver:
 
     def cuLibraryLoadData(self, library: Any, image: bytes, *rest: Any) -> int:
         library._obj.value = 1
-        return 0
+        self.images.append(image)
+        return 200 * (image in self.damaged)
 
     def cuLibraryGetKernelCount(self, count: Any, library: Any) -> int:
         count._obj.value = 1
@@ -86,7 +90,9 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
 
 
 def loaded() -> _driver.Loaded:
-    return _driver.load(0, lambda arch: b"code", struct.Struct("@qi"), 32, 60 * 1024, 1, False)
+    return _driver.load(
+        0, lambda arch, anew: b"new" if anew else b"kept", struct.Struct("@qi"), 32, 60 * 1024, 1, False
+    )
 
 
 def elsewhere(*calls: Any) -> list[str]:
@@ -109,6 +115,21 @@ def elsewhere(*calls: Any) -> list[str]:
 def test_the_first_call_of_a_process_loads_and_launches(fake: FakeDriver) -> None:
     loaded()((1, 1, 1), 7, 7)
     assert fake.launched == 1 and fake.retained == 1
+
+
+def test_code_that_the_driver_refuses_is_compiled_anew(fake: FakeDriver) -> None:
+    fake.damaged = (b"kept",)
+    loaded()((1, 1, 1), 7, 7)
+    assert fake.images == [b"kept", b"new"] and fake.launched == 1
+    fake.damaged = (b"kept", b"new")
+    with pytest.raises(RuntimeError, match="load: CUDA error 200"):
+        loaded()
+
+
+def test_a_device_without_kernels_is_named(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    with pytest.raises(BackendUnavailableError, match=r"SM90, .* device 0 is SM80: .*CUDA_VISIBLE_DEVICES"):
+        loaded()
 
 
 def test_a_thread_that_did_nothing_on_the_device_launches_and_loads(fake: FakeDriver) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import logging
 import os
 import re
 import struct
-import tempfile
+import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from threading import Lock
 
 from dsv4core import env
 from dsv4core.errors import BackendUnavailableError
@@ -22,12 +23,14 @@ from dsv4core_cuda.cutedsl._probe import PACKAGE
 SETTING = "cache"
 """DSV4CORE_CUDA_CACHE: the folder of compiled kernels."""
 KERNELS = Path(__file__).with_name("kernels")
+COMPILER = Path(__file__).with_name("_compiler.py")
 Constant = bool | int | float | str
 
 EARLY_ACCESS = re.compile(r"\b(ld|st|red|atom|prefetch|cp\.async)[.\w:]*\.global\S*")
 """What touches global memory."""
 
-_compiling = Lock()
+log = logging.getLogger("dsv4core")
+_compiling = threading.Lock()
 
 
 @dataclass(eq=False)
@@ -62,24 +65,41 @@ class Program:
         return found
 
 
-def cubin(program: Program, arch: str) -> bytes:
-    """The machine code of a program for an architecture ("sm_90a"), from the folder or the compiler."""
+def cubin(program: Program, arch: str, anew: bool = False) -> bytes:
+    """The machine code of a program for an architecture ("sm_90a"), from the folder or the compiler.
+
+    `anew`: compiled whatever the folder has, which a driver refused. A folder that cannot be read or written
+    costs compiling again in the next process, nothing else.
+    """
     file = folder() / f"{program.kernel}-{arch}-{key(program, arch)}.cubin"
-    if file.is_file():
-        return file.read_bytes()
+    if not anew and (kept := _read(file)):
+        return kept
     code = compile_for(program, arch)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as whole:
-        whole.write(code)
-    os.replace(whole.name, file)  # other processes see all of it or nothing
+    whole = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        whole.write_bytes(code)
+        os.replace(whole, file)  # other processes see all of it or nothing
+    except OSError as error:
+        log.warning("cuda: machine code of %s is not kept: %s", program.kernel, error)
+        with suppress(OSError):
+            whole.unlink(missing_ok=True)
     return code
+
+
+def _read(file: Path) -> bytes:
+    """What a file holds; nothing where it is not there or not for this user."""
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""
 
 
 def folder() -> Path:
     """Where compiled kernels are kept."""
     named = env.settings("cuda").get(SETTING)
     if named:
-        return Path(named)
+        return Path(named).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dsv4core" / "cutedsl"
 
 
@@ -93,8 +113,8 @@ def key(program: Program, arch: str) -> str:
 
 @cache
 def _sources(kernel: str) -> str:
-    """A hash of a kernel's file and of the files that all kernels share, which start with an underscore."""
-    files = [KERNELS / f"{kernel}.py", *sorted(KERNELS.glob("_[a-z]*.py"))]
+    """A hash of a kernel's file, of what compiles it, and of the files that all kernels share (`_*.py`)."""
+    files = [KERNELS / f"{kernel}.py", COMPILER, *sorted(KERNELS.glob("_[a-z]*.py"))]
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 

@@ -100,16 +100,32 @@ def _pointers(layout: struct.Struct, base: int) -> ctypes.Array[ctypes.c_void_p]
 
 
 def load(
-    device: int, code: Callable[[str], bytes], layout: struct.Struct, threads: int, shared: int, cluster: int,
+    device: int, code: Callable[..., bytes], layout: struct.Struct, threads: int, shared: int, cluster: int,
     early: bool,
 ) -> Loaded:  # fmt: skip
-    """Load the one kernel of a cubin; `code` gives it for the device's architecture."""
-    arch = ARCHITECTURES[torch.cuda.get_device_capability(device)]
-    image, library, kernel, count = code(arch), ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_uint()
+    """Load the one kernel of a cubin; `code(architecture, anew)` gives it, kept or compiled anew.
+
+    Raises BackendUnavailableError for a device of an architecture without kernels.
+    """
+    found = torch.cuda.get_device_capability(device)
+    if found not in ARCHITECTURES:
+        known = ", ".join(f"SM{major}{minor}" for major, minor in ARCHITECTURES)
+        raise BackendUnavailableError(
+            f"backend cuda: CuTeDSL kernels are for {known}, device {device} is SM{found[0]}{found[1]}: "
+            "show the process devices of one kind (CUDA_VISIBLE_DEVICES), or set "
+            "DSV4CORE_CUDA_KERNELS=triton and DSV4CORE_CUDA_ATTENTION=triton"
+        )
+    library, kernel, count = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_uint()
     cuda = driver()
     with torch.cuda.device(device):
         bind(device)
-        check(cuda.cuLibraryLoadData(ctypes.byref(library), image, None, None, 0, None, None, 0), "load")
+
+        def loaded(anew: bool) -> int:
+            image = code(ARCHITECTURES[found], anew)
+            return cuda.cuLibraryLoadData(ctypes.byref(library), image, None, None, 0, None, None, 0)
+
+        if loaded(False):  # code that was kept may be damaged
+            check(loaded(True), "load")
         check(cuda.cuLibraryGetKernelCount(ctypes.byref(count), library), "cuLibraryGetKernelCount")
         if count.value != 1:
             raise BackendUnavailableError(f"backend cuda: a cubin with {count.value} kernels, 1 expected")
