@@ -76,6 +76,7 @@ class FlashMLA:
             reasons.append("FlashMLA's decode of a token depends on its batch")
         for source in sources:
             reasons += self._against_pages(source)
+        reasons += _against_queries(q)
         if not q.shape[0]:
             reasons.append("there is nothing to compute")
         elif alone and self.fewest > 1 and q.shape[0] < FEWEST_ALONE.get(padded(q.shape[1]), 1):
@@ -88,7 +89,7 @@ class FlashMLA:
             "sparse_prefill", self.architecture, dtype=_name(q), heads=q.shape[1], width=indices.shape[1],
             fewest=self.fewest,
         )  # fmt: skip
-        reasons = list(answer.reasons)
+        reasons = [*answer.reasons, *_against_queries(q)]
         if not q.shape[0] or not kv.shape[0]:
             reasons.append("there is nothing to compute")
         elif kv.data_ptr() % ALIGNMENT or kv.stride(0) * kv.element_size() % ALIGNMENT:
@@ -141,6 +142,14 @@ class FlashMLA:
         if cache.shape[0] * source.rows > 2**31:
             reasons.append("slots pass 2^31")
         return reasons
+
+
+def _against_queries(q: Tensor) -> list[str]:
+    """Queries that are not copied anyway, to pad them, reach copies of 16 bytes as they are."""
+    lies = q.data_ptr() | q.element_size() * (q.stride(0) | q.stride(1))
+    if padded(q.shape[1]) == q.shape[1] and lies % ALIGNMENT:
+        return [f"queries are not {ALIGNMENT}-byte aligned"]
+    return []
 
 
 def _lists(source: Pages, multiple: int, trusted: bool) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from importlib import import_module
 from typing import Any, Literal
 
@@ -28,15 +29,16 @@ COLUMN = 4  # f32 scales: cuBLASLt wants columns of whole 16 bytes
 
 def kernels() -> list[LinearKernel]:
     """All of them, available or not; DSV4CORE_CUDA_KERNELS says where our own is used, as it does for ops."""
-    wanted = env.settings("cuda").get("kernels", "auto")
+    wanted = env.settings("cuda").get("kernels") or "auto"
     triton = TritonLinear(Arrivals(lambda device: capture_id(torch.cuda.current_stream(device))))
     own = FewTokens(triton, wanted)
     return [CuteDslNvfp4(), DeepGemm(), ScaledMatmul(triton), own, triton, WideResult()]
 
 
 def capability(device: torch.device) -> tuple[int, int]:
-    """Of a CUDA device; (0, 0) where there is none."""
-    return torch.cuda.get_device_capability(device) if torch.cuda.is_available() else (0, 0)
+    """Of a CUDA device; (0, 0) for any other."""
+    found = device.type == "cuda" and torch.cuda.is_available()
+    return torch.cuda.get_device_capability(device) if found else (0, 0)
 
 
 def fp8_blocks(problem: Problem) -> Literal[True] | str:
@@ -100,6 +102,7 @@ class FewTokens(LinearKernel):
     def prepare(self, weight: Weight, problem: Problem) -> Any:
         """What Triton's kernel takes, and whether CuTeDSL's runs here. Raises WeightsError for NaN codes."""
         stored = self.many.prepare(weight, problem)
+        stored = replace(stored, weight=_aligned(stored.weight), scales=_aligned(stored.scales))
         try:
             few_tokens.load(problem.inputs, stored.scales.dtype, stored.weight.device.index)
         except (Exception, SystemExit) as error:  # a driver or compiler of another age
@@ -113,6 +116,11 @@ class FewTokens(LinearKernel):
         if runs and 0 < x.shape[0] <= few_tokens.MOST and not torch.compiler.is_compiling():
             return few_tokens.few_tokens(x, stored.weight, stored.scales)
         return self.many.apply(problem, stored, x, x_scales)
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """A tensor that 16 bytes at a time can be copied from: one in the middle of a buffer may not be."""
+    return tensor.clone() if tensor.data_ptr() % 16 else tensor
 
 
 class ScaledMatmul(LinearKernel):

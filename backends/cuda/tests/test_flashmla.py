@@ -138,6 +138,7 @@ def test_trusted_lists_are_passed_on_where_their_form_allows_it() -> None:
         ({"q": torch.zeros(5, 129, 512).bfloat16()}, "up to 128 heads, not 129"),
         ({"q": torch.zeros(5, 4, 512)}, "not float32"),
         ({"q": torch.zeros(0, 4, 512).bfloat16()}, "nothing to compute"),
+        ({"q": torch.zeros(5, 64, 520).bfloat16()[..., 4:516]}, "queries are not 16-byte aligned"),
         ({"swa_cache": torch.zeros(2, 37456, dtype=torch.uint8)[:, 8:]}, "page 0 is not 16-byte aligned"),
         ({"swa_cache": torch.zeros(2, 37448, dtype=torch.uint8)}, "37448 bytes apart, no multiple of 16"),
         ({"swa_cache": torch.zeros(0, 37440, dtype=torch.uint8)}, "no pages"),

@@ -106,6 +106,12 @@ def test_few_tokens_prepares_and_hands_over(
     monkeypatch.setattr(few_tokens, "load", fails)
     assert apply(kernel.prepare(weight, problem), 1) == 0
     assert "goes to triton, CuTeDSL does not run here: OSError: libcuda.so.1" in caplog.text
+    buffer = torch.zeros(8 + weight.weight.numel(), dtype=torch.uint8)
+    inside = buffer[8:].view(weight.weight.dtype).view(weight.weight.shape)
+    inside.copy_(weight.weight)
+    stored, _ = kernel.prepare(QuantisedWeight(inside, weight.scales), problem)
+    assert stored.weight.data_ptr() % 16 == 0 and stored.scales.data_ptr() % 16 == 0
+    assert torch.equal(stored.weight.view(torch.uint8), weight.weight.view(torch.uint8))
     weight.weight.view(torch.uint8)[5, 7] = 0xFF
     with pytest.raises(WeightsError, match="NaN"):
         kernel.prepare(weight, problem)
