@@ -66,13 +66,10 @@ class DeepseekV4CUDAAttention(OpsAttention):
     def attend_turned(
         self, q: Tensor, selected: Tensor | None, pages: LayerCache, plan: BatchPlan, cos_sin: Tensor
     ) -> tuple[Tensor, Tensor | None] | None:
-        """Where asked, our own decode kernel turns back as well, if it is who decodes a step.
-
-        Not where bits may not depend on the batch: beside prefill rows the same row would be rounded twice.
-        """
+        """Where asked, our own decode kernel turns back as well, if it is who decodes a step."""
         if not self.fuse_output or torch.compiler.is_compiling():
             return None
-        if self.cluster is None or self.cluster.invariant:
+        if self.cluster is None:
             return None
         listed, extra = plan.c128_slots if selected is None else selected, None
         if listed is not None and pages.compressed is not None and self.group is not None:

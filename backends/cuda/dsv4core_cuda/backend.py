@@ -16,6 +16,7 @@ from dsv4core_cuda import ops, products
 from dsv4core_cuda.attention import DeepseekV4CUDAAttention
 from dsv4core_cuda.capability import CLUSTER_TOKENS, FEWEST_HEADS, resolve
 from dsv4core_cuda.cluster import ClusterDecode
+from dsv4core_cuda.cutedsl.install import CHOICES as KERNELS
 from dsv4core_cuda.cutedsl.install import replaced
 from dsv4core_cuda.flashmla import FlashMLA
 from dsv4core_cuda.flashmla_check import check
@@ -27,6 +28,11 @@ from dsv4core_cuda.streams import SideStreams
 log = logging.getLogger("dsv4core")
 
 CHOICES = ("auto", "cutedsl", "flashmla", "triton")
+DEPENDENT = {
+    "flashmla": "FlashMLA splits a token's list by all lists of its batch, and last bits follow",
+    "cutedsl": "our kernel cuts a list by its width, the longest request's, and last bits follow",
+}
+"""Who decodes a token otherwise beside other tokens, and how."""
 INTERPRETED = "this process interprets kernels, on host tensors"
 STREAM_TOKENS = 256
 """Tokens up to which a layer forks side streams, unless DSV4CORE_CUDA_STREAM_TOKENS says otherwise."""
@@ -60,6 +66,8 @@ class CudaBackend:
         self.streams, self.schedules = SideStreams(), Schedules()
         self.flash, self.reason = self._flashmla()
         self.cluster, self.cluster_reason = self._cluster()
+        if self.fuse_output and self.cluster is None:
+            log.warning("cuda: DSV4CORE_CUDA_FUSE_OUTPUT=1 changes nothing here: %s", self.cluster_reason)
         self._bind()
 
     def _bind(self) -> None:
@@ -83,9 +91,16 @@ class CudaBackend:
             turned = ops.fused_sparse_decode_inv_rope(body, self.cluster)
             self.ops[TURNED] = OpImpl(turned, f"cutedsl ({self.cluster.limits()}), else torch")
 
+    def _choice(self, name: str, known: tuple[str, ...]) -> str:
+        """A setting of a few words; unset and empty are "auto"."""
+        wanted = self.settings.get(name) or "auto"
+        if wanted not in known:
+            raise ConfigError(f"DSV4CORE_CUDA_{name.upper()}={wanted}: expected {', '.join(known)}")
+        return wanted
+
     def _cutedsl(self) -> dict[str, OpImpl]:
         """Ops whose CuTeDSL kernels measured faster on this device's architecture."""
-        wanted = self.settings.get("kernels", "auto")
+        wanted = self._choice("kernels", KERNELS)
         if wanted == "cutedsl" and interpreted():
             raise BackendUnavailableError(f"backend cuda: DSV4CORE_CUDA_KERNELS=cutedsl, but {INTERPRETED}")
         if interpreted() or not torch.cuda.is_available():
@@ -94,13 +109,11 @@ class CudaBackend:
 
     def _flashmla(self) -> tuple[FlashMLA | None, str]:
         """The adapter, or None and why."""
-        wanted = self.settings.get("attention", "auto")
-        if wanted not in CHOICES:
-            raise ConfigError(f"DSV4CORE_CUDA_ATTENTION={wanted}: expected {', '.join(CHOICES)}")
-        if wanted == "flashmla" and self.batch_invariant:
+        wanted = self._choice("attention", CHOICES)
+        if wanted in DEPENDENT and self.batch_invariant:
             raise ConfigError(
-                "DSV4CORE_CUDA_ATTENTION=flashmla and DSV4CORE_CUDA_BATCH_INVARIANT=1 exclude each other: "
-                "FlashMLA's decode of a token depends on its batch in last bits; unset one of them"
+                f"DSV4CORE_CUDA_ATTENTION={wanted} and DSV4CORE_CUDA_BATCH_INVARIANT=1 exclude each other: "
+                f"{DEPENDENT[wanted]}; unset one of them"
             )
         if wanted in ("cutedsl", "triton"):
             return None, f"DSV4CORE_CUDA_ATTENTION={wanted}"
@@ -114,16 +127,16 @@ class CudaBackend:
 
     def _cluster(self) -> tuple[ClusterDecode | None, str]:
         """Our own decode kernel, or None and why."""
-        wanted = self.settings.get("attention", "auto")
+        wanted = self._choice("attention", CHOICES)
         if wanted in ("flashmla", "triton"):
             return None, f"DSV4CORE_CUDA_ATTENTION={wanted}"
-        if self.batch_invariant and wanted != "cutedsl":  # one kernel for every batch, and not the fastest
+        if self.batch_invariant:
             return None, "DSV4CORE_CUDA_BATCH_INVARIANT=1"
         if wanted == "auto" and not CLUSTER_TOKENS:
             return None, "no number of tokens is in its table yet"
         found, reason = None, INTERPRETED
         if not interpreted():
-            found, reason = _compiled(wanted == "cutedsl", self.batch_invariant)
+            found, reason = _compiled(wanted == "cutedsl")
         if found is None and wanted == "cutedsl":
             raise BackendUnavailableError(f"backend cuda: DSV4CORE_CUDA_ATTENTION=cutedsl, but {reason}")
         if found is None:
@@ -131,12 +144,12 @@ class CudaBackend:
         return found, reason
 
 
-def _compiled(any_batch: bool, invariant: bool) -> tuple[ClusterDecode | None, str]:
+def _compiled(any_batch: bool) -> tuple[ClusterDecode | None, str]:
     """Our own decode kernel on the current device, after it has run."""
     if not torch.cuda.is_available():
         return None, "no device"
     architecture = torch.cuda.get_device_capability()
-    found = ClusterDecode(architecture, any_batch, invariant)
+    found = ClusterDecode(architecture, any_batch)
     reason = found.unusable()
     return (None, reason) if reason else (found, "")
 
@@ -164,7 +177,7 @@ def _on_device(fewest: int, invariant: bool = False) -> tuple[FlashMLA | None, s
 def _count(text: str, default: int) -> int:
     if not text:
         return default
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit()):
         raise ConfigError(f"DSV4CORE_CUDA_STREAM_TOKENS={text}: expected a number of tokens, 0 for none")
     return int(text)
 

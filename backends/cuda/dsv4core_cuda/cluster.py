@@ -9,8 +9,11 @@ from dsv4core.probe import describe
 from dsv4core_cuda.capability import (
     ALIGNMENT,
     ARCHITECTURES,
+    CLUSTER_KEYS,
     CLUSTER_TOKENS,
+    DECODE_LAYOUT,
     FEWEST_HEADS,
+    ROW_BYTES,
     Architecture,
     against_cluster,
 )
@@ -20,18 +23,15 @@ from dsv4core_cuda.flashmla import Pages
 
 STORES = 8
 """Bytes of an output that are written at once."""
+MOST_TOKENS = 65535
+"""Tokens of a launch: they are the grid's z."""
 
 
 class ClusterDecode:
-    """`cutedsl.sparse_decode` where it measured faster; `any_batch`: wherever it can.
+    """`cutedsl.sparse_decode` where it measured faster; `any_batch`: wherever it can."""
 
-    `invariant`: cut so that the bits of a token's result do not depend on the others.
-    """
-
-    def __init__(
-        self, architecture: tuple[int, int], any_batch: bool = False, invariant: bool = False
-    ) -> None:
-        self.architecture, self.any_batch, self.invariant = architecture, any_batch, invariant
+    def __init__(self, architecture: tuple[int, int], any_batch: bool = False) -> None:
+        self.architecture, self.any_batch = architecture, any_batch
 
     def unusable(self) -> str:
         """Run it on the current device, where it is compiled for that: "" or why it cannot be used."""
@@ -48,7 +48,7 @@ class ClusterDecode:
     def limits(self) -> str:
         """What it takes, in words."""
         if self.any_batch:
-            return "every batch"
+            return f"every batch with more than {CLUSTER_KEYS} keys over {DECODE_LAYOUT}"
         rows = [
             f"{heads} heads, {keys} keys: {tokens} tokens"
             for heads, found in CLUSTER_TOKENS.items()
@@ -66,6 +66,8 @@ class ClusterDecode:
         )  # fmt: skip
         if not q.shape[0]:
             reasons += ("there is nothing to compute",)
+        if q.shape[0] > MOST_TOKENS:
+            reasons += (f"a launch has {MOST_TOKENS} tokens at most",)
         if (q.data_ptr() | 2 * q.stride(0) | 2 * q.stride(1)) % ALIGNMENT:
             reasons += (f"queries are not {ALIGNMENT}-byte aligned",)
         for source in sources:
@@ -76,16 +78,18 @@ class ClusterDecode:
                 reasons += (f"pages are not {ALIGNMENT}-byte aligned",)
             if cache.shape[0] * source.rows >= 2**31:
                 reasons += ("slots pass 2^31",)
+            if source.rows * ROW_BYTES >= 2**31:
+                reasons += ("a page passes 2^31 bytes",)
         return reasons
 
     def decode(
         self, q: Tensor, swa: Pages, extra: Pages | None, sink: Tensor, out: Tensor, scale: float
     ) -> Tensor:
-        """Attend as `sparse_decode` does; writes `out`, which 8-byte stores reach. -> lse f32 [T, H]."""
+        """Attend as `sparse_decode` does; writes `out`, bf16 by stores of 8 bytes. -> lse f32 [T, H]."""
         target = out
-        if (out.data_ptr() | 2 * out.stride(0) | 2 * out.stride(1)) % STORES:
-            target = torch.empty(out.shape, dtype=out.dtype, device=out.device)
-        lse = kernel.decode(q, swa, _listed(extra), sink, target, scale, self._alike(q))
+        if out.dtype != q.dtype or (out.data_ptr() | 2 * out.stride(0) | 2 * out.stride(1)) % STORES:
+            target = torch.empty(out.shape, dtype=q.dtype, device=out.device)
+        lse = kernel.decode(q, swa, _listed(extra), sink, target, scale, _alike(q))
         if target is not out:
             out.copy_(target)
         return lse
@@ -99,12 +103,13 @@ class ClusterDecode:
         -> bf16 [T, H, 512] and None ("none"), or e4m3 [T, G, H*512/G] and scales ("f32", "ue8m0x4").
         """
         return kernel.decode_turned(
-            q, swa, _listed(extra), sink, positions, cos_sin, scale, groups, scale_format, self._alike(q)
+            q, swa, _listed(extra), sink, positions, cos_sin, scale, groups, scale_format, _alike(q)
         )
 
-    def _alike(self, q: Tensor) -> bool:
-        """Whether the bits of a row may depend on nothing else."""
-        return self.invariant or q.shape[1] < FEWEST_HEADS
+
+def _alike(q: Tensor) -> bool:
+    """Whether rows are cut by the width of their lists alone."""
+    return q.shape[1] < FEWEST_HEADS
 
 
 def _listed(extra: Pages | None) -> Pages | None:

@@ -24,8 +24,8 @@ ONE = [False, True, False, True]  # the steps of decode rows alone
 class Cluster:
     """Stands in for the decode kernel: takes what it is told to, and keeps what it was asked about."""
 
-    def __init__(self, reasons: tuple[str, ...] = (), invariant: bool = False) -> None:
-        self.reasons, self.invariant = reasons, invariant
+    def __init__(self, reasons: tuple[str, ...] = ()) -> None:
+        self.reasons = reasons
         self.asked: list[tuple[Pages, Pages | None]] = []
 
     def against(self, q: Tensor, swa: Pages, extra: Pages | None, *_: Any) -> tuple[str, ...]:
@@ -96,7 +96,6 @@ def test_steps_that_take_two_ops(monkeypatch: pytest.MonkeyPatch) -> None:
         assert run(monkeypatch, Cluster(), fuse=fuse)[0] == none  # nobody asked
     assert run(monkeypatch, None)[0] == none  # no such kernel
     assert run(monkeypatch, Cluster(("too many rows",)))[0] == none
-    assert run(monkeypatch, Cluster(invariant=True))[0] == none  # beside prefill rows bits would differ
     assert run(monkeypatch, Cluster(), own=False)[0] == none  # never the portable body
     assert run(monkeypatch, Cluster(), heads=8)[0] == none  # padded heads are no part of the output
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)

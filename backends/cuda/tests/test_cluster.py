@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -84,10 +86,14 @@ def test_what_its_loads_cannot_reach_is_refused() -> None:
         (Pages(odd[:0], swa.slots, swa.lens, 64, swa.layout), "no pages"),
         (Pages(swa.cache, swa.slots, swa.lens, 2**30, swa.layout), "2^31"),
         (Pages(swa.cache, swa.slots, swa.lens, 64, "bf16_row"), "bf16_row"),
+        (Pages(swa.cache, swa.slots, swa.lens, 3_700_000, swa.layout), "a page passes"),
     ):
         assert any(word in reason for reason in decode.against(q, wrong, None)), word
     assert decode.against(q[:, :, 1:], swa, None)
     assert decode.against(q[:0], swa, None)
+    many = ClusterDecode(H100, any_batch=True)
+    for tokens, reasons in ((65535, 0), (65536, 1)):
+        assert len(many.against(q[:1].expand(tokens, 64, 512), pages(), None)) == reasons
     assert decode.against(q.expand(2, 64, 512).repeat(20, 1, 1), pages(tokens=40), None)
     assert ClusterDecode(H100, any_batch=True).against(q.repeat(20, 1, 1), pages(tokens=40), None) == ()
 
@@ -136,18 +142,14 @@ def test_a_product_and_a_shift_divide_slots() -> None:
             assert slot * part >> shift == slot // rows
 
 
-@pytest.mark.parametrize("alike", [True, False])
 @pytest.mark.parametrize("heads", [16, 48, 64, 128])
 @pytest.mark.parametrize("tokens", [1, 8, 32, 200])
-def test_a_launch_covers_tokens_heads_and_keys(
-    tokens: int, heads: int, alike: bool, launched: list[Any]
-) -> None:
+def test_a_launch_covers_tokens_heads_and_keys(tokens: int, heads: int, launched: list[Any]) -> None:
     given = call(tokens, heads)
-    op = ops.sparse_decode(None, refused, ClusterDecode(H100, any_batch=True, invariant=alike))
+    op = ops.sparse_decode(None, refused, ClusterDecode(H100, any_batch=True))
     lse = op(**given)
     ((program, grid, values),) = launched
-    alone = alike or heads < 33
-    form = (kernel.fixed if alone else kernel.fastest)(tokens, heads, 640, ROOM)
+    form = (kernel.fixed if heads < 33 else kernel.fastest)(tokens, heads, 640, ROOM)
     assert program is kernel.program(form.heads, form.blocks)
     assert lse.shape == (tokens, heads)
     assert grid == (form.blocks, heads // form.heads, tokens) and program.cluster == form.blocks
@@ -171,14 +173,13 @@ def turned(tokens: int = 2, heads: int = 64, scale_format: str = "none") -> dict
 
 
 @pytest.mark.parametrize("scale_format", kernel.FORMATS)
-@pytest.mark.parametrize("alike", [True, False])
 @pytest.mark.parametrize(("tokens", "heads"), [(1, 16), (3, 64), (32, 128)])
 def test_a_launch_that_turns_back_has_its_results_and_angles(
-    tokens: int, heads: int, alike: bool, scale_format: str, launched: list[Any]
+    tokens: int, heads: int, scale_format: str, launched: list[Any]
 ) -> None:
     given = turned(tokens, heads, scale_format)
     given["positions"] = torch.arange(2 * tokens)[::2]  # what is not dense is made so
-    op = ops.fused_sparse_decode_inv_rope(refused, ClusterDecode(H100, any_batch=True, invariant=alike))
+    op = ops.fused_sparse_decode_inv_rope(refused, ClusterDecode(H100, any_batch=True))
     out, scales = op(**given)
     expected = OPS[TURNED].fake(**given)
     for found, like in zip((out, scales), expected, strict=True):
@@ -186,7 +187,7 @@ def test_a_launch_that_turns_back_has_its_results_and_angles(
         assert found is None or (found.shape, found.dtype) == (like.shape, like.dtype)
         assert found is None or found.is_contiguous()
     ((program, grid, values),) = launched
-    form = (kernel.fixed if alike or heads < 33 else kernel.fastest)(tokens, heads, 640, ROOM)
+    form = (kernel.fixed if heads < 33 else kernel.fastest)(tokens, heads, 640, ROOM)
     assert program is kernel.program(form.heads, form.blocks, scale_format)
     assert program.constants[-1] == scale_format
     assert program.shared == kernel.program(form.heads, form.blocks).shared + 256
@@ -262,13 +263,70 @@ def test_outputs_that_are_not_aligned_are_copied(launched: list[Any]) -> None:
     assert launched[0][2][8] != given["out"].data_ptr()
 
 
+def test_outputs_of_another_type_are_converted(launched: list[Any]) -> None:
+    given = call(1)
+    given["out"] = torch.empty(1, 64, 512)
+    ops.sparse_decode(None, refused, ClusterDecode(H100))(**given)
+    assert launched[0][2][8] != given["out"].data_ptr()
+
+
+LISTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "columns apart": lambda x: x.repeat_interleave(2, -1)[..., ::2],
+    "transposed": lambda x: x.t().contiguous().t() if x.dim() > 1 else x,
+    "rows apart": lambda x: torch.cat((x, x), -1)[..., : x.shape[-1]],
+    "one row for all": lambda x: x[:1].expand(x.shape),
+    "backwards apart": lambda x: x.repeat_interleave(3, 0)[1::3],
+}
+
+
+@pytest.mark.parametrize("turns_back", [False, True])
+@pytest.mark.parametrize("form", LISTS)
+def test_lists_and_lengths_may_lie_anywhere(
+    form: str, turns_back: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the kernel reads, by the addresses and distances of a launch, is what was listed."""
+    read: list[list[list[int]]] = []
+
+    def words(address: int, count: int) -> list[int]:
+        return list((ctypes.c_int32 * count).from_address(address))
+
+    def launch(grid: tuple[int, int, int], *values: Any) -> None:
+        widths = values[-9:-7]
+        for slots, lens, apart, width in zip(
+            values[2:6:3], values[3:7:3], values[17:19], widths, strict=True
+        ):
+            read.append([words(slots + 4 * t * apart, width) for t in range(3)])
+            read.append([words(lens, 3)])
+
+    monkeypatch.setattr(kernel, "room_of", lambda device: ROOM)
+    monkeypatch.setattr(Program, "on", lambda self, device: launch)
+    given = turned(3) if turns_back else call(3)
+    names = ("swa_slots", "swa_lens", "extra_slots", "extra_lens")
+    for name in names:
+        whole = torch.randint(0, 6, given[name].shape, dtype=torch.int32)
+        given[name] = LISTS[form](whole)
+    make = ops.fused_sparse_decode_inv_rope(refused, ClusterDecode(H100)) if turns_back else None
+    (make or ops.sparse_decode(None, refused, ClusterDecode(H100)))(**given)
+    expected = [given[name].tolist() for name in names]
+    assert read == [expected[0], [expected[1]], expected[2], [expected[3]]]
+
+
+def test_a_share_of_a_device_gets_clusters_that_run() -> None:
+    """Where the driver says that clusters of more than six blocks never run, none is chosen."""
+    room = (*ROOM[:7], 0, 0, 0)
+    for tokens in (1, 9, 32):
+        for heads in (16, 64, 128):
+            for choose in (kernel.fixed, kernel.fastest):
+                assert choose(tokens, heads, 1152, room).blocks <= 6
+
+
 def test_the_backend_names_it_and_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BackendUnavailableError, match="ATTENTION=cutedsl, but this process interprets"):
         CudaBackend({"attention": "cutedsl"})
     assert CudaBackend({}).cluster is None
     monkeypatch.setattr(backend_module, "interpreted", lambda: False)
     monkeypatch.setattr(backend_module, "_on_device", lambda *a: (None, "no FlashMLA"))
-    monkeypatch.setattr(backend_module, "_compiled", lambda any_batch, invariant: (ClusterDecode(H100), ""))
+    monkeypatch.setattr(backend_module, "_compiled", lambda any_batch: (ClusterDecode(H100), ""))
     made = CudaBackend({})
     provider = made.ops["sparse_decode"].provider
     assert provider.startswith("cutedsl (up to 64 heads, 640 keys: 32 tokens; 64 heads, 1152 keys: 8 tokens")

@@ -201,12 +201,20 @@ def test_the_backend_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
         CudaBackend({"attention": "flashmla"})
     for wrong in (
         {"attention": "cutlass"},
+        {"kernels": "fast"},
         {"stream_tokens": "many"},
+        {"stream_tokens": "²"},
         {"batch_invariant": "yes"},
         {"fuse_output": "2"},
     ):
         with pytest.raises(ConfigError, match=next(iter(wrong)).upper()):
             CudaBackend(wrong)
+    assert CudaBackend({"attention": "", "kernels": "", "stream_tokens": ""}).stream_tokens == 256
+
+
+def test_a_switch_that_changes_nothing_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    CudaBackend({"fuse_output": "1", "attention": "triton"})
+    assert "FUSE_OUTPUT=1 changes nothing here: DSV4CORE_CUDA_ATTENTION=triton" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -245,6 +253,7 @@ def test_a_library_that_runs_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     invariant = CudaBackend({"batch_invariant": "1"}).ops
     assert invariant["sparse_decode"].provider == "triton (DSV4CORE_CUDA_BATCH_INVARIANT=1)"
     assert invariant["sparse_prefill"].provider.startswith("flashmla (")
-    with pytest.raises(ConfigError, match="exclude each other"):
-        CudaBackend({"batch_invariant": "1", "attention": "flashmla"})
+    for wanted in ("flashmla", "cutedsl"):
+        with pytest.raises(ConfigError, match=f"ATTENTION={wanted} and .* exclude each other"):
+            CudaBackend({"batch_invariant": "1", "attention": wanted})
     assert made.ops["inverse_rope"].provider == "triton"

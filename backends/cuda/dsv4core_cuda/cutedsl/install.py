@@ -9,7 +9,7 @@ from types import ModuleType
 
 import torch
 
-from dsv4core.errors import BackendUnavailableError, ConfigError
+from dsv4core.errors import BackendUnavailableError
 from dsv4core.ops import OpImpl
 from dsv4core.probe import describe
 from dsv4core_cuda.cutedsl._build import Program
@@ -39,8 +39,6 @@ def replaced(ops: Mapping[str, OpImpl], wanted: str, architecture: tuple[int, in
 
     Raises BackendUnavailableError where cutedsl is asked for and cannot be had.
     """
-    if wanted not in CHOICES:
-        raise ConfigError(f"DSV4CORE_CUDA_KERNELS={wanted}: expected {', '.join(CHOICES)}")
     if wanted == "triton":
         return {}
     modules = launchers()
@@ -56,6 +54,8 @@ def replaced(ops: Mapping[str, OpImpl], wanted: str, architecture: tuple[int, in
         raise BackendUnavailableError(f"backend cuda: DSV4CORE_CUDA_KERNELS=cutedsl, but {reason}")
     found: dict[str, OpImpl] = {}
     for op, forms in chosen.items():
+        if not forms:
+            continue
         if reason:
             found[op] = OpImpl(ops[op].function, f"{ops[op].provider} ({reason})")
         else:

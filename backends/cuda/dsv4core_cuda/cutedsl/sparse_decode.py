@@ -5,7 +5,7 @@ Outputs come as they are, or turned back and rounded once, to bf16 or e4m3.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 
 import torch
@@ -96,10 +96,11 @@ def fixed(tokens: int, heads: int, width: int, room: Room) -> Form:
 
     Blocks of 16 heads are done sooner, blocks of 32 decode each row half as often; no bit depends on it.
     """
-    few = cut(16, width, SEGMENTS)
+    most = max((blocks for blocks in range(1, SEGMENTS + 1) if room[blocks]), default=1)
+    few = cut(16, width, most)
     if heads % 32 or tokens * heads // 16 <= room[few.blocks]:
         return few
-    return cut(32, width, SEGMENTS)
+    return cut(32, width, most)
 
 
 @lru_cache(maxsize=1024)
@@ -111,17 +112,20 @@ def fastest(tokens: int, heads: int, width: int, room: Room) -> Form:
         return -(-clusters // room[form.blocks]) * (kind.once + kind.tile * form.tiles)
 
     sizes = [n for n in KINDS if heads % n == 0]
-    return min({cut(n, width, blocks) for n in sizes for blocks in range(1, MOST_BLOCKS + 1)}, key=time)
+    forms = {cut(n, width, blocks) for n in sizes for blocks in range(1, MOST_BLOCKS + 1)}
+    return min((form for form in forms if room[form.blocks]), key=time)
 
 
 @cache
 def room_of(device: int) -> Room:
     """Clusters of 0, 1, .. MOST_BLOCKS blocks that a device runs at once, a block a multiprocessor.
 
-    A cluster lies in one group of multiprocessors, and how large groups are, a device's driver knows.
+    A cluster lies in one group of multiprocessors, and how large groups are, a device's driver knows; where
+    a process has a share of a device, large clusters may never run, and one block always does.
     """
     probe = PROBE.on(device)
-    return (0, *(max(1, probe.clusters(blocks, ALONE)) for blocks in range(1, MOST_BLOCKS + 1)))
+    one, *more = (probe.clusters(blocks, ALONE) for blocks in range(1, MOST_BLOCKS + 1))
+    return (0, max(1, one), *more)
 
 
 def programs(arch: str) -> dict[str, Program]:
@@ -178,12 +182,21 @@ def decode_turned(
     return out, scales
 
 
+def _packed(source: Pages) -> Pages:
+    """A list as the kernel reads it: a row's slots side by side, and so are lengths; rows may lie apart."""
+    slots = source.slots
+    if slots.shape[1] > 1 and slots.stride(1) != 1:
+        slots = slots.contiguous()
+    return replace(source, slots=slots, lens=source.lens.contiguous())
+
+
 def _start(
     formats: tuple[str, ...], q: Tensor, swa: Pages, extra: Pages | None, sink: Tensor,
     results: tuple[int, int, int, int], scale: float, alike: bool, form: Form | None,
 ) -> None:  # fmt: skip
     """Launch a form; `results`: out, then lse and two strides, with a format scales, positions, angles."""
     tokens, heads, _ = q.shape
+    swa, extra = _packed(swa), _packed(extra) if extra else None
     more = extra or swa
     width, extra_width = swa.slots.shape[1], extra.slots.shape[1] if extra else 0
     device = q.device.index
