@@ -101,6 +101,8 @@ class DeepseekV4Attention(ABC):
         """The whole step of this layer; final. Shapes: hidden bf16 [T, hidden] -> bf16 [T, hidden]."""
         pages = cache.layer(self.layer.index)
         self._check(hidden, pages, plan)
+        if not torch.compiler.is_compiling():
+            cache.check_plan(plan)
         x = hidden if plan.permutation is None else hidden[plan.permutation]
         cos_sin = self.rope(plan)
         q, selected = self.prepare(x, pages, plan, cos_sin)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+MOST = 2**31 - 1
+"""The largest slot of a list, which are i32."""
+
 
 def table_slots(block_table: Tensor, request: Tensor, index: Tensor, rows: int) -> Tensor:
     """Slots of row `index` of `request`: page * rows + row; -1 where the table has no page.

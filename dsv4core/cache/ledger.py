@@ -20,13 +20,14 @@ class Request:
     """Where a request sits in the page tables, how long it is, and the longest it has been.
 
     `floor` is the least length at which the rows it began with can be resumed: 0 unless it was forked or
-    imported.
+    imported. `cuts` counts how often it was truncated.
     """
 
     seat: int
     length: int
     peak: int
     floor: int = 0
+    cuts: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Ledger:
         self.blocks = TokenBlocks(groups.values())
         self.requests: dict[Hashable, Request] = {}
         self.vacant = list(range(limits.max_requests - 1, -1, -1))
+        self.removals = 0  # how often a request was freed or cut, so that pages changed hands
 
     @property
     def tokens(self) -> int:
@@ -161,6 +163,8 @@ class Ledger:
         for group in self.groups.values():
             group.shrink(request.seat, target)
         self.blocks.shrink(request.seat, target)
+        if target < request.length:
+            self.removals, request.cuts = self.removals + 1, request.cuts + 1
         request.length = target
 
     def free(self, request_id: Hashable) -> None:
@@ -170,6 +174,7 @@ class Ledger:
             group.clear(request.seat)
         self.blocks.clear(request.seat)
         self.vacant.append(request.seat)
+        self.removals += 1
         del self.requests[request_id]
 
     def check(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsv4core.cache.planned import check_planned, remember
 from dsv4core.cache.requests import RequestOperations
 from dsv4core.cache.sizes import CacheLimits, counts_for, default_chunk
 from dsv4core.cache.specs import CacheSpec, cache_specs
@@ -128,7 +129,12 @@ class PagedCache(RequestOperations):
         )
         self._copy(step.copies)
         self._ledger.commit(step)
+        remember(plan, self._ledger, step.new)
         return plan
+
+    def check_plan(self, plan: BatchPlan) -> None:
+        """Raise `CacheError` for another cache's plan, or a request freed or truncated since."""
+        check_planned(plan, self._ledger)
 
 
 def _specs_of(

@@ -11,7 +11,7 @@ from torch import Tensor
 from dsv4core.errors import OpArgumentError
 from dsv4core.ops._contract import BOOL, I32, check_range, spec
 from dsv4core.ops._op import op
-from dsv4core.slots import table_slots
+from dsv4core.slots import MOST, table_slots
 
 NAME = "compute_global_topk_indices_and_lens"
 
@@ -28,7 +28,7 @@ def _values(a: Mapping[str, Any], dims: Mapping[str, int]) -> None:
         return
     live = (a["topk"] >= 0) & a["is_valid"].unsqueeze(1)
     slots = table_slots(a["block_table"], a["token_to_req"].unsqueeze(1), a["topk"].long(), a["rows"])
-    bad = (live & (slots < 0)).nonzero()
+    bad = (live & ((slots < 0) | (slots > MOST))).nonzero()
     if bad.shape[0]:
         where = bad[0].tolist()
         raise OpArgumentError(
@@ -55,8 +55,8 @@ def compute_global_topk_indices_and_lens(
     """Slots of the listed entries, valid ones first in their order, and how many there are.
 
     Shapes: topk i32 [T, K] (negative: none), token_to_req i32 [T], block_table i32 [R, W], is_valid bool [T]
-    (false: a row of -1, length 0) -> slots i32 [T, K], lens i32 [T]. An entry without a page raises in
-    checked mode and becomes -1 otherwise.
+    (false: a row of -1, length 0) -> slots i32 [T, K], lens i32 [T]. An entry without a page, or with one so
+    far that its slot is no i32, raises in checked mode and becomes -1 otherwise.
     """
     if rows < 1:
         raise OpArgumentError(NAME, "rows", ">= 1", str(rows))
@@ -64,6 +64,7 @@ def compute_global_topk_indices_and_lens(
         return torch.full_like(topk, -1), topk.new_zeros(topk.shape[0])
     index = torch.where(is_valid.unsqueeze(1), topk, -1).long()
     slots = table_slots(block_table, token_to_req.unsqueeze(1), index, rows)
+    slots = torch.where(slots > MOST, -1, slots)
     found = slots >= 0
     order = torch.argsort(~found, dim=1, stable=True)
     return slots.gather(1, order).to(torch.int32), found.sum(dim=1, dtype=torch.int32)

@@ -16,7 +16,7 @@ from dsv4core.plan.batch import BatchPlan, PrefillChunk
 from dsv4core.plan.check import check_lengths, check_tables, whole_number
 from dsv4core.plan.groups import GROUPS, RATIOS, SWA
 from dsv4core.runtime import usable
-from dsv4core.slots import table_slots
+from dsv4core.slots import MOST, table_slots
 
 C128_WIDTH_STEP = 64
 """Index lists of ratio 128 are as wide as a multiple of this; decode kernels read whole blocks of 64."""
@@ -191,13 +191,18 @@ def _window(
     first = (positions + 1 - lens)[:, None]
     column = torch.arange(window, device=positions.device)[None, :]
     slots = _row_slots(table, req[:, None], first + column, rows, column < lens[:, None])
-    return slots.to(torch.int32), lens.to(torch.int32)
+    return _narrow(slots), lens.to(torch.int32)
 
 
 def _all_entries(table: Tensor, req: Tensor, lens: Tensor, rows: int, width: int) -> Tensor:
     """Slots of entries 0 .. lens-1 of each token's request, -1 behind."""
     column = torch.arange(width, device=req.device)[None, :]
-    return _row_slots(table, req[:, None], column, rows, column < lens[:, None]).to(torch.int32)
+    return _narrow(_row_slots(table, req[:, None], column, rows, column < lens[:, None]))
+
+
+def _narrow(slots: Tensor) -> Tensor:
+    """Slots of a list; one that is no i32 becomes the last, behind every page, and not some other page's."""
+    return slots.clamp(max=MOST).to(torch.int32)
 
 
 def _chunks(

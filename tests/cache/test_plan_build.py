@@ -226,3 +226,15 @@ def test_workspace_of_a_flash_prefill():
     assert prefill_workspace_rows(flash, 4, limits) == 4 * (32768 + 2175)
     assert prefill_workspace_rows(flash, 128, limits) == 4 * (1024 + 2175)
     assert prefill_workspace_rows(flash, 128, Limits(max_tokens=64, max_seq_len=100, max_requests=1)) == 100
+
+
+def test_a_page_too_far_for_32_bits_is_no_other_page():
+    """Page 2^25 of 64 rows starts at slot 2^31, in 32 bits that of page 0: it is behind all pages instead."""
+    tables = {"swa": [[5, 2**25, 6]], "c128": [[2**31 - 1]], "state_c128": [[0] * 22]}
+    rows = {"swa": 64, "c128": 2, "state_c128": 8}
+    plan = build(TINY, [1], [170], tables, rows=rows)
+    first = 170 - 128
+    starts = {0: 5 * 64, 2: 4 * 64}  # of what position 0 would be in
+    expected = [2**31 - 1 if p // 64 == 1 else starts[p // 64] + p for p in range(first, 170)]
+    assert plan.swa_slots.tolist() == [expected] and plan.swa_lens.tolist() == [128]
+    assert plan.c128_slots is not None and plan.c128_slots[0, 0] == 2**31 - 1

@@ -86,3 +86,14 @@ def test_no_tokens_no_columns(ops) -> None:
     table = i32([[4]])
     assert call(ops, torch.zeros(0, 5, dtype=torch.int32), [], table, []) == ([], [])
     assert call(ops, torch.zeros(2, 0, dtype=torch.int32), [0, 0], table, [True, True]) == ([[], []], [0, 0])
+
+
+def test_a_slot_that_is_no_i32_is_no_page(ops, monkeypatch) -> None:
+    """Page 2^25 of 64 rows starts at slot 2^31, in 32 bits that of page 0, which is somebody else's."""
+    table = i32([[3, 2**25], [2**25 - 1, 2**31 - 1]])
+    topk = i32([[0, 64, 127, 5], [63, 64, 0, 1]])
+    with pytest.raises(OpArgumentError, match="topk"):
+        call(ops, topk, [0, 1], table, [True, True])
+    monkeypatch.setenv("DSV4CORE_CHECK", "0")
+    slots, lens = call(ops, topk, [0, 1], table, [True, True])
+    assert slots == [[192, 197, -1, -1], [2**31 - 1, 2**31 - 64, 2**31 - 63, -1]] and lens == [2, 3]

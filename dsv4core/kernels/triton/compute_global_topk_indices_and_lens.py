@@ -33,6 +33,7 @@ def compute_global_topk_kernel(
     request = request[:, None] + tl.zeros_like(entry)
     live = (entry >= 0) & valid[:, None]
     slot = table_slots(table, request, entry, live, width, table_stride, column_stride, rows)
+    slot = tl.where(slot > 2147483647, -1, slot)  # no i32, so no slot: as if there were no page
     found = (slot >= 0).to(tl.int32)
     before = tl.cumsum(found, 1)
     total = tl.sum(found, 1)

@@ -49,7 +49,7 @@ DSV4_API int dsv4_global_topk(const i32* topk, i64 k0, i64 k1, i64 tokens, i64 k
         i64 n = 0;
         for (i64 i = 0; requests && valid[t * vs] && i < k; i++) {
             const i64 slot = blocks.slot(request[t * rs], listed(t, i));
-            if (slot >= 0) row[n++] = i32(slot);
+            if (slot >= 0 && slot <= INT32_MAX) row[n++] = i32(slot);  // as if there were no page
         }
         std::fill(row + n, row + k, -1);
         lens[t] = i32(n);
