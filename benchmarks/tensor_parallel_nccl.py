@@ -6,7 +6,7 @@ torchrun --nproc-per-node 2 benchmarks/tensor_parallel_nccl.py --one-device --no
 
 Every rank draws the same weights and keeps its share, and also runs the whole layer. What the ranks share and
 what one device computes are each held against float64 on some rows (`dsv4core_conformance.reference`, on the
-host), within what model.md 5.5 allows over equal cache codes, and against each other, within what a product
+host), within 5e-3 of it over equal cache codes, and against each other, within what a product
 may be off. The latter says something only where both sides attend by the same kernels: on NVIDIA devices set
 DSV4CORE_CUDA_ATTENTION to triton or flashmla, because the automatic choice may take one kernel for all the
 heads of a layer and another for half of them. Times are medians of the slowest rank, the sum over the ranks

@@ -29,7 +29,7 @@ from dsv4core_conformance.reference import Options, ReferenceConfig, ReferenceLa
 
 RANKS = 4
 MATMUL = 4e-3
-LAYER = 5e-3  # from float64 over equal cache codes (model.md 5.5)
+LAYER = 5e-3  # from float64 over equal cache codes (docs/tensor-parallel.md)
 # Four groups of two heads; every cut of an fp8 matrix falls between blocks of 128.
 CONFIG = AttentionConfig.preset("tiny", num_attention_heads=8, o_groups=4, o_lora_rank=128)
 STEPS = (139, 1)

@@ -18,7 +18,7 @@ from dsv4core.numerics.rope import rotate_tail
 from dsv4core.ops import OPS, Op, _scores
 from dsv4core.samples import Size, sample
 
-LSE_ABSOLUTE, LSE_RELATIVE = 1e-5, 1e-6  # arithmetic.md section 2
+LSE_ABSOLUTE, LSE_RELATIVE = 1e-5, 1e-6  # docs/arithmetic.md, what is bounded
 FULL, SMALLEST_SCALE = 224, 2.0**-42  # a block's largest code, but under the scale of the floor 1e-10
 SAME_WORK = 2e-2  # share of bytes or entries, or relative L2, by which a peer may differ
 Outputs = list[Tensor | None]

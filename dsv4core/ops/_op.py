@@ -19,7 +19,7 @@ Values = Callable[[Mapping[str, Any], Mapping[str, int]], None]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far a backend's result may be from the contract; `arithmetic.md` section 2 holds the reasons."""
+    """How far a backend's result may be from the contract; `docs/arithmetic.md` lists the bounds."""
 
     kind: str  # "exact" or the name of a bound
     bound: float = 0.0

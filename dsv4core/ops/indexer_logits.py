@@ -59,7 +59,7 @@ def indexer_logits(
 
     Shapes: q e4m3 [T, H, 128] (or u8 [T, H, 64] with q_scales u8 [T, H, 4], or f32), weights f32 [T, H],
     k_cache u8 [N, B], context_lens i32 [T] (entries visible), token_to_req i32 [T], block_table i32 [R, W] ->
-    f32 [T, max_len]. `rotate` is the rotation of q and must be the layout's. Source: `model.md` 2.4.
+    f32 [T, max_len]. `rotate` is the rotation of q and must be the layout's.
     """
     source = page_layout(NAME, layout, rows=rows, pages=k_cache, families=("index",))
     _scores.check_queries(NAME, q, q_scales, source, rotate)

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from dsv4core import env
+from dsv4core.ops import _page
+from dsv4core.registry import get_registry
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -40,6 +42,25 @@ def test_links_lead_somewhere(name: str) -> None:
 
 def test_environment_table_is_current() -> None:
     assert env.markdown().strip() in (ROOT / "docs" / "environment.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda", "rocm", "xpu"])
+def test_every_setting_has_its_row(name: str) -> None:
+    text = (ROOT / "docs" / "environment.md").read_text()
+    rows = set(re.findall(rf"^\| `DSV4CORE_{name.upper()}_(\w+)` \|", text, re.M))
+    assert rows == {setting.upper() for setting in get_registry().settings[name] or ()}
+
+
+def test_page_of_ops_is_current() -> None:
+    assert (ROOT / "docs" / "ops.md").read_text() == _page.markdown()
+
+
+def test_page_of_arithmetic_names_what_exists() -> None:
+    text = (ROOT / "docs" / "arithmetic.md").read_text()
+    for path in re.findall(r"\b([a-z_0-9]+\.(?:py|h))\b", text):
+        assert list(ROOT.glob(f"**/{path}")), path
+    for file in (ROOT / "dsv4core" / "numerics").glob("[a-z]*.py"):
+        assert file.name in text, file.name
 
 
 def test_architecture_names_what_exists() -> None:

@@ -74,7 +74,7 @@ class IndexWorld:
         return other
 
     def exact(self, max_len: int) -> tuple[np.ndarray, np.ndarray]:
-        """float64 scores, -inf where hidden, and the bound of arithmetic.md section 2."""
+        """float64 scores, -inf where hidden, and the bound of index scores (docs/arithmetic.md)."""
         out = np.full((len(self.lens), max_len), -np.inf)
         bound = np.zeros_like(out)
         w = self.weights.numpy().astype(np.float64)

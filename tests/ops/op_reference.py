@@ -166,7 +166,7 @@ def attention(q: np.ndarray, keys: np.ndarray, sink: np.ndarray, scale: float) -
 
 
 def check_attention(out: torch.Tensor, lse: torch.Tensor, expected: list[tuple[np.ndarray, ...]]) -> None:
-    """The bounds of arithmetic.md section 2 for every (token, head)."""
+    """The bounds of attention (docs/arithmetic.md) for every (token, head)."""
     got, got_lse = array(out).astype(np.float64), lse.numpy().astype(np.float64)
     for t, (o, e, size) in enumerate(expected):
         empty = np.isposinf(e)

@@ -86,7 +86,7 @@ def test_f32_of_profile_math(ops, rng) -> None:
 
 
 def test_mxfp4_vectors(ops) -> None:
-    # vllm-ops.md 3.0: amax -> byte, and the thresholds of e2m1 at exponent 0.
+    # UE8M0 scales (docs/arithmetic.md, rule 7): amax -> byte, and the thresholds of e2m1 at exponent 0.
     for amax, byte in [(0.0, 1), (1.0, 125), (6.0, 127), (6.03125, 128)]:
         q = torch.zeros(1, 1, 128, dtype=torch.bfloat16)
         q[0, 0, 3::32] = amax

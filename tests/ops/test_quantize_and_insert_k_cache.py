@@ -9,7 +9,7 @@ from op_reference import MAIN, Pages, tensor_bf16
 
 from dsv4core.errors import OpArgumentError
 
-# vllm-ops.md section 3.0: block amax -> scale byte, floor on amax.
+# UE8M0 scales (docs/arithmetic.md, rule 7): block amax -> scale byte, floor on amax.
 VECTORS = [(0.0, 105), (1e-4, 105), (0.02734375, 113), (1.0, 119), (7.0, 121), (7.03125, 122), (448.0, 127),
            (450.0, 128), (3.3895313892515355e38, 247)]  # fmt: skip
 

@@ -128,7 +128,7 @@ def padded_to_a_bucket(s: Subject, op: str, bucket: int) -> None:
 def _whole(s: Subject, op: str, options: dict[str, Any]) -> tuple[dict[str, Any], list[torch.Tensor | None]]:
     """A judged call with all tokens: its arguments as they were, and everything it gives.
 
-    Rows of products are equal where a backend promises it: arithmetic.md asks it of the CPU alone.
+    Rows of products are equal where a backend promises it: canonical arithmetic asks it of the CPU alone.
     """
     if op in PRODUCTS:
         s.need_feature("batch_invariant_linear")
