@@ -120,6 +120,33 @@ def test_a_broken_plugin_does_not_hide_a_good_one(site: Site) -> None:
     assert_built_ins_unharmed()
 
 
+def test_metadata_that_is_no_text_hides_no_backend(site: Site) -> None:
+    site.add("dsv4core-acme", {"acme": "acme_latin"}, backend_source("acme"))
+    (site.path / "dsv4core_acme-1.0.dist-info" / "METADATA").write_bytes(
+        b"Name: dsv4core-acme\nAuthor: M\xfcller\n"
+    )
+    rows = {row.name: row for row in dsv4core.backends()}
+    assert rows["acme"].available and rows["acme"].distribution == ""
+    assert_built_ins_unharmed()
+
+
+def test_a_torch_whose_metadata_is_no_text_has_no_version(site: Site) -> None:
+    site.add("torch", {}, version="0.1")
+    (site.path / "torch-0.1.dist-info" / "METADATA").write_bytes(b"Name: torch\nVersion: 0.1\nAuthor: \xff\n")
+    registry.refresh()
+    assert_built_ins_unharmed()
+    assert dsv4core.get_backend("cpu").name == "cpu"
+
+
+def test_two_plugins_of_one_name_of_which_one_has_no_metadata(site: Site) -> None:
+    site.add("dsv4core-acme", {"acme": "acme_named"}, backend_source("acme"))
+    site.add("nameless", {"acme": "acme_nameless"}, backend_source("acme"))
+    (site.path / "nameless-1.0.dist-info" / "METADATA").unlink()
+    assert "taken by acme_nameless" in row_of("dsv4core-acme").reason
+    assert "None" not in row_of("dsv4core-acme").reason
+    assert_built_ins_unharmed()
+
+
 def test_a_built_in_plugin_name_is_refused_to_others(site: Site) -> None:
     """The fake comes first on sys.path, where plain metadata order would let it win."""
     site.add("dsv4core-evil", {"cuda": "evil_cuda"}, backend_source("cuda", 99))
