@@ -82,6 +82,36 @@ def test_a_broken_plugin_is_a_row_with_its_reason(site: Site, source: str, reaso
         dsv4core.get_backend("acme")
 
 
+@pytest.mark.parametrize(
+    ("field", "form"),
+    [
+        ("name=3", "a string"),
+        ("device_type=None", "a string"),
+        ("priority='5'", "a whole number"),
+        ("factory=None", "a string"),
+        ("requires=[Requirement('json')]", "a tuple of Requirement"),
+        ("requires=('json',)", "a tuple of Requirement"),
+        ("extra=1", "a string or None"),
+        ("layouts='f32_row'", "a tuple of strings"),
+        ("features={'fast'}", "a frozenset of strings"),
+        ("api_version='1'", "a whole number"),
+        ("settings=(1,)", "a tuple of strings or None"),
+        ("settings='device'", "a tuple of strings or None"),
+    ],
+)
+def test_a_field_of_another_type_is_a_row(site: Site, field: str, form: str) -> None:
+    """Each spec is made when its hook is called, as most vendors' are made when their module is imported."""
+    good = "name='acme', device_type='cpu', priority=50, factory='json:loads'"
+    name = field.partition("=")[0]
+    fields = ", ".join([part for part in good.split(", ") if not part.startswith(f"{name}=")] + [field])
+    source = f"{HEADER}\n@hookimpl\ndef dsv4core_backends():\n    return [BackendSpec({fields})]\n"
+    site.add("dsv4core-acme", {"acme": "acme_types"}, source)
+    row = row_of("dsv4core-acme")
+    assert row.code is Code.PLUGIN_BROKEN
+    assert f": {name} is " in row.reason and row.reason.endswith(f"; it must be {form}")
+    assert_built_ins_unharmed()
+
+
 PROVIDER = """
 class Provider:
     name, device_type = "acme", "cpu"
