@@ -94,6 +94,10 @@ class Registry:
         ranked = sorted(self.specs.values(), key=lambda spec: (-spec.priority, spec.name))
         return (*(self._row(spec, depth) for spec in ranked), *self._refused)
 
+    def creator(self, name: str) -> pluggy.HookCaller:
+        """Return the hook that builds a backend's provider: its own plugin's, then the core's."""
+        return self._only(self._owner[name][1], "dsv4core_create")
+
     def _row(self, spec: BackendSpec, depth: Depth | None) -> BackendRow:
         shown: Depth = depth or ("device" if (spec.name, "device") in self._answers else "static")
         answer = self.probe(spec.name, shown)

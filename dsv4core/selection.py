@@ -183,7 +183,8 @@ def get_backend(name: str | None = None) -> "Backend":
             from dsv4core.backend import create_backend  # imports torch
 
             _announce(choice, known)
-            backend = _created[choice.spec] = create_backend(choice.spec, known.hook)
+            backend = create_backend(choice.spec, known.hook, known.creator(choice.spec.name))
+            _created[choice.spec] = backend
         return backend
 
 

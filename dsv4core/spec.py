@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal
+from typing import Any, Literal
 
 from dsv4core.errors import PluginError
 
@@ -110,7 +110,7 @@ class BackendSpec:
     def __post_init__(self) -> None:
         """Refuse what could not be registered later, or would fail where all backends are looked at."""
         for field, (kind, inside, form) in _FORMS.items():
-            value = getattr(self, field)
+            value: Any = getattr(self, field)
             if value is None and form.endswith("None"):
                 continue
             if not isinstance(value, kind) or (inside and any(not isinstance(v, inside) for v in value)):

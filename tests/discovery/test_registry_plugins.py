@@ -6,7 +6,7 @@ import pytest
 from fake_plugins import HEADER, Site, backend_source, probe_source
 
 import dsv4core
-from dsv4core import registry
+from dsv4core import registry, selection
 from dsv4core.spec import BackendRow, Code
 
 BUILT_IN = ["cuda", "rocm", "xpu", "cpu"]
@@ -100,7 +100,6 @@ def test_a_broken_plugin_is_a_row_with_its_reason(site: Site, source: str, reaso
     ],
 )
 def test_a_field_of_another_type_is_a_row(site: Site, field: str, form: str) -> None:
-    """Each spec is made when its hook is called, as most vendors' are made when their module is imported."""
     good = "name='acme', device_type='cpu', priority=50, factory='json:loads'"
     name = field.partition("=")[0]
     fields = ", ".join([part for part in good.split(", ") if not part.startswith(f"{name}=")] + [field])
@@ -134,6 +133,34 @@ def test_a_broken_provider_is_named(site: Site, body: str, factory: str, reason:
     source = backend_source("acme", factory=f"acme_provider:{factory}") + PROVIDER.format(body=body)
     site.add("dsv4core-acme", {"acme": "acme_provider"}, source)
     with pytest.raises(dsv4core.PluginError, match=f"backend 'acme'.*{reason}"):
+        dsv4core.get_backend("acme")
+
+
+@pytest.mark.parametrize("body", ["raise RuntimeError('asked for ' + spec.name)", "return object()"])
+def test_a_plugin_creates_no_backend_of_others(site: Site, body: str) -> None:
+    rude = f"@hookimpl\ndef dsv4core_create(spec, settings):\n    {body}\n"
+    site.add("dsv4core-acme", {"acme": "acme_creates"}, backend_source("acme", extra=rude))
+    selection._created.clear()
+    assert type(dsv4core.get_backend("cpu").provider).__name__ == "CpuBackend"
+    with pytest.raises(dsv4core.PluginError, match=r"asked for acme|object lacks name"):
+        dsv4core.get_backend("acme")
+
+
+def test_a_plugin_creates_its_own_backend(site: Site) -> None:
+    extra = (
+        "from types import SimpleNamespace\n@hookimpl\ndef dsv4core_create(spec, settings):\n"
+        "    return SimpleNamespace(name=spec.name, device_type='cpu', ops={}, settings=settings)\n"
+    )
+    site.add("dsv4core-acme", {"acme": "acme_own"}, backend_source("acme", extra=extra))
+    assert dsv4core.get_backend("acme").provider.settings == {}
+
+
+def test_a_provider_that_exits_is_an_error(site: Site) -> None:
+    source = backend_source("acme", factory="acme_exits:Provider") + PROVIDER.format(
+        body="raise SystemExit(3)"
+    )
+    site.add("dsv4core-acme", {"acme": "acme_exits"}, source)
+    with pytest.raises(dsv4core.PluginError, match="backend 'acme' cannot be created: SystemExit: 3"):
         dsv4core.get_backend("acme")
 
 
