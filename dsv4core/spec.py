@@ -111,9 +111,8 @@ class BackendSpec:
         """Refuse what could not be registered later, or would fail where all backends are looked at."""
         for field, (kind, inside, form) in _FORMS.items():
             value: Any = getattr(self, field)
-            if value is None and form.endswith("None"):
-                continue
-            if not isinstance(value, kind) or (inside and any(not isinstance(v, inside) for v in value)):
+            right = isinstance(value, kind) and (not inside or all(isinstance(v, inside) for v in value))
+            if not right and not (value is None and form.endswith("None")):
                 raise PluginError(f"BackendSpec {self.name!r}: {field} is {value!r}; it must be {form}")
         if not _NAME.fullmatch(self.name) or self.name in RESERVED_NAMES:
             raise PluginError(
