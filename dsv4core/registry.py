@@ -59,6 +59,8 @@ class Registry:
             trace(self._manager)
         found = importlib.metadata.entry_points(group=GROUP) if entry_points is None else entry_points
         self._load_all(found)
+        disabled = env.read_names("DSV4CORE_DISABLE_BACKENDS")
+        _warn_absent("DSV4CORE_DISABLE_BACKENDS", disabled, self.names(), "which no backend is called")
         env.warn_unknown(self.settings)
 
     @property
@@ -136,14 +138,8 @@ class Registry:
                 self._refuse(plugin, Availability.missing(Code.DISABLED, reason, hint))
             else:
                 self._load(plugin, point)
-        for name in () if everyone else allowed:
-            if name not in seen:
-                near = env.nearest(name, seen)
-                _log.warning(
-                    "DSV4CORE_PLUGINS names '%s', which is not installed%s",
-                    name,
-                    f"; did you mean '{near}'?" if near else "",
-                )
+        if not everyone:
+            _warn_absent("DSV4CORE_PLUGINS", allowed, seen, "which is not installed")
 
     def _load(self, plugin: Plugin, point: importlib.metadata.EntryPoint) -> None:
         before = set(sys.modules)
@@ -209,6 +205,15 @@ class Registry:
     def _refuse(self, plugin: Plugin, problem: Availability) -> None:
         self._refused.append(row_of(plugin.name, problem, plugin, "static", None, None))
         self.plugins.append(replace(plugin, problem=problem))
+
+
+def _warn_absent(variable: str, names: Iterable[str], known: Iterable[str], why: str) -> None:
+    """Log a warning for each name in a variable that nothing here bears, with the nearest one that is."""
+    there = tuple(known)
+    for name in names:
+        if name not in there:
+            near = env.nearest(name, there)
+            _log.warning(f"{variable} names '%s', {why}%s", name, f"; did you mean '{near}'?" if near else "")
 
 
 _lock = threading.RLock()

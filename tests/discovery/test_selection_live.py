@@ -172,6 +172,19 @@ def test_disabled_backends_are_not_probed(acme: Site, monkeypatch: pytest.Monkey
         dsv4core.get_backend("cpu")
 
 
+def test_a_disabled_name_that_nobody_has_is_named(
+    acme: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("DSV4CORE_DISABLE_BACKENDS", "zink, acme, quux")
+    with caplog.at_level(logging.WARNING, "dsv4core"):
+        dsv4core.backends()
+        dsv4core.backends()
+    assert caplog.messages == [
+        "DSV4CORE_DISABLE_BACKENDS names 'zink', which no backend is called; did you mean 'zinc'?",
+        "DSV4CORE_DISABLE_BACKENDS names 'quux', which no backend is called",
+    ]
+
+
 def test_a_created_backend_is_shared_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     selection._created.clear()
     with caplog.at_level(logging.INFO, "dsv4core"):
