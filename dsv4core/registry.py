@@ -14,7 +14,7 @@ from typing import Any
 import pluggy
 
 from dsv4core import _log, env, hookspecs, plugins, probe
-from dsv4core.errors import PluginError
+from dsv4core.errors import ConfigError, PluginError
 from dsv4core.plugins import OWN_DISTRIBUTION, Plugin, broken, duplicate, row_of
 from dsv4core.spec import SUPPORTED_API_VERSIONS, Availability, BackendRow, BackendSpec, Code, Depth
 
@@ -53,7 +53,7 @@ class Registry:
         self._manager.add_hookspecs(hookspecs)
         self._defaults = _Defaults()
         self._manager.register(self._defaults, name="dsv4core.defaults")
-        if env.read("DSV4CORE_TRACE") == "1":
+        if _traced():
             from dsv4core._trace import trace
 
             trace(self._manager)
@@ -205,6 +205,15 @@ class Registry:
     def _refuse(self, plugin: Plugin, problem: Availability) -> None:
         self._refused.append(row_of(plugin.name, problem, plugin, "static", None, None))
         self.plugins.append(replace(plugin, problem=problem))
+
+
+def _traced() -> bool:
+    """Say whether hook calls are traced; a wrong word is not worth doing without every backend."""
+    try:
+        return env.read("DSV4CORE_TRACE") == "1"
+    except ConfigError as error:
+        _log.warning("%s; nothing is traced", error)
+        return False
 
 
 def _warn_absent(variable: str, names: Iterable[str], known: Iterable[str], why: str) -> None:
