@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from dsv4core import env
@@ -76,17 +76,17 @@ class Backend:
         )
 
 
-def create_backend(spec: BackendSpec, hook: Any) -> Backend:
+def create_backend(spec: BackendSpec, hook: Any, create: Callable[..., Any] | None = None) -> Backend:
     """Build the provider of a spec through the hooks and bind its ops.
 
-    `hook` is pluggy's relay. Raises PluginError when the provider breaks the contract or two plugins claim
-    one op.
+    `hook` is pluggy's relay; `create` is its `dsv4core_create`, or one that reaches fewer plugins. Raises
+    PluginError when the provider breaks the contract or two plugins claim one op.
     """
     try:
-        provider = hook.dsv4core_create(spec=spec, settings=env.settings(spec.name))
+        provider = (create or hook.dsv4core_create)(spec=spec, settings=env.settings(spec.name))
     except DSV4CoreError:
         raise
-    except Exception as error:  # a provider may do anything
+    except (Exception, SystemExit) as error:  # a provider may do anything
         raise PluginError(
             f"backend {spec.name!r} cannot be created: {describe(error)};"
             f" DSV4CORE_DISABLE_BACKENDS={spec.name} does without it"

@@ -52,8 +52,8 @@ def dsv4core_create(spec: BackendSpec, settings: Mapping[str, str]) -> Any:
     """Build the provider of ``spec``: an object with ``name``, ``device_type`` and a mapping ``ops``.
 
     ``settings`` holds the variables ``DSV4CORE_<NAME>_*``, keys in lower case without the prefix. Called
-    once, on first use. The core's answer is ``factory(settings)`` with the factory of the spec.
-    Return None for a spec that is not yours.
+    once, on first use, of the plugin that provides ``spec``, then of the core, whose answer is
+    ``factory(settings)`` with the factory of the spec. Return None to leave the answer to the core.
     """
 
 

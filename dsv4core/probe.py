@@ -25,7 +25,7 @@ TRITONS = ("triton", "triton-rocm", "pytorch-triton-rocm", "triton-xpu", "pytorc
 OLDEST_TRITON = ">=3.5"
 """The first whose compiler takes functions that call themselves, as the sums of pooling do; of torch 2.9."""
 
-_FIELD = re.compile(r"^(Name|Version): *(\S+)", re.MULTILINE)
+_FIELD = re.compile(r"^(Name|Version):[ \t]*(\S+)", re.MULTILINE | re.IGNORECASE)
 
 NO_OPS_HINT = "`dsv4core info` lists the backends that can run"
 """What to do about a backend without ops."""
@@ -152,22 +152,27 @@ def installed_version(distribution: str) -> str | None:
     Reading takes a millisecond, and every backend asks for torch's.
     """
     try:
-        return identity(importlib.metadata.distribution(distribution))[1]
+        return identity(importlib.metadata.distribution(distribution))[1] or None
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
 def identity(distribution: importlib.metadata.Distribution) -> tuple[str, str]:
-    """Return a distribution's name and version.
+    """Return a distribution's name and version, empty where nothing readable says them.
 
     They are read off the head of its metadata: ``distribution.metadata`` imports a mail parser for them and
-    parses the README behind them too, a tenth of what discovery costs.
+    parses the README behind them too, a tenth of what discovery costs. Of two lines the first counts.
     """
-    head = (distribution.read_text("METADATA") or "").partition("\n\n")[0]
-    fields = dict(_FIELD.findall(head))
-    if len(fields) == 2:
-        return fields["Name"], fields["Version"]
-    return distribution.metadata["Name"], distribution.metadata["Version"]
+    for file in ("METADATA", "PKG-INFO", ""):  # where the standard library looks
+        try:
+            text = distribution.read_text(file)
+        except (UnicodeError, OSError):  # one distribution's bytes, and every backend is asked for
+            continue
+        if text:
+            found = reversed(_FIELD.findall(text.partition("\n\n")[0]))
+            fields = {name.lower(): value for name, value in found}
+            return fields.get("name", ""), fields.get("version", "")
+    return "", ""
 
 
 def describe(error: BaseException) -> str:

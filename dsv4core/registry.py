@@ -14,7 +14,7 @@ from typing import Any
 import pluggy
 
 from dsv4core import _log, env, hookspecs, plugins, probe
-from dsv4core.errors import PluginError
+from dsv4core.errors import ConfigError, PluginError
 from dsv4core.plugins import OWN_DISTRIBUTION, Plugin, broken, duplicate, row_of
 from dsv4core.spec import SUPPORTED_API_VERSIONS, Availability, BackendRow, BackendSpec, Code, Depth
 
@@ -53,12 +53,14 @@ class Registry:
         self._manager.add_hookspecs(hookspecs)
         self._defaults = _Defaults()
         self._manager.register(self._defaults, name="dsv4core.defaults")
-        if env.read("DSV4CORE_TRACE") == "1":
+        if _traced():
             from dsv4core._trace import trace
 
             trace(self._manager)
         found = importlib.metadata.entry_points(group=GROUP) if entry_points is None else entry_points
         self._load_all(found)
+        disabled = env.read_names("DSV4CORE_DISABLE_BACKENDS")
+        _warn_absent("DSV4CORE_DISABLE_BACKENDS", disabled, self.names(), "which no backend is called")
         env.warn_unknown(self.settings)
 
     @property
@@ -93,6 +95,10 @@ class Registry:
         """
         ranked = sorted(self.specs.values(), key=lambda spec: (-spec.priority, spec.name))
         return (*(self._row(spec, depth) for spec in ranked), *self._refused)
+
+    def creator(self, name: str) -> pluggy.HookCaller:
+        """Return the hook that builds a backend's provider: its own plugin's, then the core's."""
+        return self._only(self._owner[name][1], "dsv4core_create")
 
     def _row(self, spec: BackendSpec, depth: Depth | None) -> BackendRow:
         shown: Depth = depth or ("device" if (spec.name, "device") in self._answers else "static")
@@ -132,14 +138,8 @@ class Registry:
                 self._refuse(plugin, Availability.missing(Code.DISABLED, reason, hint))
             else:
                 self._load(plugin, point)
-        for name in () if everyone else allowed:
-            if name not in seen:
-                near = env.nearest(name, seen)
-                _log.warning(
-                    "DSV4CORE_PLUGINS names '%s', which is not installed%s",
-                    name,
-                    f"; did you mean '{near}'?" if near else "",
-                )
+        if not everyone:
+            _warn_absent("DSV4CORE_PLUGINS", allowed, seen, "which is not installed")
 
     def _load(self, plugin: Plugin, point: importlib.metadata.EntryPoint) -> None:
         before = set(sys.modules)
@@ -205,6 +205,24 @@ class Registry:
     def _refuse(self, plugin: Plugin, problem: Availability) -> None:
         self._refused.append(row_of(plugin.name, problem, plugin, "static", None, None))
         self.plugins.append(replace(plugin, problem=problem))
+
+
+def _traced() -> bool:
+    """Say whether hook calls are traced; a wrong word is not worth doing without every backend."""
+    try:
+        return env.read("DSV4CORE_TRACE") == "1"
+    except ConfigError as error:
+        _log.warning("%s; nothing is traced", error)
+        return False
+
+
+def _warn_absent(variable: str, names: Iterable[str], known: Iterable[str], why: str) -> None:
+    """Log a warning for each name in a variable that nothing here bears, with the nearest one that is."""
+    there = tuple(known)
+    for name in names:
+        if name not in there:
+            near = env.nearest(name, there)
+            _log.warning(f"{variable} names '%s', {why}%s", name, f"; did you mean '{near}'?" if near else "")
 
 
 _lock = threading.RLock()

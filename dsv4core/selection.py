@@ -3,13 +3,14 @@
 Order of precedence: argument, ``with use(...)``, ``DSV4CORE_BACKEND``, ``auto``.
 """
 
-import contextlib
+import functools
 import os
+import sys
 import threading
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from dsv4core import _log, env, registry
 from dsv4core.errors import BackendUnavailableError, UnknownBackendError
@@ -18,6 +19,8 @@ from dsv4core.spec import Availability, BackendRow, BackendSpec, Code, Depth
 if TYPE_CHECKING:
     from dsv4core.backend import Backend
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 _used: ContextVar[str | None] = ContextVar("dsv4core_backend", default=None)
 _WORRYING = frozenset({Code.PLUGIN_BROKEN, Code.API_MISMATCH, Code.VERSION_CONFLICT, Code.UNSUPPORTED_DEVICE})
 
@@ -111,31 +114,54 @@ def takes(request: Request, name: str, answer: Availability) -> bool:
     return answer.ok and (name in request.words or not answer.by_name)
 
 
-@contextlib.contextmanager
-def use(name: str) -> Generator[None]:
+class Using:
+    """What `use` returns: a ``with`` block, or a decorator, inside which one request holds."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._tokens: list[Token[str | None]] = []
+        self._taken = False
+
+    def __enter__(self) -> None:
+        self._taken = True
+        self._tokens.append(_used.set(self._text))
+
+    def __exit__(self, *_: object) -> None:
+        _used.reset(self._tokens.pop())
+
+    def __call__(self, function: Callable[_P, _R]) -> Callable[_P, _R]:
+        """Decorate a function: each call runs in a block of its own, whatever its thread."""
+        self._taken, text = True, self._text
+
+        @functools.wraps(function)
+        def inside(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            with Using(text):
+                return function(*args, **kwargs)
+
+        return inside
+
+    def __del__(self) -> None:
+        if not self._taken and not sys.is_finalizing():
+            _log.warning("use(%r) chose nothing: type `with use(%r):`", self._text, self._text)
+
+
+def use(name: str) -> Using:
     """Use a backend inside a ``with`` block: a name, names by comma, or ``auto``.
 
-    Holds for the current thread or task; blocks nest, the innermost wins.
+    Holds for the current thread or task; blocks nest, the innermost wins. As a decorator it holds for
+    the calls of a function. A call that is neither chooses nothing, and a warning says so.
 
     Raises:
-        UnknownBackendError: no installed plugin provides the name; raised on entry.
+        UnknownBackendError: no installed plugin provides the name; raised by the call.
     """
-    _check_known(Request.parse(name, "use()"))
-    token = _used.set(name)
-    try:
-        yield
-    finally:
-        _used.reset(token)
+    _check_known(Request.parse(_text(name, "use"), "use()"))
+    return Using(name)
 
 
 def current_request(name: str | None = None) -> Request:
     """Return what is asked for right now: argument, ``use``, environment, ``auto``."""
     if name is not None:
-        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise UnknownBackendError(
-                f"get_backend takes a name or names by comma ('cuda,cpu'), not {name!r}"
-            )
-        return Request.parse(name, "the argument")
+        return Request.parse(_text(name, "get_backend"), "the argument")
     used = _used.get()
     if used is not None:
         return Request.parse(used, "use()")
@@ -183,7 +209,8 @@ def get_backend(name: str | None = None) -> "Backend":
             from dsv4core.backend import create_backend  # imports torch
 
             _announce(choice, known)
-            backend = _created[choice.spec] = create_backend(choice.spec, known.hook)
+            backend = create_backend(choice.spec, known.hook, known.creator(choice.spec.name))
+            _created[choice.spec] = backend
         return backend
 
 
@@ -240,6 +267,12 @@ def _announce(choice: Choice, known: registry.Registry) -> None:
             choice.spec.name,
             format_table(rows),
         )
+
+
+def _text(name: object, asked: str) -> str:
+    if isinstance(name, str):
+        return name
+    raise UnknownBackendError(f"{asked} takes a name or names by comma ('cuda,cpu'), not {name!r}")
 
 
 def _check_known(request: Request) -> None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal
+from typing import Any, Literal
 
 from dsv4core.errors import PluginError
 
@@ -93,7 +93,7 @@ class BackendSpec:
     about; None says nothing and warns about nothing.
 
     Raises:
-        PluginError: the name or the factory is not well formed.
+        PluginError: a field is of another type, or the name or the factory is not well formed.
     """
 
     name: str
@@ -108,7 +108,12 @@ class BackendSpec:
     settings: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what could not be registered later."""
+        """Refuse what could not be registered later, or would fail where all backends are looked at."""
+        for field, (kind, inside, form) in _FORMS.items():
+            value: Any = getattr(self, field)
+            right = isinstance(value, kind) and (not inside or all(isinstance(v, inside) for v in value))
+            if not right and not (value is None and form.endswith("None")):
+                raise PluginError(f"BackendSpec {self.name!r}: {field} is {value!r}; it must be {form}")
         if not _NAME.fullmatch(self.name) or self.name in RESERVED_NAMES:
             raise PluginError(
                 f"'{self.name}' cannot name a backend: it becomes a torch overload name, so it must match "
@@ -118,6 +123,21 @@ class BackendSpec:
             raise PluginError(
                 f"backend '{self.name}': factory '{self.factory}' is not of the form 'module:attribute'"
             )
+
+
+_FORMS: Mapping[str, tuple[type, type | None, str]] = {
+    "name": (str, None, "a string"),
+    "device_type": (str, None, "a string"),
+    "priority": (int, None, "a whole number"),
+    "factory": (str, None, "a string"),
+    "requires": (tuple, Requirement, "a tuple of Requirement"),
+    "extra": (str, None, "a string or None"),
+    "layouts": (tuple, str, "a tuple of strings"),
+    "features": (frozenset, str, "a frozenset of strings"),
+    "api_version": (int, None, "a whole number"),
+    "settings": (tuple, str, "a tuple of strings or None"),
+}
+"""Type of each field, of what is in it, and both in words; lists would leave a spec without a hash."""
 
 
 @dataclass(frozen=True, slots=True)

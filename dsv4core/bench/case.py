@@ -44,7 +44,17 @@ class Case:
 
 def samples(ops: Sequence[str], size: Size) -> list[Case]:
     """The sample call of some ops at one size; what they move and multiply is not known."""
-    return [Case(op, op, partial(sample, op, size)) for op in ops]
+    return [Case(op, op, partial(_sample, op, size)) for op in ops]
+
+
+def _sample(op: str, size: Size) -> Arguments:
+    try:
+        return sample(op, size)
+    except (RuntimeError, MemoryError) as error:  # torch's for more memory than there is
+        raise ConfigError(
+            f"--tokens {size.tokens} --context {size.context}: the arguments of {op} cannot be made: "
+            f"{describe(error)}; smaller numbers need less memory"
+        ) from error
 
 
 def load(path: Path) -> list[Case]:

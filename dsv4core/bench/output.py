@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -29,6 +30,19 @@ def write_csv(path: Path, rows: Sequence[Row], about: Mapping[str, Any]) -> None
                 writer.writerow((*cells, *(said[name] for name in ABOUT)))
     except OSError as error:
         raise ConfigError(f"--csv {path} cannot be written: {error}") from None
+
+
+def refuse_unwritable(option: str, path: Path) -> None:
+    """Raise ConfigError where a file could not be written later; nothing is made or changed."""
+    why = None
+    if path.is_dir():
+        why = "it is a folder; name a file"
+    elif not path.parent.is_dir():
+        why = "there is no such folder; make it first"
+    elif not os.access(path if path.exists() else path.parent, os.W_OK):
+        why = "permission denied"
+    if why:
+        raise ConfigError(f"{option} {path} cannot be written: {why}")
 
 
 def described(about: Mapping[str, Any]) -> dict[str, Any]:

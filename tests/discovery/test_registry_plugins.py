@@ -6,7 +6,7 @@ import pytest
 from fake_plugins import HEADER, Site, backend_source, probe_source
 
 import dsv4core
-from dsv4core import registry
+from dsv4core import registry, selection
 from dsv4core.spec import BackendRow, Code
 
 BUILT_IN = ["cuda", "rocm", "xpu", "cpu"]
@@ -82,6 +82,35 @@ def test_a_broken_plugin_is_a_row_with_its_reason(site: Site, source: str, reaso
         dsv4core.get_backend("acme")
 
 
+@pytest.mark.parametrize(
+    ("field", "form"),
+    [
+        ("name=3", "a string"),
+        ("device_type=None", "a string"),
+        ("priority='5'", "a whole number"),
+        ("factory=None", "a string"),
+        ("requires=[Requirement('json')]", "a tuple of Requirement"),
+        ("requires=('json',)", "a tuple of Requirement"),
+        ("extra=1", "a string or None"),
+        ("layouts='f32_row'", "a tuple of strings"),
+        ("features={'fast'}", "a frozenset of strings"),
+        ("api_version='1'", "a whole number"),
+        ("settings=(1,)", "a tuple of strings or None"),
+        ("settings='device'", "a tuple of strings or None"),
+    ],
+)
+def test_a_field_of_another_type_is_a_row(site: Site, field: str, form: str) -> None:
+    good = "name='acme', device_type='cpu', priority=50, factory='json:loads'"
+    name = field.partition("=")[0]
+    fields = ", ".join([part for part in good.split(", ") if not part.startswith(f"{name}=")] + [field])
+    source = f"{HEADER}\n@hookimpl\ndef dsv4core_backends():\n    return [BackendSpec({fields})]\n"
+    site.add("dsv4core-acme", {"acme": "acme_types"}, source)
+    row = row_of("dsv4core-acme")
+    assert row.code is Code.PLUGIN_BROKEN
+    assert f": {name} is " in row.reason and row.reason.endswith(f"; it must be {form}")
+    assert_built_ins_unharmed()
+
+
 PROVIDER = """
 class Provider:
     name, device_type = "acme", "cpu"
@@ -107,6 +136,34 @@ def test_a_broken_provider_is_named(site: Site, body: str, factory: str, reason:
         dsv4core.get_backend("acme")
 
 
+@pytest.mark.parametrize("body", ["raise RuntimeError('asked for ' + spec.name)", "return object()"])
+def test_a_plugin_creates_no_backend_of_others(site: Site, body: str) -> None:
+    rude = f"@hookimpl\ndef dsv4core_create(spec, settings):\n    {body}\n"
+    site.add("dsv4core-acme", {"acme": "acme_creates"}, backend_source("acme", extra=rude))
+    selection._created.clear()
+    assert type(dsv4core.get_backend("cpu").provider).__name__ == "CpuBackend"
+    with pytest.raises(dsv4core.PluginError, match=r"asked for acme|object lacks name"):
+        dsv4core.get_backend("acme")
+
+
+def test_a_plugin_creates_its_own_backend(site: Site) -> None:
+    extra = (
+        "from types import SimpleNamespace\n@hookimpl\ndef dsv4core_create(spec, settings):\n"
+        "    return SimpleNamespace(name=spec.name, device_type='cpu', ops={}, settings=settings)\n"
+    )
+    site.add("dsv4core-acme", {"acme": "acme_own"}, backend_source("acme", extra=extra))
+    assert dsv4core.get_backend("acme").provider.settings == {}
+
+
+def test_a_provider_that_exits_is_an_error(site: Site) -> None:
+    source = backend_source("acme", factory="acme_exits:Provider") + PROVIDER.format(
+        body="raise SystemExit(3)"
+    )
+    site.add("dsv4core-acme", {"acme": "acme_exits"}, source)
+    with pytest.raises(dsv4core.PluginError, match="backend 'acme' cannot be created: SystemExit: 3"):
+        dsv4core.get_backend("acme")
+
+
 def test_a_plugin_whose_module_is_gone_is_a_row(site: Site) -> None:
     site.add("dsv4core-acme", {"acme": "acme_gone"})
     assert "No module named 'acme_gone'" in row_of("dsv4core-acme").reason
@@ -117,6 +174,33 @@ def test_a_broken_plugin_does_not_hide_a_good_one(site: Site) -> None:
     site.add("dsv4core-zzz", {"zzz": "zzz_good"}, backend_source("zzz"))
     assert not row_of("dsv4core-aaa").available
     assert row_of("dsv4core-zzz").available
+    assert_built_ins_unharmed()
+
+
+def test_metadata_that_is_no_text_hides_no_backend(site: Site) -> None:
+    site.add("dsv4core-acme", {"acme": "acme_latin"}, backend_source("acme"))
+    (site.path / "dsv4core_acme-1.0.dist-info" / "METADATA").write_bytes(
+        b"Name: dsv4core-acme\nAuthor: M\xfcller\n"
+    )
+    rows = {row.name: row for row in dsv4core.backends()}
+    assert rows["acme"].available and rows["acme"].distribution == ""
+    assert_built_ins_unharmed()
+
+
+def test_a_torch_whose_metadata_is_no_text_has_no_version(site: Site) -> None:
+    site.add("torch", {}, version="0.1")
+    (site.path / "torch-0.1.dist-info" / "METADATA").write_bytes(b"Name: torch\nVersion: 0.1\nAuthor: \xff\n")
+    registry.refresh()
+    assert_built_ins_unharmed()
+    assert dsv4core.get_backend("cpu").name == "cpu"
+
+
+def test_two_plugins_of_one_name_of_which_one_has_no_metadata(site: Site) -> None:
+    site.add("dsv4core-acme", {"acme": "acme_named"}, backend_source("acme"))
+    site.add("nameless", {"acme": "acme_nameless"}, backend_source("acme"))
+    (site.path / "nameless-1.0.dist-info" / "METADATA").unlink()
+    assert "taken by acme_nameless" in row_of("dsv4core-acme").reason
+    assert "None" not in row_of("dsv4core-acme").reason
     assert_built_ins_unharmed()
 
 

@@ -1,5 +1,6 @@
 """Asking for backends by argument, block and environment."""
 
+import gc
 import logging
 import threading
 
@@ -86,6 +87,45 @@ def test_what_is_no_name_is_refused(given: object) -> None:
         dsv4core.get_backend(given)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("given", [None, 3, ["cpu"], b"cpu"])
+def test_use_refuses_what_is_no_name_when_it_is_called(given: object) -> None:
+    with pytest.raises(dsv4core.UnknownBackendError, match=r"use takes a name .* \('cuda,cpu'\), not "):
+        dsv4core.use(given)  # type: ignore[arg-type]
+
+
+def test_use_refuses_an_unknown_name_when_it_is_called() -> None:
+    with pytest.raises(dsv4core.UnknownBackendError, match=r"called 'nope' \(nope, use\(\)\)"):
+        dsv4core.use("nope")
+
+
+def test_use_without_a_block_says_that_it_chose_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "dsv4core"):
+        with dsv4core.use("cpu"):
+            pass
+        assert not caplog.records
+        dsv4core.use("cuda")
+        gc.collect()
+    assert caplog.messages == ["use('cuda') chose nothing: type `with use('cuda'):`"]
+
+
+def test_use_as_a_decorator(acme: Site, caplog: pytest.LogCaptureFixture) -> None:
+    @dsv4core.use("zinc")
+    def chosen(inner: bool = False) -> str:
+        return (chosen() if inner else "") + selection.resolve().spec.name
+
+    assert [chosen(), chosen(), chosen(inner=True)] == ["zinc", "zinc", "zinczinc"]
+    assert chosen.__name__ == "chosen" and selection.resolve().spec.name == "cpu"
+    gc.collect()
+    assert "chose nothing" not in caplog.text
+
+
+def test_one_block_may_be_entered_again(acme: Site) -> None:
+    block = dsv4core.use("zinc")
+    with block, dsv4core.use("cpu"), block:
+        assert selection.resolve().spec.name == "zinc"
+    assert selection.resolve().spec.name == "cpu"
+
+
 def test_a_name_like_no_other_gets_no_suggestion() -> None:
     with pytest.raises(dsv4core.UnknownBackendError, match=r"called 'quux' \(quux, the argument\)\.\n"):
         dsv4core.get_backend("quux")
@@ -130,6 +170,19 @@ def test_disabled_backends_are_not_probed(acme: Site, monkeypatch: pytest.Monkey
     assert rows["cpu"].hint == "take it out of DSV4CORE_DISABLE_BACKENDS"
     with pytest.raises(dsv4core.BackendUnavailableError, match="disabled by DSV4CORE_DISABLE_BACKENDS"):
         dsv4core.get_backend("cpu")
+
+
+def test_a_disabled_name_that_nobody_has_is_named(
+    acme: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("DSV4CORE_DISABLE_BACKENDS", "zink, acme, quux")
+    with caplog.at_level(logging.WARNING, "dsv4core"):
+        dsv4core.backends()
+        dsv4core.backends()
+    assert caplog.messages == [
+        "DSV4CORE_DISABLE_BACKENDS names 'zink', which no backend is called; did you mean 'zinc'?",
+        "DSV4CORE_DISABLE_BACKENDS names 'quux', which no backend is called",
+    ]
 
 
 def test_a_created_backend_is_shared_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -22,7 +22,7 @@ def load(text: str) -> list[Peer]:
         name, equals, path = word.partition("=")
         if name not in MODULES:
             near = env.nearest(name, MODULES)
-            hint = f"; did you mean {near}?" if near else ""
+            hint = f"; did you mean {near}?" if near else "."
             raise ConfigError(f"--peers {name}: not known{hint} The peers are: {', '.join(MODULES)}")
         if not equals or not Path(path).exists():
             raise ConfigError(f"--peers {name}: {path or 'no path'} is not there; type {name}=PATH")
