@@ -103,6 +103,14 @@ def _rope(config: Mapping[str, Any], *, compressed: bool) -> dict[str, Any]:
         nested = parameters.get(part)
         if isinstance(nested, Mapping) and "rope_theta" in nested:
             values[name] = nested["rope_theta"]
+    flat, above = parameters.get("rope_theta"), config.get("rope_theta")
+    if flat is not None and "rope_theta" not in values:
+        if above is not None and above != flat:
+            raise ConfigError(
+                f"config.json has two main bases: rope_theta is {above!r} and rope_theta of rope_parameters "
+                f"is {flat!r}; leave one of them out"
+            )
+        values["rope_theta"] = flat
     scaling = scaling or dict(parameters.get("compress", parameters))
     kind = scaling.get("rope_type", scaling.get("type"))
     if kind == "yarn":

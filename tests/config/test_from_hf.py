@@ -71,6 +71,15 @@ def test_rope_parameters_in_both_forms():
     assert (c.yarn.factor, c.qk_rope_head_dim) == (8.0, 64)
 
 
+def test_the_base_of_flat_rope_parameters_is_the_main_one():
+    flat = {**YARN, "rope_theta": 5e5}
+    for above in (..., 5e5):
+        c = AttentionConfig.from_hf(flash(rope_scaling=..., rope_parameters=flat, rope_theta=above))
+        assert (c.rope_theta, c.compress_rope_theta, c.yarn) == (5e5, 160000.0, YarnConfig())
+    with pytest.raises(ConfigError, match=r"two main bases: rope_theta is 10000 and .*500000.0; leave one"):
+        AttentionConfig.from_hf(flash(rope_scaling=..., rope_parameters=flat))
+
+
 def test_no_scaling_may_be_said_aloud():
     assert AttentionConfig.from_hf(flash(rope_scaling={"rope_type": "default"})).yarn is None
     window_only = flash(rope_scaling=..., compress_ratios=[0] * 43)
