@@ -147,6 +147,35 @@ def test_a_cache_of_other_layouts_is_refused_before_a_byte_is_written() -> None:
         assert not any(bool(part.any()) for part in cache.snapshot("a").values())
 
 
+OTHER_MODELS = {
+    "swa": ({"sliding_window": 64}, r"one for sliding_window 128: allocate.*got one for sliding_window 64"),
+    "csa": ({"rms_norm_eps": 1e-20}, r"rms_norm_eps 1e-06.*rms_norm_eps 1e-20"),
+    "hca": ({"rope_theta": 5e5, "yarn": None}, r"rope_theta 10000.0, yarn_factor 16.0.*yarn_factor None"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cache_of_another_model_is_refused_before_a_byte_is_written(kind: str) -> None:
+    theirs, words = OTHER_MODELS[kind]
+    world, rows = World(kind), text("a")[:140]
+    cache = PagedCache.allocate(AttentionConfig.preset("tiny", **theirs), [KINDS[kind]], 512)
+    with pytest.raises(OpArgumentError, match=rf"layer \d: argument 'cache'.*{words}"):
+        world.attention(rows, cache, cache.plan({"a": 140}))
+    assert not any(bool(part.any()) for part in cache.snapshot("a").values())
+    # Positions, heads and lists are not in any row: such a cache is as good as the layer's own.
+    same = AttentionConfig.preset("tiny", max_position_embeddings=4096, index_topk=8, num_attention_heads=8)
+    cache = PagedCache.allocate(same, [KINDS[kind]], 512)
+    mine = world.attention(rows, cache, cache.plan({"a": 140}))
+    assert torch.equal(mine, world.step({"a": 140})["a"])
+
+
+def test_a_plan_for_another_window_is_refused() -> None:
+    world, narrow = World("swa"), AttentionConfig.preset("tiny", sliding_window=64)
+    plan = PagedCache.allocate(narrow, [0], 512).plan({"a": 3})
+    with pytest.raises(OpArgumentError, match=r"argument 'plan'.*window of 128 tokens.*got one for 64"):
+        world.attention(text("a")[:3], world.cache, plan)
+
+
 def test_a_plan_for_pages_of_other_rows_is_refused() -> None:
     config = AttentionConfig.preset("tiny")
     world, cache = World("swa"), PagedCache.allocate(config, [0], 512, rows={"swa": 128})
