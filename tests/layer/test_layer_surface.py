@@ -129,6 +129,20 @@ def test_weights_elsewhere_are_refused_when_the_layer_is_built(moved: tuple[str,
         get_backend("cpu").attention(config, 1, AttentionWeights.from_state_dict(tensors))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_strided_weights_run_as_packed_ones(kind: str) -> None:
+    """Columns of a wider matrix, or a transposed one: an op would refuse them after `plan` has gone ahead."""
+    world = World(kind)
+    tensors = AttentionWeights.random(world.config, KINDS[kind], seed=7).state_dict()
+    strided = {name: torch.stack([t, t], -1)[..., 0] for name, t in tensors.items()}
+    assert not any(tensor.is_contiguous() for tensor in strided.values())
+    weights = AttentionWeights.from_state_dict(strided)
+    layer = get_backend("cpu").attention(world.config, KINDS[kind], weights)
+    cache = PagedCache.allocate(world.config, [KINDS[kind]], 2048)
+    rows = text("a")[:140]
+    assert torch.equal(layer(rows, cache, cache.plan({"a": 140})), world.step({"a": 140})["a"])
+
+
 def test_a_layer_without_cache_is_named() -> None:
     world, other = World("csa"), World("hca")
     plan = other.cache.plan({"a": 3})
