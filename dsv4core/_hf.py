@@ -53,8 +53,11 @@ def hf_values(config: Mapping[str, Any]) -> dict[str, Any]:
 def _rope_dim(config: Mapping[str, Any]) -> int:
     if config.get("qk_rope_head_dim") is not None:
         return config["qk_rope_head_dim"]
-    factor = config.get("partial_rotary_factor")
-    return 64 if factor is None else round(factor * config.get("head_dim", 512))
+    factor, head_dim = config.get("partial_rotary_factor"), config.get("head_dim")
+    if factor is None:
+        return 64
+    width = 512 if head_dim is None else _number("head_dim", head_dim)
+    return round(_number("partial_rotary_factor", factor) * width)
 
 
 def _ratios(config: Mapping[str, Any]) -> tuple[int, ...]:
@@ -71,7 +74,7 @@ def _ratios(config: Mapping[str, Any]) -> tuple[int, ...]:
             "each layer"
         )
     layers = config.get("num_hidden_layers")
-    if layers is not None and len(ratios) < layers:
+    if layers is not None and len(ratios) < _number("num_hidden_layers", layers, whole=True):
         raise ConfigError(f"config.json describes {len(ratios)} layers but num_hidden_layers is {layers}")
     return ratios
 
@@ -83,27 +86,56 @@ def _integers(name: str, given: Any) -> tuple[int, ...]:
     return tuple(cast("Sequence[int]", items))
 
 
+def _mapping(name: str, given: Any) -> dict[str, Any]:
+    """A part of the config that is a dict, empty where it is absent."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{name} is {given!r:.80}; it must be a dict of names and values, or left out")
+    return dict(cast("Mapping[str, Any]", given))
+
+
+def _number(name: str, given: Any, *, whole: bool = False) -> Any:
+    """A finite number; with `whole` an int. `int()` would cut a fraction off, and take text and True."""
+    known = isinstance(given, (int, float)) and not isinstance(given, bool) and abs(given) <= 2**63
+    if not known or (whole and given != int(given)):
+        raise ConfigError(f"{name} is {given!r:.80}; it must be a {'whole' if whole else 'finite'} number")
+    return int(given) if whole else given
+
+
 def _ratios_of_types(types: Any, rates: Any) -> tuple[int, ...]:
+    if not isinstance(types, (list, tuple)):
+        raise ConfigError(f"layer_types is {types!r:.80}; it must be a list of {', '.join(LAYER_TYPES)}")
+    types = cast("Sequence[Any]", types)
     unknown = sorted({str(t) for t in types} - set(LAYER_TYPES))
     if unknown:
         raise ConfigError(f"layer_types holds {', '.join(unknown)}; the types are {', '.join(LAYER_TYPES)}")
-    table: dict[str, Any] = dict(rates or {})
+    table = _mapping("compress_rates", rates)
     missing = sorted({str(t) for t in types} - {LAYER_TYPES[0]} - set(table))
     if missing:
         raise ConfigError(f"compress_rates gives no rate for {', '.join(missing)}, which layer_types uses")
-    return tuple(0 if t == LAYER_TYPES[0] else int(table[t]) for t in types)
+    used = {t: _number(f"compress_rates of {t}", table[t], whole=True) for t in {*types} - {LAYER_TYPES[0]}}
+    return tuple(used.get(t, 0) for t in types)
 
 
 def _rope(config: Mapping[str, Any], *, compressed: bool) -> dict[str, Any]:
     """Bases and YaRN, from `rope_scaling` or `rope_parameters` (flat, or main and compress)."""
-    parameters: dict[str, Any] = dict(config.get("rope_parameters") or {})
-    scaling: dict[str, Any] = dict(config.get("rope_scaling") or {})
+    parameters = _mapping("rope_parameters", config.get("rope_parameters"))
+    scaling = _mapping("rope_scaling", config.get("rope_scaling"))
     values: dict[str, Any] = {}
     for part, name in (("main", "rope_theta"), ("compress", "compress_rope_theta")):
-        nested = parameters.get(part)
-        if isinstance(nested, Mapping) and "rope_theta" in nested:
+        nested = _mapping(f"{part} of rope_parameters", parameters.get(part))
+        if "rope_theta" in nested:
             values[name] = nested["rope_theta"]
-    scaling = scaling or dict(parameters.get("compress", parameters))
+    flat, above = parameters.get("rope_theta"), config.get("rope_theta")
+    if flat is not None and "rope_theta" not in values:
+        if above is not None and above != flat:
+            raise ConfigError(
+                f"config.json has two main bases: rope_theta is {above!r} and rope_theta of rope_parameters "
+                f"is {flat!r}; leave one of them out"
+            )
+        values["rope_theta"] = flat
+    scaling = scaling or _mapping("compress of rope_parameters", parameters.get("compress", parameters))
     kind = scaling.get("rope_type", scaling.get("type"))
     if kind == "yarn":
         lacking = [name for name in YARN_NAMES[:2] if name not in scaling]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dsv4core.cache import LayerCache, PagedCache, cache_specs
+from dsv4core.cache.header import model_of
 from dsv4core.compressor import Compressor
 from dsv4core.config import AttentionConfig
 from dsv4core.errors import OpArgumentError, WeightsError
@@ -83,6 +84,7 @@ class DeepseekV4Attention(ABC):
         if w.indexer is not None:
             self.indexer = Indexer.build(w.indexer, config, self.layer.ratio, linears, self.dtype)
         self._table = self._cos_sin(FIRST_TABLE_ROWS)
+        self._model = model_of(config)
         self._layouts = {spec.group: spec.layout for spec in cache_specs(config, layer)}
 
     @cached_property
@@ -264,3 +266,20 @@ class DeepseekV4Attention(ABC):
                 expected = f"for pages of {spec.rows} rows in group {group!r}: take it from this cache"
                 got = f"one for {rows} rows" if rows else f"one without tables of {group!r}"
                 raise OpArgumentError(name, "plan", expected, got)
+        self._check_model(pages, plan)
+
+    def _check_model(self, pages: LayerCache, plan: BatchPlan) -> None:
+        """Rows of another window, norm or rotation have the same layout: only the numbers tell them apart."""
+        if pages.model != self._model:
+            other = [key for key, value in self._model.items() if pages.model[key] != value]
+            expected, got = (
+                f"one for {', '.join(f'{key} {model[key]}' for key in other)}"
+                for model in (self._model, pages.model)
+            )
+            raise OpArgumentError(
+                self.name, "cache", f"{expected}: allocate it with the config of this layer", got
+            )
+        window = plan.swa_slots.shape[1]
+        if window != self.config.sliding_window:
+            expected = f"for a window of {self.config.sliding_window} tokens: take it from this cache"
+            raise OpArgumentError(self.name, "plan", expected, f"one for {window}")

@@ -6,12 +6,14 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
+
 from dsv4core import env
 from dsv4core.errors import DSV4CoreError, PluginError
 from dsv4core.linear import LinearKernel, Linears
 from dsv4core.ops import ABSENT, PORTABLE, OpTable
 from dsv4core.probe import describe
-from dsv4core.runtime import Workspace
+from dsv4core.runtime import Workspace, autocasts
 
 if TYPE_CHECKING:
     from dsv4core.attention import DeepseekV4Attention
@@ -61,6 +63,9 @@ class Backend:
         """
         from dsv4core.ops_attention import OpsAttention
 
+        if autocasts(self.device_type):  # it would round products of weights as it would those of a call
+            with torch.autocast(self.device_type, enabled=False):
+                return self.attention(config, layer, weights, parallel)
         self.ops.require_all()
         layer_class = getattr(self.provider, "attention_class", None) or OpsAttention
         if parallel is None:

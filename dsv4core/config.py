@@ -119,6 +119,9 @@ class AttentionConfig(FrozenModel):
     def _derive(cls, data: Any) -> Any:
         """Ratio 1 means 0 here, and a profile names its layouts unless they are given."""
         values: dict[str, Any] = dict(data)
+        flags = [f"{name} is {value}" for name, value in values.items() if isinstance(value, bool)]
+        if flags:  # pydantic takes True for 1, and no field here is a truth value
+            raise ValueError(f"{', '.join(flags)}; no field takes a truth value")
         ratios = values.get("compress_ratios")
         if isinstance(ratios, (list, tuple)):
             values["compress_ratios"] = tuple(0 if r == 1 else r for r in ratios)  # pyright: ignore
@@ -139,7 +142,7 @@ class AttentionConfig(FrozenModel):
     @classmethod
     def preset(cls, name: str, *, profile: str = "vllm", **overrides: Any) -> AttentionConfig:
         """A released model ("v4-flash", "v4-pro") or "tiny", with single values replaced by `overrides`."""
-        if name not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ConfigError(f"preset {name!r} does not exist; the presets are {', '.join(PRESETS)}")
         values: dict[str, Any] = {**PRESETS[name], "profile": _known_profile(profile), **overrides}
         return cls(**values)
@@ -205,7 +208,7 @@ class AttentionConfig(FrozenModel):
 
 
 def _known_profile(profile: str) -> str:
-    if profile in PROFILE_LAYOUTS:
+    if isinstance(profile, str) and profile in PROFILE_LAYOUTS:  # pyright: ignore
         return profile
     known = ", ".join(PROFILE_LAYOUTS)
     raise ConfigError(f"profile {profile!r} does not exist; the profiles are {known}")

@@ -168,13 +168,16 @@ class AttentionWeights:
     def prepared(self, dtype: torch.dtype = torch.bfloat16, *, widen: bool = False) -> AttentionWeights:
         """A copy for running: projections in `dtype`, ape and attn_sink in f32, norms as they are.
 
+        All of them are contiguous, as ops take them; what is so already is not copied for that.
         Quantised projections stay quantised (`linear` dequantises on the fly) unless `widen` is set.
         """
 
         def cast(name: str, value: Weight) -> Weight:
-            if name in NORM_NAMES or (isinstance(value, QuantisedWeight) and not widen):
-                return value
-            return dense(value, torch.float32 if name in FLOAT32_NAMES else dtype)
+            if isinstance(value, QuantisedWeight) and not widen:
+                return QuantisedWeight(_packed(value.weight), _packed(value.scales), value.global_scale)
+            if name in NORM_NAMES and isinstance(value, Tensor):
+                return _packed(value)
+            return _packed(dense(value, torch.float32 if name in FLOAT32_NAMES else dtype))
 
         return self._mapped(cast)
 
@@ -193,6 +196,13 @@ class AttentionWeights:
 
     def _mapped(self, change: Callable[[str, Weight], Weight]) -> AttentionWeights:
         return _assemble({name: change(name, value) for name, value in self.flat().items()})
+
+
+def _packed(tensor: Tensor) -> Tensor:
+    """The tensor without strides; one-byte floats travel as bytes, which every device can copy."""
+    if tensor.is_contiguous() or tensor.dtype.itemsize > 1:
+        return tensor.contiguous()
+    return tensor.view(torch.uint8).contiguous().view(tensor.dtype)
 
 
 def _random(name: str, shape: tuple[int, ...], layer: int, seed: int) -> Tensor:

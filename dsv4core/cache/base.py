@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dsv4core.cache.allocator import PageGroup
+from dsv4core.cache.header import model_of
 from dsv4core.cache.ledger import Ledger
 from dsv4core.cache.rows import stage_copy
 from dsv4core.cache.sizes import CacheLimits
@@ -35,7 +36,8 @@ class CacheBase:
         self.layers = tuple(specs)
         self.specs = {spec.key: spec for of_layer in specs.values() for spec in of_layer}
         self._tensors = dict(tensors)
-        self._layers = {layer: layer_cache(of_layer, tensors) for layer, of_layer in specs.items()}
+        model = model_of(config)
+        self._layers = {layer: layer_cache(of_layer, tensors, model) for layer, of_layer in specs.items()}
         self._shared = shared_bytes(self.specs, self._tensors)
         self._groups: dict[str, PageGroup] = {}
         for name in GROUPS:

@@ -157,7 +157,9 @@ class Ledger:
             raise CacheError(
                 f"truncate({request_id!r}, {target}): it has been {request.peak} tokens long, and window and "
                 f"state rows are kept for max_rollback={self.limits.max_rollback} tokens back from there, so "
-                f"{least} is the least; make the cache with a larger max_rollback, or free the request and "
+                f"{least} is the least. If layers failed in it, run all again with the same plan; "
+                f"fork({request_id!r}, new_id, length=before) goes further back, to any length of "
+                "`resume_range`. Else make the cache with a larger max_rollback, or free the request and "
                 "prefill it again"
             )
         for group in self.groups.values():

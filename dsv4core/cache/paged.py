@@ -114,7 +114,7 @@ class PagedCache(RequestOperations):
         token.
         Errors: `OutOfPagesError` if it does not fit now (pages, capacity_tokens, max_requests), `CacheError`
         if it never will (no whole number of at least 1, more than max_chunk, past the model's positions,
-        pad_to too small). Either way nothing has changed, old pages included.
+        pad_to too small or above 2^22). Either way nothing has changed, old pages included.
         """
         self._check_own_pages("plan")
         step = self._ledger.prepare(new_tokens)

@@ -12,6 +12,7 @@ from dsv4core.plan.check import whole_number
 from dsv4core.plan.groups import GROUPS
 
 DEFAULT_MAX_CHUNK = 2048
+MAX_REQUESTS = 2**20
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,9 @@ class CacheLimits:
 
     `capacity_tokens` counts the tokens of all requests together, `max_requests` the requests held at once,
     `max_chunk` the new tokens of one step over all requests, `max_rollback` the tokens a request can be
-    truncated by. None means that only the pages there are set a limit.
+    truncated by. None, for `capacity_tokens` and `max_chunk` alone, means that only the pages there are set a
+    limit. `max_requests` is at most 2^20: every group has a row of its page table for each. The others have
+    no bound but memory.
     """
 
     capacity_tokens: int | None
@@ -29,14 +32,11 @@ class CacheLimits:
     max_rollback: int
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("capacity_tokens", 1),
-            ("max_requests", 1),
-            ("max_chunk", 1),
-            ("max_rollback", 0),
-        ):
+        whole_number(self.max_requests, "max_requests", 1, MAX_REQUESTS)
+        whole_number(self.max_rollback, "max_rollback", 0)
+        for name in ("capacity_tokens", "max_chunk"):
             if getattr(self, name) is not None:
-                whole_number(getattr(self, name), name, least)
+                whole_number(getattr(self, name), name, 1)
 
 
 def page_counts(
@@ -56,9 +56,8 @@ def page_counts(
     begin: ceil((n + kept - 1) / rows) + 1. Both are summed over the worst split of the limits over the
     requests.
     """
-    limits = CacheLimits(
-        capacity_tokens, max_requests, default_chunk(capacity_tokens, max_chunk), max_rollback
-    )
+    capacity = whole_number(capacity_tokens, "capacity_tokens", 1)
+    limits = CacheLimits(capacity, max_requests, default_chunk(capacity, max_chunk), max_rollback)
     specs = [spec for layer in layers for spec in cache_specs(config, layer, rows=rows)]
     return counts_for(specs, limits)
 

@@ -17,6 +17,7 @@ from dsv4core.errors import CacheError
 class LayerCache:
     """The caches of one layer, as ops take them; None where the layer has no such cache.
 
+    `model` is `model_of` the config that the cache was made with: what the bytes of rows depend on.
     Shapes: swa, compressed, indexer u8 [N, B]; state, indexer_state f32 [N, rows, 2W] with any stride(0).
     """
 
@@ -26,9 +27,12 @@ class LayerCache:
     state: Tensor | None
     indexer_state: Tensor | None
     specs: Mapping[str, CacheSpec]
+    model: Mapping[str, int | float | None]
 
 
-def layer_cache(specs: Iterable[CacheSpec], tensors: Mapping[str, Tensor]) -> LayerCache:
+def layer_cache(
+    specs: Iterable[CacheSpec], tensors: Mapping[str, Tensor], model: Mapping[str, int | float | None]
+) -> LayerCache:
     """Return the view of one layer on the tensors of a cache."""
     by_group = {spec.group: spec for spec in specs}
     found = {group: tensors[spec.key] for group, spec in by_group.items()}
@@ -39,6 +43,7 @@ def layer_cache(specs: Iterable[CacheSpec], tensors: Mapping[str, Tensor]) -> La
         state=found.get("state_c4", found.get("state_c128")),
         indexer_state=found.get("state_indexer"),
         specs=by_group,
+        model=model,
     )
 
 

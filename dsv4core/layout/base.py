@@ -82,11 +82,20 @@ class CacheLayout(PageGeometry, ABC):
     def write(self, pages: Tensor, slots: Tensor, record: Tensor, rows: int) -> None:
         """Put records at slots in place; touches exactly `record_bytes` bytes per slot.
 
-        Shapes: pages u8 [N, B], slots i64 or i32 [n] all >= 0, record u8 [n, record_bytes].
+        Shapes: pages u8 [N, B], slots i64 or i32 [n] from 0 to N * rows - 1, record u8 [n, record_bytes].
+        Raises LayoutError for others; nothing is written then.
         """
         if record.dtype != torch.uint8 or tuple(record.shape) != (*slots.shape, self.record_bytes):
             shape = [*slots.shape, self.record_bytes]
             raise LayoutError(f"layout {self.id!r} writes records u8 {shape}, got {_describe(record)}")
+        if slots.numel() and not slots.is_meta:
+            # torch counts a negative index from the end, which is a page of somebody else.
+            least, most = (int(end) for end in torch.aminmax(slots))
+            if least < 0 or most >= pages.shape[0] * rows:
+                raise LayoutError(
+                    f"layout {self.id!r} writes to {pages.shape[0]} pages of {rows} rows, slots 0 to "
+                    f"{pages.shape[0] * rows - 1}; got slots from {least} to {most}: leave out what has none"
+                )
         paging.write(self.parts(pages, rows), slots, record, rows)
 
     def encode_pages(self, values: Tensor) -> Tensor:

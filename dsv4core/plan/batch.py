@@ -123,8 +123,8 @@ class BatchPlan:
         token whose window page is -1 is treated like padding. A prefill request needs all of its entries'
         pages and those of the window rows that it gathers: an op raises for a hole among them. `rows`
         replaces the rows per page of groups whose pages differ from the rules. `pad_to` appends padding rows
-        up to that many tokens. A table that is already in the plan's order and on `device` is kept, not
-        copied. `device` defaults to the device of the tables.
+        up to that many tokens, at most 2^22. A table that is already in the plan's order and on `device` is
+        kept, not copied. `device` defaults to the device of the tables.
 
         Shapes: tables[group] i32 [R, W] with W pages covering the longest request.
         Errors: `CacheError` naming the argument, `BackendError` for a device that is not there; nothing is

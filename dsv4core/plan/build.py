@@ -13,7 +13,7 @@ from dsv4core.config import AttentionConfig
 from dsv4core.errors import CacheError
 from dsv4core.ops.compressed_slot_mapping import compressed_slot_mapping
 from dsv4core.plan.batch import BatchPlan, PrefillChunk
-from dsv4core.plan.check import check_lengths, check_tables, whole_number
+from dsv4core.plan.check import MAX_PADDED, check_lengths, check_tables, whole_number
 from dsv4core.plan.groups import GROUPS, RATIOS, SWA
 from dsv4core.runtime import usable
 from dsv4core.slots import MOST, table_slots
@@ -49,7 +49,7 @@ def build_plan(
     queries, lengths = check_lengths(config, query_lens, seq_lens)
     sizes = check_tables(tables, rows, lengths)
     tokens = sum(queries)
-    total = tokens if pad_to is None else whole_number(pad_to, "pad_to", 0)
+    total = tokens if pad_to is None else whole_number(pad_to, "pad_to", 0, max(tokens, MAX_PADDED))
     if total < tokens:
         raise CacheError(
             f"pad_to={pad_to} but the step has {tokens} tokens: pad_to is at least that, or None"

@@ -12,9 +12,12 @@ from dsv4core.config import AttentionConfig
 from dsv4core.errors import CacheError
 from dsv4core.plan.groups import GROUPS, RATIOS, SWA, groups_of_ratio
 
+MAX_PADDED = 2**22
+"""The most rows that `pad_to` pads a step to: a window list of them alone takes 2 GiB."""
 
-def whole_number(value: object, what: str, least: int) -> int:
-    """Return `value` as an int of at least `least`; raise `CacheError` naming `what` otherwise."""
+
+def whole_number(value: object, what: str, least: int, most: int | None = None) -> int:
+    """Return `value` as an int from `least` to `most`; raise `CacheError` naming `what` otherwise."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -23,6 +26,8 @@ def whole_number(value: object, what: str, least: int) -> int:
         raise CacheError(f"{what} is {value!r}: a whole number of at least {least} is needed") from None
     if number < least:
         raise CacheError(f"{what} is {number}: a whole number of at least {least} is needed")
+    if most is not None and number > most:
+        raise CacheError(f"{what} is {number}: at most {most} is possible; give a smaller one")
     return number
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from cache_model import ROWS, assert_plan, books, plain_plan
 
-from dsv4core.cache import PagedCache
+from dsv4core.cache import PagedCache, page_counts
 from dsv4core.config import AttentionConfig
 from dsv4core.errors import CacheError, ConfigError, OutOfPagesError, UnknownRequestError
 
@@ -128,7 +128,8 @@ def test_truncate_goes_back_by_max_rollback():
     cache = make(2000, max_chunk=2000)
     cache.plan({"a": 1000})
     assert cache.min_length("a") == 992
-    with pytest.raises(CacheError, match="992 is the least"):
+    words = r"992 is the least.*again with the same plan; fork\('a', new_id, length=before\)"
+    with pytest.raises(CacheError, match=words):
         cache.truncate("a", 991)
     cache.truncate("a", 992)
     assert cache.length("a") == 992
@@ -320,6 +321,11 @@ def test_a_step_that_cannot_build_its_plan_changes_nothing(monkeypatch):
         ({"max_requests": 0}, "max_requests is 0"),
         ({"max_chunk": 0}, "max_chunk is 0"),
         ({"max_rollback": -1}, "max_rollback is -1"),
+        ({"max_requests": 2**20 + 1}, "max_requests is 1048577: at most 1048576 is possible"),
+        ({"max_requests": 2**31}, "max_requests is 2147483648: at most 1048576"),
+        ({"max_requests": None}, "max_requests is None"),
+        ({"max_rollback": None}, "max_rollback is None"),
+        ({"capacity_tokens": None}, "capacity_tokens is None"),
         ({"rows": {"swa": -1}}, r"rows\['swa'\]"),
     ],
 )
@@ -328,6 +334,22 @@ def test_wrong_allocations(arguments, words):
         PagedCache.allocate(TINY, **{"layers": [0, 1], "capacity_tokens": 10, "device": "meta", **arguments})
     with pytest.raises(ConfigError):
         PagedCache.allocate(TINY, [7], 10, "meta")
+
+
+def test_page_counts_take_whole_numbers():
+    with pytest.raises(CacheError, match="capacity_tokens is None"):
+        page_counts(TINY, [0], None)
+    with pytest.raises(CacheError, match="max_requests is None"):
+        page_counts(TINY, [0], 100, max_requests=None)
+
+
+@pytest.mark.parametrize("pad_to", [2**22 + 1, 2**33])
+def test_more_padding_than_memory_is_refused_and_changes_nothing(pad_to):
+    cache = full()
+    before = books(cache)
+    with pytest.raises(CacheError, match=rf"pad_to is {pad_to}: at most 4194304 is possible"):
+        cache.plan({"a": 5}, pad_to=pad_to)
+    assert books(cache) == before
 
 
 def test_more_than_the_host_can_map_is_refused_with_the_size():

@@ -71,6 +71,15 @@ def test_rope_parameters_in_both_forms():
     assert (c.yarn.factor, c.qk_rope_head_dim) == (8.0, 64)
 
 
+def test_the_base_of_flat_rope_parameters_is_the_main_one():
+    flat = {**YARN, "rope_theta": 5e5}
+    for above in (..., 5e5):
+        c = AttentionConfig.from_hf(flash(rope_scaling=..., rope_parameters=flat, rope_theta=above))
+        assert (c.rope_theta, c.compress_rope_theta, c.yarn) == (5e5, 160000.0, YarnConfig())
+    with pytest.raises(ConfigError, match=r"two main bases: rope_theta is 10000 and .*500000.0; leave one"):
+        AttentionConfig.from_hf(flash(rope_scaling=..., rope_parameters=flat))
+
+
 def test_no_scaling_may_be_said_aloud():
     assert AttentionConfig.from_hf(flash(rope_scaling={"rope_type": "default"})).yarn is None
     window_only = flash(rope_scaling=..., compress_ratios=[0] * 43)
@@ -115,6 +124,48 @@ def test_traps_are_refused(changes, message):
         AttentionConfig.from_hf(flash(**changes))
 
 
+CSA = "compressed_sparse_attention"
+
+
+def by_type(rates, types=(CSA,)):
+    return {"compress_ratios": ..., "num_hidden_layers": 1, "layer_types": types, "compress_rates": rates}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (by_type({CSA: 4.9}), f"compress_rates of {CSA} is 4.9; it must be a whole number"),
+        (by_type({CSA: "four"}), "is 'four'; it must be a whole number"),
+        (by_type({CSA: None}), "is None; it must be a whole number"),
+        (by_type("x"), "compress_rates is 'x'; it must be a dict"),
+        (by_type({}, 5), "layer_types is 5; it must be a list"),
+        (by_type({}, CSA), "layer_types is 'compressed.*it must be a list"),
+        ({"hidden_size": True}, "hidden_size is True"),
+        ({"num_hidden_layers": "4"}, "num_hidden_layers is '4'; it must be a whole number"),
+        ({"num_hidden_layers": [4]}, r"num_hidden_layers is \[4\]"),
+        ({"num_hidden_layers": float("nan")}, "num_hidden_layers is nan"),
+        ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn'; it must be a dict"),
+        ({"rope_scaling": 5}, "rope_scaling is 5; it must be a dict"),
+        ({"rope_parameters": "x"}, "rope_parameters is 'x'; it must be a dict"),
+        ({"rope_scaling": ..., "rope_parameters": {"compress": None}}, "no rope_scaling"),
+        ({"rope_parameters": {"compress": "yarn"}}, "compress of rope_parameters is 'yarn'"),
+        ({"rope_parameters": {"main": 3}}, "main of rope_parameters is 3"),
+        ({"qk_rope_head_dim": ..., "partial_rotary_factor": "x"}, "partial_rotary_factor is 'x'"),
+        ({"qk_rope_head_dim": ..., "partial_rotary_factor": float("nan")}, "nan; it must be a finite number"),
+        ({"qk_rope_head_dim": ..., "partial_rotary_factor": 10**400}, "must be a finite number"),
+        ({"qk_rope_head_dim": ..., "partial_rotary_factor": 0.125, "head_dim": "x"}, "head_dim is 'x'"),
+    ],
+)
+def test_values_of_another_kind_are_named(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        AttentionConfig.from_hf(flash(**changes))
+
+
+def test_no_head_dim_is_the_released_one():
+    c = AttentionConfig.from_hf(flash(qk_rope_head_dim=..., head_dim=None, partial_rotary_factor=0.125))
+    assert c == AttentionConfig.preset("v4-flash")
+
+
 @pytest.mark.parametrize("given", ["config.json", None, [1]])
 def test_what_is_no_dict_is_refused(given):
     with pytest.raises(ConfigError, match=r"takes the dict of a config.json, .*json.load"):
@@ -124,6 +175,15 @@ def test_what_is_no_dict_is_refused(given):
 def test_unknown_profile():
     with pytest.raises(ConfigError, match="profile 'fast' does not exist"):
         AttentionConfig.from_hf(flash(), profile="fast")
+    with pytest.raises(ConfigError, match=r"profile \['vllm'\] does not exist"):
+        AttentionConfig.from_hf(flash(), profile=["vllm"])
+
+
+def test_presets_take_names_and_numbers():
+    with pytest.raises(ConfigError, match=r"preset \[\] does not exist"):
+        AttentionConfig.preset([])
+    with pytest.raises(ConfigError, match="decode_threshold is True; no field takes a truth value"):
+        AttentionConfig.preset("tiny", decode_threshold=True)
 
 
 def test_transformers_own_dict():

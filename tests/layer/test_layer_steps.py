@@ -6,6 +6,8 @@ import pytest
 import torch
 from layer_world import KINDS, World, text
 
+from dsv4core import AttentionConfig, AttentionWeights, PagedCache, get_backend
+
 
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
@@ -29,6 +31,30 @@ def test_mixed_batch_with_permutation_equals_separate_runs(kind: str) -> None:
             alone.step({name: first})
         assert torch.equal(alone.step({name: new[name]})[name], outputs[name]), name
         assert alone.same_pages(together, name), name
+
+
+@pytest.mark.parametrize("way", ["the same plan again", "fork"])
+def test_a_step_that_failed_half_way_is_made_good(way: str) -> None:
+    """Some layers ran a chunk and the others did not; `truncate` would not go back that far."""
+    config, backend = AttentionConfig.preset("tiny"), get_backend("cpu")
+    layers = [backend.attention(config, i, AttentionWeights.random(config, i, seed=7)) for i in range(3)]
+    broken, whole = (PagedCache.allocate(config, range(3), 2048) for _ in range(2))
+    rows = text("a")[:400]
+    for cache in (broken, whole):
+        plan = cache.plan({"a": 300})
+        for layer in layers:
+            layer(rows[:300], cache, plan)
+    want, plan = whole.plan({"a": 100}), broken.plan({"a": 100})
+    layers[0](rows[300:], broken, plan)
+    layers[1](torch.ones_like(rows[300:]), broken, plan)  # and one has written rubbish
+    name = "a"
+    if way == "fork":
+        broken.fork("a", "again", length=300)
+        broken.free("a")
+        name, plan = "again", broken.plan({"again": 100})
+    for layer in layers:
+        assert torch.equal(layer(rows[300:], broken, plan), layer(rows[300:], whole, want))
+    assert broken.digest(name) == whole.digest("a")
 
 
 def test_padding_rows_change_nothing(kind: str) -> None:

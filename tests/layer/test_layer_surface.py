@@ -129,6 +129,20 @@ def test_weights_elsewhere_are_refused_when_the_layer_is_built(moved: tuple[str,
         get_backend("cpu").attention(config, 1, AttentionWeights.from_state_dict(tensors))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_strided_weights_run_as_packed_ones(kind: str) -> None:
+    """Columns of a wider matrix, or a transposed one: an op would refuse them after `plan` has gone ahead."""
+    world = World(kind)
+    tensors = AttentionWeights.random(world.config, KINDS[kind], seed=7).state_dict()
+    strided = {name: torch.stack([t, t], -1)[..., 0] for name, t in tensors.items()}
+    assert not any(tensor.is_contiguous() for tensor in strided.values())
+    weights = AttentionWeights.from_state_dict(strided)
+    layer = get_backend("cpu").attention(world.config, KINDS[kind], weights)
+    cache = PagedCache.allocate(world.config, [KINDS[kind]], 2048)
+    rows = text("a")[:140]
+    assert torch.equal(layer(rows, cache, cache.plan({"a": 140})), world.step({"a": 140})["a"])
+
+
 def test_a_layer_without_cache_is_named() -> None:
     world, other = World("csa"), World("hca")
     plan = other.cache.plan({"a": 3})
@@ -145,6 +159,35 @@ def test_a_cache_of_other_layouts_is_refused_before_a_byte_is_written() -> None:
         with pytest.raises(OpArgumentError, match=r"layer \d: argument 'cache'.*(index_fp8|fp8_ds_mla)"):
             world.attention(rows, cache, plan)
         assert not any(bool(part.any()) for part in cache.snapshot("a").values())
+
+
+OTHER_MODELS = {
+    "swa": ({"sliding_window": 64}, r"one for sliding_window 128: allocate.*got one for sliding_window 64"),
+    "csa": ({"rms_norm_eps": 1e-20}, r"rms_norm_eps 1e-06.*rms_norm_eps 1e-20"),
+    "hca": ({"rope_theta": 5e5, "yarn": None}, r"rope_theta 10000.0, yarn_factor 16.0.*yarn_factor None"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cache_of_another_model_is_refused_before_a_byte_is_written(kind: str) -> None:
+    theirs, words = OTHER_MODELS[kind]
+    world, rows = World(kind), text("a")[:140]
+    cache = PagedCache.allocate(AttentionConfig.preset("tiny", **theirs), [KINDS[kind]], 512)
+    with pytest.raises(OpArgumentError, match=rf"layer \d: argument 'cache'.*{words}"):
+        world.attention(rows, cache, cache.plan({"a": 140}))
+    assert not any(bool(part.any()) for part in cache.snapshot("a").values())
+    # Positions, heads and lists are not in any row: such a cache is as good as the layer's own.
+    same = AttentionConfig.preset("tiny", max_position_embeddings=4096, index_topk=8, num_attention_heads=8)
+    cache = PagedCache.allocate(same, [KINDS[kind]], 512)
+    mine = world.attention(rows, cache, cache.plan({"a": 140}))
+    assert torch.equal(mine, world.step({"a": 140})["a"])
+
+
+def test_a_plan_for_another_window_is_refused() -> None:
+    world, narrow = World("swa"), AttentionConfig.preset("tiny", sliding_window=64)
+    plan = PagedCache.allocate(narrow, [0], 512).plan({"a": 3})
+    with pytest.raises(OpArgumentError, match=r"argument 'plan'.*window of 128 tokens.*got one for 64"):
+        world.attention(text("a")[:3], world.cache, plan)
 
 
 def test_a_plan_for_pages_of_other_rows_is_refused() -> None:

@@ -21,7 +21,13 @@ from dsv4core.ops import OPS
 from dsv4core.samples import sample
 
 CPU = torch.device("cpu")
-DEFAULTS = [(torch.bfloat16, "cpu"), (torch.float64, "cpu"), (torch.float32, "meta"), "autocast"]
+DEFAULTS = [
+    (torch.bfloat16, "cpu"),
+    (torch.float64, "cpu"),
+    (torch.float32, "meta"),
+    "autocast",
+    "autocast in half",
+]
 
 
 def forget() -> None:
@@ -36,12 +42,13 @@ def defaults(request: pytest.FixtureRequest) -> Iterator[Any]:
     """A context with other defaults."""
 
     class Set:
-        autocast = torch.autocast("cpu", torch.bfloat16, enabled=request.param == "autocast")
+        cast = torch.float16 if request.param == "autocast in half" else torch.bfloat16
+        autocast = torch.autocast("cpu", cast, enabled=isinstance(request.param, str))
 
         def __enter__(self) -> None:
             forget()
             self.autocast.__enter__()
-            if request.param != "autocast":
+            if not isinstance(request.param, str):
                 torch.set_default_dtype(request.param[0])
                 torch.set_default_device(request.param[1])
 

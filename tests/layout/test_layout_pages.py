@@ -143,6 +143,17 @@ def test_wrong_pages_are_refused(pages, message):
         get_layout("fp8_ds_mla").read(pages, torch.zeros(1, dtype=torch.int64), 64)
 
 
+@pytest.mark.parametrize("slots", [[3, -5], [3, 128]])
+def test_slots_outside_of_the_pages_are_refused(slots):
+    layout = get_layout("fp8_ds_mla")
+    pages = random_bytes(2, layout.page_bytes(64))
+    before = pages.clone()
+    words = rf"2 pages of 64 rows, slots 0 to 127; got slots from {min(slots)} to {max(slots)}"
+    with pytest.raises(LayoutError, match=words):
+        layout.write(pages, torch.tensor(slots), random_bytes(2, layout.record_bytes), 64)
+    assert torch.equal(pages, before)
+
+
 def test_wrong_records_are_refused():
     layout = get_layout("index_fp8")
     pages = torch.zeros(1, layout.page_bytes(64), dtype=torch.uint8)
