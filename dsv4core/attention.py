@@ -101,6 +101,7 @@ class DeepseekV4Attention(ABC):
 
     def forward(self, hidden: Tensor, cache: PagedCache, plan: BatchPlan) -> Tensor:
         """The whole step of this layer; final. Shapes: hidden bf16 [T, hidden] -> bf16 [T, hidden]."""
+        self._check_kinds(hidden, cache, plan)
         pages = cache.layer(self.layer.index)
         self._check(hidden, pages, plan)
         if not torch.compiler.is_compiling():
@@ -249,6 +250,16 @@ class DeepseekV4Attention(ABC):
 
     def _cos_sin(self, rows: int) -> Tensor:
         return tables.cos_sin(self.layer.theta, self.layer.yarn, rows, self.device)
+
+    def _check_kinds(self, hidden: object, cache: object, plan: object) -> None:
+        for argument, kind, given in (
+            ("hidden", Tensor, hidden),
+            ("cache", PagedCache, cache),
+            ("plan", BatchPlan, plan),
+        ):
+            if not isinstance(given, kind):
+                expected = f"a {kind.__name__}: the call is layer(hidden, cache, plan)"
+                raise OpArgumentError(self.name, argument, expected, f"a {type(given).__name__}")
 
     def _check(self, hidden: Tensor, pages: LayerCache, plan: BatchPlan) -> None:
         name, want = self.name, (plan.num_tokens, self.config.hidden_size)

@@ -86,7 +86,7 @@ class CacheBase:
 
     def layer(self, index: int) -> LayerCache:
         """Return the caches of layer `index`; raise `CacheError` for a layer this cache was not made for."""
-        if index not in self._layers:
+        if not isinstance(index, int) or index not in self._layers:  # pyright: ignore
             raise CacheError(
                 f"layer {index!r} has no cache here: this cache was made for layers {list(self.layers)}"
             )

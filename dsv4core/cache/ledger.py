@@ -73,7 +73,10 @@ class Ledger:
 
     def request(self, request_id: Hashable) -> Request:
         """Return a request that is held; raise `UnknownRequestError` for another id."""
-        request = self.requests.get(request_id)
+        try:
+            request = self.requests.get(request_id)
+        except TypeError:  # no id that can be held: it has no hash
+            request = None
         if request is None:
             held = ", ".join(map(repr, list(self.requests)[:8])) or "none"
             raise UnknownRequestError(

@@ -149,9 +149,11 @@ def _specs_of(
 
 
 def _layers_of(tensors: Mapping[str, Tensor]) -> set[int]:
+    if not isinstance(tensors, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise CacheError(f"tensors is a {type(tensors).__name__}: pass tensors by `CacheSpec.key`")
     layers: set[int] = set()
     for key in tensors:
-        group, dot, number = key.rpartition(".")
+        group, dot, number = str(key).rpartition(".")
         if not dot or group not in GROUPS or not number.isdecimal():
             raise CacheError(
                 f"tensor {key!r}: keys are 'group.layer' like 'swa.0'; the groups are {list(GROUPS)}"

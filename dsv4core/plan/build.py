@@ -57,7 +57,7 @@ def build_plan(
     order = _decodes_first(config, queries, lengths)
     host = torch.device("cpu")
     home = tables[SWA].device
-    target = home if device is None else usable(device) if isinstance(device, str) else device
+    target = home if device is None or device == home else usable(device)
 
     def send(tensor: Tensor, to: torch.device) -> Tensor:
         return tensor.to(to, non_blocking=tensor.device == host)

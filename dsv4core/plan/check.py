@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -35,6 +35,9 @@ def check_lengths(
     config: AttentionConfig, query_lens: Sequence[int], seq_lens: Sequence[int]
 ) -> tuple[list[int], list[int]]:
     """Return both lists as plain ints; raise `CacheError` where they contradict each other or the model."""
+    for name, given in (("query_lens", query_lens), ("seq_lens", seq_lens)):
+        if not isinstance(given, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise CacheError(f"{name} is {given!r}: pass a list with one number per request")
     queries = [whole_number(n, f"query_lens[{i}]", 0) for i, n in enumerate(query_lens)]
     lengths = [whole_number(n, f"seq_lens[{i}]", 0) for i, n in enumerate(seq_lens)]
     if len(queries) != len(lengths):
@@ -60,6 +63,9 @@ def check_tables(
     tables: Mapping[str, Tensor], rows: Mapping[str, int] | None, lengths: Sequence[int]
 ) -> dict[str, int]:
     """Return the rows per page of every group; raise `CacheError` for tables that cannot serve `lengths`."""
+    for what, given in (("tables", tables), ("rows", rows or {})):
+        if not isinstance(given, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise CacheError(f"{what} is a {type(given).__name__}: pass a mapping by name of a group")
     needed = {SWA}
     for ratio in RATIOS:
         own = {name for name in groups_of_ratio(ratio) if GROUPS[name].ratio == ratio}

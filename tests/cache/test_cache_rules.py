@@ -336,6 +336,25 @@ def test_wrong_allocations(arguments, words):
         PagedCache.allocate(TINY, [7], 10, "meta")
 
 
+def test_what_has_no_hash_is_no_request():
+    cache = full()
+    before = books(cache)
+    for call in (cache.free, cache.length, cache.min_length, cache.export, lambda i: cache.fork(i, "q")):
+        for wrong in ([], ("x", [])):
+            with pytest.raises(UnknownRequestError, match=r"is not held; held: 'a'"):
+                call(wrong)
+    with pytest.raises(CacheError, match=r"layer \[\] has no cache here"):
+        cache.layer([])
+    assert books(cache) == before
+
+
+def test_tensors_are_given_by_key():
+    with pytest.raises(CacheError, match=r"tensor 5: keys are 'group.layer'"):
+        PagedCache.from_tensors(TINY, {5: torch.zeros(1)})
+    with pytest.raises(CacheError, match="tensors is a list"):
+        PagedCache.from_tensors(TINY, [torch.zeros(1)])
+
+
 def test_page_counts_take_whole_numbers():
     with pytest.raises(CacheError, match="capacity_tokens is None"):
         page_counts(TINY, [0], None)

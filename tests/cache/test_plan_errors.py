@@ -40,6 +40,10 @@ BAD = {
         {"seq_lens": [257 + 3], "tables": {name: table(1, 1 if name == "c4" else 99) for name in CSA}},
         r"tables\['c4'\] has 1 pages of 64 rows",
     ),
+    "no lengths": ({"query_lens": 5}, "query_lens is 5: pass a list"),
+    "no lengths after": ({"seq_lens": None}, "seq_lens is None: pass a list"),
+    "no tables": ({"tables": None}, "tables is a NoneType: pass a mapping"),
+    "rows in a list": ({"rows": [64]}, "rows is a list: pass a mapping"),
     "two devices": (
         {"tables": {name: table().to("meta" if name == "c4" else "cpu") for name in CSA}},
         "one device",
@@ -59,6 +63,9 @@ def test_refused_with_a_reason(name):
 def test_a_device_that_is_not_here_is_named():
     with pytest.raises(BackendError, match=r"device 'gpu': torch .* makes no tensor there"):
         BatchPlan.build(TINY, query_lens=[1], seq_lens=[1], tables={"swa": table()}, device="gpu")
+    for absent in (99, torch.device("cuda:99")):
+        with pytest.raises(BackendError, match=r"device '.*99': torch .* makes no tensor there"):
+            BatchPlan.build(TINY, query_lens=[1], seq_lens=[1], tables={"swa": table()}, device=absent)
 
 
 @pytest.mark.parametrize("bad", [0, -1, 1.0, True, None])

@@ -120,6 +120,21 @@ def test_wrong_hidden_is_named(wrong: torch.Tensor) -> None:
     world.attention(torch.zeros(3, 64, dtype=torch.bfloat16), world.cache, plan)
 
 
+def test_arguments_of_another_kind_are_named() -> None:
+    world, rows = World("swa"), text("a")[:3]
+    plan = world.cache.plan({"a": 3})
+    calls = {
+        "cache": (rows, plan, world.cache),
+        "plan": (rows, world.cache, {"a": 3}),
+        "hidden": (None, world.cache, plan),
+    }
+    for argument, given in calls.items():
+        with pytest.raises(OpArgumentError, match=rf"'{argument}' must be a .*layer\(hidden, cache, plan\)"):
+            world.attention(*given)
+    with pytest.raises(OpArgumentError, match=r"'hidden' must be a Tensor.*got a list"):
+        world.attention([1], world.cache, plan)
+
+
 @pytest.mark.parametrize("moved", [("wq_b",), ()], ids=["one", "all"])
 def test_weights_elsewhere_are_refused_when_the_layer_is_built(moved: tuple[str, ...]) -> None:
     config = AttentionConfig.preset("tiny")
