@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
+from dsv4core.errors import LinearError
+from dsv4core.linear import activation
 from dsv4core.linear.kernel import Choice, LinearKernel, Problem, choose, ranked
 from dsv4core.linear.op_kernel import OpKernel
 from dsv4core.linear.weight import Weight, joined
@@ -27,7 +29,14 @@ class Linear:
 
     def __call__(self, x: Tensor, x_scales: Tensor | None = None) -> Tensor:
         """The product. Shapes: x [T, in] -> [T, out] in `problem.out`; grouped as `LinearKernel.apply`."""
-        return self.choice.kernel.apply(self.problem, self.prepared, x, x_scales)
+        wanted = self.problem
+        if x.dtype != wanted.x or x.device != wanted.device:
+            raise LinearError(
+                f"{wanted} multiplies {wanted.x} on {wanted.device}, x is {x.dtype} on {x.device}; type"
+                f" x.to({str(wanted.device)!r}, {wanted.x}), or build the projection for such activations"
+            )
+        x_scales = None if x_scales is None else activation.reachable(x_scales)
+        return self.choice.kernel.apply(wanted, self.prepared, activation.reachable(x), x_scales)
 
 
 @dataclass(frozen=True)

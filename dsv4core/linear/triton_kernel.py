@@ -107,11 +107,11 @@ class TritonLinear(LinearKernel):
             x_scales = ue8m0.exp2(ue8m0.byte_exponent(x_scales.contiguous().view(torch.uint8)))
         out = kernel(
             x.reshape(tokens, groups, problem.inputs),
-            None if x_scales is None else x_scales.reshape(tokens, groups, -1),
+            None if x_scales is None else x_scales.reshape(tokens, groups, x_scales.shape[-1]),
             weight.weight, weight.scales, weight.global_scale, format=problem.format, out_dtype=problem.out,
             groups=groups, arrived=self.arrivals.of(x.device),
         )  # fmt: skip
-        return out.view(tokens, groups, -1) if problem.groups else out
+        return out.view(tokens, groups, problem.rows // groups) if problem.groups else out
 
     @staticmethod
     def _may_be_dense(problem: Problem) -> bool:
@@ -127,4 +127,5 @@ class TritonLinear(LinearKernel):
         if not problem.groups:
             return F.linear(rounded(x) if problem.quantise else x, matrix)
         inputs = x.reshape(x.shape[0], problem.groups, problem.inputs).transpose(0, 1)
+        inputs = activation.reachable(inputs)
         return torch.bmm(inputs, matrix.view(problem.groups, -1, problem.inputs).mT).transpose(0, 1)

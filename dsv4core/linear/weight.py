@@ -47,6 +47,11 @@ class QuantisedWeight:
             )
         if (global_scale is not None) != found.factor:
             return f"{found.id} {'needs one' if found.factor else 'has no'} f32 factor beside its scales"
+        parts = {"codes": weight, "scales": scales, "factor": global_scale}
+        places = {name: str(part.device) for name, part in parts.items() if part is not None}
+        if len(set(places.values())) > 1:
+            where = ", ".join(f"{name} on {place}" for name, place in places.items())
+            return f"{where}; one device has to hold them all".replace(" on", " are on", 1)
         if global_scale is not None and (global_scale.numel() != 1 or global_scale.dtype != torch.float32):
             return f"the factor is {describe(global_scale)}, expected one float32"
         return ""

@@ -54,6 +54,15 @@ def test_scaled_matmul(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "whole blocks of 128" in str(kernel.supports(replace(FP8, rows=130)))
 
 
+@pytest.mark.parametrize("scale", ["ue8m0", "f32"])
+def test_scaled_matmul_of_no_tokens(scale: str) -> None:
+    kernel = ScaledMatmul(TritonLinear())
+    weight = QuantisedWeight(*block_fp8.quantise(torch.ones(128, 256), scale))
+    problem = Problem.of(weight, BF16, BF16, quantise=True)
+    got = kernel.apply(problem, kernel.prepare(weight, problem), torch.zeros(0, 256, dtype=BF16), None)
+    assert got.shape == (0, 128) and got.dtype == BF16
+
+
 class Recorder(TritonLinear):
     """In the place of Triton's kernel: says that it was asked."""
 
