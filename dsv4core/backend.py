@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from dsv4core import env
 from dsv4core.errors import DSV4CoreError, PluginError
 from dsv4core.linear import LinearKernel, Linears
+from dsv4core.offers import functions, kernels, offers
 from dsv4core.ops import ABSENT, PORTABLE, OpTable
 from dsv4core.probe import describe
 from dsv4core.runtime import Workspace
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from dsv4core.attention import DeepseekV4Attention
     from dsv4core.config import AttentionConfig
     from dsv4core.parallel import TensorParallel
+    from dsv4core.plugins import Plugin
+    from dsv4core.registry import Registry
     from dsv4core.spec import BackendSpec
     from dsv4core.weights import AttentionWeights
 
@@ -76,14 +79,13 @@ class Backend:
         )
 
 
-def create_backend(spec: BackendSpec, hook: Any) -> Backend:
-    """Build the provider of a spec through the hooks and bind its ops.
+def create_backend(spec: BackendSpec, known: Registry) -> Backend:
+    """Build the provider of a spec through the hooks of a registry and bind its ops.
 
-    `hook` is pluggy's relay. Raises PluginError when the provider breaks the contract or two plugins claim
-    one op.
+    Raises PluginError when the provider or its own plugin breaks the contract or two plugins claim one op.
     """
     try:
-        provider = hook.dsv4core_create(spec=spec, settings=env.settings(spec.name))
+        provider = known.hook.dsv4core_create(spec=spec, settings=env.settings(spec.name))
     except DSV4CoreError:
         raise
     except Exception as error:  # a provider may do anything
@@ -104,31 +106,20 @@ def create_backend(spec: BackendSpec, hook: Any) -> Backend:
             " a provider has name, device_type and a mapping ops"
         )
     implementations: dict[str, Any] = dict(cast(Mapping[str, Any], ops))
-    claimed: set[str] = set()
-    for overrides in hook.dsv4core_op_overrides(backend=provider):
-        twice = claimed & set(overrides or ())
-        if twice:
-            raise PluginError(
-                f"two plugins override {', '.join(sorted(twice))} of {spec.name!r};"
-                " block one in DSV4CORE_PLUGINS"
-            )
-        claimed |= set(overrides or ())
-        implementations.update(overrides or {})
     for op, function in implementations.items():
         if not callable(getattr(function, "function", function)):
             raise PluginError(
                 f"backend {spec.name!r}: op {op} is a {type(function).__name__}; a function is expected"
             )
-    return Backend(spec, provider, implementations, _linear_kernels(spec, provider, hook))
-
-
-def _linear_kernels(spec: BackendSpec, provider: Any, hook: Any) -> list[LinearKernel]:
-    """What plugins offer beside the ops."""
-    found = [kernel for offer in hook.dsv4core_linear_kernels(backend=provider) for kernel in offer or ()]
-    strange = [type(kernel).__name__ for kernel in found if not isinstance(kernel, LinearKernel)]
-    if strange:
-        raise PluginError(
-            f"backend {spec.name!r}: dsv4core_linear_kernels returned {', '.join(strange)};"
-            " expected objects derived from dsv4core.linear.LinearKernel"
-        )
-    return found
+    claimed: dict[str, Plugin] = {}
+    for plugin, overrides in offers(known, spec, provider, "dsv4core_op_overrides", functions):
+        twice = sorted(claimed.keys() & overrides.keys())
+        if twice:
+            raise PluginError(
+                f"two plugins override {', '.join(twice)} of {spec.name!r}, '{claimed[twice[0]].name}' and"
+                f" '{plugin.name}'; block one in DSV4CORE_PLUGINS"
+            )
+        claimed.update(dict.fromkeys(overrides, plugin))
+        implementations.update(overrides)
+    offered = offers(known, spec, provider, "dsv4core_linear_kernels", kernels)
+    return Backend(spec, provider, implementations, [kernel for _, found in offered for kernel in found])

@@ -183,7 +183,7 @@ def get_backend(name: str | None = None) -> "Backend":
             from dsv4core.backend import create_backend  # imports torch
 
             _announce(choice, known)
-            backend = _created[choice.spec] = create_backend(choice.spec, known.hook)
+            backend = _created[choice.spec] = create_backend(choice.spec, known)
         return backend
 
 

@@ -27,11 +27,12 @@ def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
 
     Shapes: bf16 or f32 [T, in] -> float8_e4m3fn [T, in], f32 [T, ceil(in/128)] of powers of two.
     """
-    inputs = x.shape[1]
-    groups = F.pad(x.float(), (0, -inputs % GROUP)).unflatten(1, (-1, GROUP))
+    tokens, inputs = x.shape
+    count = -(-inputs // GROUP)  # not -1, which torch cannot work out where there are no tokens
+    groups = F.pad(x.float(), (0, -inputs % GROUP)).view(tokens, count, GROUP)
     amax = groups.abs().amax(dim=-1).clamp(min=ue8m0.FLOOR_E4M3)
     scales = ue8m0.exp2(ue8m0.exponent_e4m3(amax))
-    codes = e4m3.encode(groups / scales.unsqueeze(-1)).flatten(1)[:, :inputs]
+    codes = e4m3.encode(groups / scales.unsqueeze(-1)).view(tokens, count * GROUP)[:, :inputs]
     return codes.contiguous().view(torch.float8_e4m3fn), scales
 
 

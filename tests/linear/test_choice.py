@@ -108,11 +108,17 @@ def test_two_of_one_name() -> None:
 
 
 class Plugin:
-    """A plugin's hooks, and a provider with the ops of the CPU backend."""
+    """In the place of the registry: one plugin's hooks, and a provider without ops."""
+
+    name, origin, backends = "mine", "mine 1.0", ("cpu",)
 
     def __init__(self, offer) -> None:
         self.offer = offer
         self.provider = SimpleNamespace(name="mine", device_type="cpu", ops={})
+        self.hook = self
+
+    def each(self, hook):
+        return [(self, getattr(self, hook))]
 
     def dsv4core_create(self, spec, settings):
         return self.provider
@@ -121,7 +127,7 @@ class Plugin:
         return []
 
     def dsv4core_linear_kernels(self, backend):
-        return [self.offer, None]
+        return [self.offer]
 
 
 def test_a_plugin_offers_kernels() -> None:
