@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from dsv4core import env
-from dsv4core.errors import DSV4CoreError, PluginError
+from dsv4core.errors import DSV4CoreError, PluginError, WeightsError
 from dsv4core.linear import LinearKernel, Linears
 from dsv4core.offers import functions, kernels, offers
 from dsv4core.ops import ABSENT, PORTABLE, OpTable
@@ -66,10 +66,13 @@ class Backend:
 
         self.ops.require_all()
         layer_class = getattr(self.provider, "attention_class", None) or OpsAttention
-        if parallel is None:
-            return layer_class(config, layer, weights, self)
-        built = layer_class(parallel.local(config), layer, weights, self)
-        built.parallel = parallel
+        try:
+            built = layer_class(parallel.local(config) if parallel else config, layer, weights, self)
+        except WeightsError:
+            weights.check_values()  # where values are what is wrong, it says whose
+            raise
+        if parallel is not None:
+            built.parallel = parallel
         return built
 
     def __repr__(self) -> str:

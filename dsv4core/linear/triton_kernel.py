@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsv4core.errors import WeightsError
 from dsv4core.linear import activation
 from dsv4core.linear.kernel import LinearKernel, Problem
 from dsv4core.linear.weight import QuantisedWeight, Weight
@@ -20,7 +19,6 @@ from dsv4core.probe import module_exists
 ROWS = 64  # outputs of a program, which must not reach over two groups
 DENSE_ABOVE = 128  # tokens; beyond, a bf16 copy made for the call and torch's product are faster
 MOST_TILES = 256  # of a product whose sum is split
-NAN = 0x7F
 
 
 def capturing(device: torch.device) -> int | None:
@@ -87,12 +85,9 @@ class TritonLinear(LinearKernel):
         return True
 
     def prepare(self, weight: Weight, problem: Problem) -> Any:
-        """The weight, contiguous. Raises WeightsError for NaN among codes."""
+        """The weight, contiguous."""
         assert isinstance(weight, QuantisedWeight)
-        codes, scales = weight.weight.contiguous(), weight.scales.contiguous()
-        if problem.format == "fp8_block" and bool(((codes.view(torch.uint8) & NAN) == NAN).any()):
-            raise WeightsError(f"a weight {list(weight.shape)} holds codes that are NaN")
-        return QuantisedWeight(codes, scales, weight.global_scale)
+        return QuantisedWeight(weight.weight.contiguous(), weight.scales.contiguous(), weight.global_scale)
 
     def apply(self, problem: Problem, prepared: Any, x: Tensor, x_scales: Tensor | None) -> Tensor:
         """One launch, one more for fp8 activations; dequantised first for many tokens."""

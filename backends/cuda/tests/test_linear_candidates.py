@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsv4core.errors import WeightsError
 from dsv4core.linear import Problem, QuantisedWeight, triton_kernel
 from dsv4core.linear.triton_kernel import TritonLinear
 from dsv4core.numerics import block_fp8
@@ -115,9 +114,6 @@ def test_few_tokens_prepares_and_hands_over(
     monkeypatch.setattr(few_tokens, "load", fails)
     assert apply(kernel.prepare(weight, problem), 1) == 0
     assert "goes to triton, CuTeDSL does not run here: OSError: libcuda.so.1" in caplog.text
-    weight.weight.view(torch.uint8)[5, 7] = 0xFF
-    with pytest.raises(WeightsError, match="NaN"):
-        kernel.prepare(weight, problem)
 
 
 def test_a_product_of_few_tokens_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +140,8 @@ def test_wide_results() -> None:
     kernel = WideResult()
     wide = Problem("bf16", None, 2048, 4096, BF16, torch.float32, torch.device("cuda"))
     assert kernel.supports(wide) is True
-    assert "bf16 weights to an f32 result" in str(kernel.supports(replace(wide, out=BF16)))
+    for other in (replace(wide, out=BF16), replace(wide, quantise=True)):
+        assert "bf16 weights to an f32 result" in str(kernel.supports(other))
     assert "on a CUDA device" in str(kernel.supports(replace(wide, device=torch.device("cpu"))))
 
 
