@@ -66,8 +66,14 @@ class Backend:
 
         self.ops.require_all()
         layer_class = getattr(self.provider, "attention_class", None) or OpsAttention
+        own = parallel.local(config) if parallel else config
+        if own != config and weights.attn_sink.shape == (config.num_attention_heads,):
+            raise WeightsError(
+                f"the weights of layer {layer} are those of all {config.num_attention_heads} heads, and one"
+                f" rank has {own.num_attention_heads}: type weights.sharded(parallel)"
+            )
         try:
-            built = layer_class(parallel.local(config) if parallel else config, layer, weights, self)
+            built = layer_class(own, layer, weights, self)
         except WeightsError:
             weights.check_values()  # where values are what is wrong, it says whose
             raise
