@@ -34,6 +34,8 @@ class QuantisedWeight:
         problem = self.problem(self.weight, self.scales, self.global_scale)
         if problem:
             raise WeightsError(f"quantised weight: {problem}")
+        if self.global_scale is not None:  # checkpoints have it without a dimension, or with two
+            object.__setattr__(self, "global_scale", self.global_scale.reshape(1))
 
     @staticmethod
     def problem(weight: Tensor, scales: Tensor, global_scale: Tensor | None = None) -> str:

@@ -100,3 +100,16 @@ def test_a_layer_says_which_tensor() -> None:
             get_backend("cpu").attention(config.model_copy(update={"weight_storage": storage}), 1, weights)
         assert str(caught.value).startswith("wkv: a weight [512, 64] in fp8_block: NaN or Inf in the codes")
         assert "; indexer.wq_b: a weight [" in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_a_factor_of_any_shape_with_one_value(shape: tuple[int, ...]) -> None:
+    found = stored("nvfp4")
+    assert found.global_scale is not None
+    other = QuantisedWeight(found.weight, found.scales, found.global_scale.reshape(shape))
+    assert other.global_scale is not None and other.global_scale.shape == (1,)
+    x = hash_normal((3, 256), 0, "x", 1.0, dtype=BF16)
+    linears = get_backend("cpu").linears
+    assert torch.equal(linears.linear(other, BF16)(x), linears.linear(found, BF16)(x))
+    with pytest.raises(WeightsError, match=r"the factor is float32 \[2\], expected one float32"):
+        QuantisedWeight(found.weight, found.scales, torch.ones(2))
