@@ -75,7 +75,7 @@ class LinearKernel(ABC):
 
     @abstractmethod
     def apply(self, problem: Problem, prepared: Any, x: Tensor, x_scales: Tensor | None) -> Tensor:
-        """The product.
+        """The product. `Linear` hands it x in the problem's type, on its device, with channels side by side.
 
         Shapes: x [T, in] -> problem.out [T, rows]; with groups x [T, H, 512], or float8_e4m3fn [T, G, in]
         with the scales of `fused_inv_rope_fp8_quant` -> [T, G, rows / G].
