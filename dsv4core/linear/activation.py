@@ -18,6 +18,8 @@ def reachable(x: Tensor) -> Tensor:
     On a device libraries count elements in 32 bits where rows lie apart, and read elsewhere behind 2^31 of
     them.
     """
+    if x.is_contiguous():  # mostly; a step asks this for every projection
+        return x
     far = x.device.type != "cpu" and any(n * step >= FAR for n, step in zip(x.shape, x.stride(), strict=True))
     return x.contiguous() if far or x.stride(-1) != 1 else x
 
