@@ -62,9 +62,10 @@ class DeepseekV4Attention(ABC):
                 f"the weights of layer {layer} lie on {', '.join(places)}, backend {backend.name!r} computes"
                 f" on one device of type {backend.device_type}: type weights.to({backend.device_type!r})"
             )
-        w = weights.prepared(self.dtype, widen=config.weight_storage == "widened")
+        w = weights.prepared(self.dtype)
         self.heads = config.num_attention_heads
         linears, fp8 = backend.linears, config.activation_quant is not None
+        linears = linears.widening(self.dtype) if config.weight_storage == "widened" else linears
         self.w_qkv = linears.joined(w.wq_a, w.wkv, x=self.dtype, quantise=fp8)
         self.wq_b = linears.linear(w.wq_b, self.dtype, quantise=fp8)
         self.q_norm, self.kv_norm = w.q_norm, w.kv_norm

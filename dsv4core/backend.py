@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from dsv4core import env
-from dsv4core.errors import DSV4CoreError, PluginError
+from dsv4core.errors import DSV4CoreError, PluginError, WeightsError
 from dsv4core.linear import LinearKernel, Linears
+from dsv4core.offers import functions, kernels, offers
 from dsv4core.ops import ABSENT, PORTABLE, OpTable
 from dsv4core.probe import describe
 from dsv4core.runtime import Workspace, autocasts
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from dsv4core.attention import DeepseekV4Attention
     from dsv4core.config import AttentionConfig
     from dsv4core.parallel import TensorParallel
+    from dsv4core.plugins import Plugin
+    from dsv4core.registry import Registry
     from dsv4core.spec import BackendSpec
     from dsv4core.weights import AttentionWeights
 
@@ -68,10 +71,19 @@ class Backend:
                 return self.attention(config, layer, weights, parallel)
         self.ops.require_all()
         layer_class = getattr(self.provider, "attention_class", None) or OpsAttention
-        if parallel is None:
-            return layer_class(config, layer, weights, self)
-        built = layer_class(parallel.local(config), layer, weights, self)
-        built.parallel = parallel
+        own = parallel.local(config) if parallel else config
+        if own != config and weights.attn_sink.shape == (config.num_attention_heads,):
+            raise WeightsError(
+                f"the weights of layer {layer} are those of all {config.num_attention_heads} heads, and one"
+                f" rank has {own.num_attention_heads}: type weights.sharded(parallel)"
+            )
+        try:
+            built = layer_class(own, layer, weights, self)
+        except WeightsError:
+            weights.check_values()  # where values are what is wrong, it says whose
+            raise
+        if parallel is not None:
+            built.parallel = parallel
         return built
 
     def __repr__(self) -> str:
@@ -81,14 +93,13 @@ class Backend:
         )
 
 
-def create_backend(spec: BackendSpec, hook: Any, create: Callable[..., Any] | None = None) -> Backend:
-    """Build the provider of a spec through the hooks and bind its ops.
+def create_backend(spec: BackendSpec, known: Registry) -> Backend:
+    """Build the provider of a spec through the hooks of a registry and bind its ops.
 
-    `hook` is pluggy's relay; `create` is its `dsv4core_create`, or one that reaches fewer plugins. Raises
-    PluginError when the provider breaks the contract or two plugins claim one op.
+    Raises PluginError when the provider or its own plugin breaks the contract or two plugins claim one op.
     """
     try:
-        provider = (create or hook.dsv4core_create)(spec=spec, settings=env.settings(spec.name))
+        provider = known.creator(spec.name)(spec=spec, settings=env.settings(spec.name))
     except DSV4CoreError:
         raise
     except (Exception, SystemExit) as error:  # a provider may do anything
@@ -109,31 +120,20 @@ def create_backend(spec: BackendSpec, hook: Any, create: Callable[..., Any] | No
             " a provider has name, device_type and a mapping ops"
         )
     implementations: dict[str, Any] = dict(cast(Mapping[str, Any], ops))
-    claimed: set[str] = set()
-    for overrides in hook.dsv4core_op_overrides(backend=provider):
-        twice = claimed & set(overrides or ())
-        if twice:
-            raise PluginError(
-                f"two plugins override {', '.join(sorted(twice))} of {spec.name!r};"
-                " block one in DSV4CORE_PLUGINS"
-            )
-        claimed |= set(overrides or ())
-        implementations.update(overrides or {})
     for op, function in implementations.items():
         if not callable(getattr(function, "function", function)):
             raise PluginError(
                 f"backend {spec.name!r}: op {op} is a {type(function).__name__}; a function is expected"
             )
-    return Backend(spec, provider, implementations, _linear_kernels(spec, provider, hook))
-
-
-def _linear_kernels(spec: BackendSpec, provider: Any, hook: Any) -> list[LinearKernel]:
-    """What plugins offer beside the ops."""
-    found = [kernel for offer in hook.dsv4core_linear_kernels(backend=provider) for kernel in offer or ()]
-    strange = [type(kernel).__name__ for kernel in found if not isinstance(kernel, LinearKernel)]
-    if strange:
-        raise PluginError(
-            f"backend {spec.name!r}: dsv4core_linear_kernels returned {', '.join(strange)};"
-            " expected objects derived from dsv4core.linear.LinearKernel"
-        )
-    return found
+    claimed: dict[str, Plugin] = {}
+    for plugin, overrides in offers(known, spec, provider, "dsv4core_op_overrides", functions):
+        twice = sorted(claimed.keys() & overrides.keys())
+        if twice:
+            raise PluginError(
+                f"two plugins override {', '.join(twice)} of {spec.name!r}, '{claimed[twice[0]].name}' and"
+                f" '{plugin.name}'; block one in DSV4CORE_PLUGINS"
+            )
+        claimed.update(dict.fromkeys(overrides, plugin))
+        implementations.update(overrides)
+    offered = offers(known, spec, provider, "dsv4core_linear_kernels", kernels)
+    return Backend(spec, provider, implementations, [kernel for _, found in offered for kernel in found])

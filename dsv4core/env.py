@@ -115,8 +115,8 @@ def read(name: str, environ: Mapping[str, str] | None = None) -> str:
 
 
 def read_names(name: str, environ: Mapping[str, str] | None = None) -> tuple[str, ...]:
-    """Return the names in a declared variable that holds a comma list, without blanks."""
-    return tuple(item for item in map(str.strip, read(name, environ).split(",")) if item)
+    """Return the names in a declared variable that holds a comma list, each once and without blanks."""
+    return tuple(dict.fromkeys(item for item in map(str.strip, read(name, environ).split(",")) if item))
 
 
 def settings(backend: str, environ: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -71,7 +71,8 @@ def dsv4core_linear_kernels(backend: Any) -> Iterable[Any] | None:
 
     They are candidates beside the op ``linear``, of rank 0; for every projection the highest rank that
     supports it is taken. A kernel whose library or device is missing is returned all the same: its
-    ``supports`` says so, and ``dsv4core info --linear`` shows it.
+    ``supports`` says so, and ``dsv4core info --linear`` shows it. A hook that raises is left out of other
+    plugins' backends with a warning, and so is one that returns something else; likewise with overrides.
     """
 
 

@@ -93,11 +93,16 @@ def part(
     """What rank `place` holds of a stored tensor; None for all of it.
 
     `shape` is that of the whole matrix, `suffix` "" for values or codes, ".scale" or ".scale_2". Raises
-    WeightsError where the cut would go through a block of scales.
+    WeightsError where shares would not be equal or the cut would go through a block of scales.
     """
     cut = SLICED.get(name)
     if cut is None or suffix == FACTOR or place.size == 1:
         return None
+    if shape[cut] % place.size:
+        raise WeightsError(
+            f"{name} {list(shape)} cannot be shared by {place.size} ranks: {shape[cut]} in dimension {cut} is"
+            f" no multiple of {place.size}; type a number of ranks that divides it"
+        )
     first, last = place.span(shape[cut])
     step = _step(stored, suffix, cut)
     if first % step or (last % step and last != shape[cut]):

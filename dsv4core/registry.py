@@ -7,7 +7,7 @@ import importlib
 import importlib.metadata
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,6 +46,7 @@ class Registry:
     def __init__(self, entry_points: Iterable[importlib.metadata.EntryPoint] | None = None) -> None:
         self.specs: dict[str, BackendSpec] = {}
         self.plugins: list[Plugin] = []
+        self._loaded: list[tuple[Plugin, object]] = []
         self._owner: dict[str, tuple[Plugin, object]] = {}
         self._refused: list[BackendRow] = []
         self._answers: dict[tuple[str, Depth], Availability] = {}
@@ -99,6 +100,10 @@ class Registry:
     def creator(self, name: str) -> pluggy.HookCaller:
         """Return the hook that builds a backend's provider: its own plugin's, then the core's."""
         return self._only(self._owner[name][1], "dsv4core_create")
+
+    def each(self, hook: str) -> Iterator[tuple[Plugin, pluggy.HookCaller]]:
+        """Yield every loaded plugin with a hook that reaches it alone, so that a failure has a name."""
+        return ((plugin, self._only(module, hook)) for plugin, module in self._loaded)
 
     def _row(self, spec: BackendSpec, depth: Depth | None) -> BackendRow:
         shown: Depth = depth or ("device" if (spec.name, "device") in self._answers else "static")
@@ -167,6 +172,7 @@ class Registry:
             )
         taken = tuple(spec.name for spec in specs if self._accept(spec, plugin, module))
         self.plugins.append(replace(plugin, backends=taken))
+        self._loaded.append((self.plugins[-1], module))
 
     def _declared(self, module: object) -> Sequence[BackendSpec]:
         """Return what a plugin's ``dsv4core_backends`` yields, checked for its type."""

@@ -209,8 +209,7 @@ def get_backend(name: str | None = None) -> "Backend":
             from dsv4core.backend import create_backend  # imports torch
 
             _announce(choice, known)
-            backend = create_backend(choice.spec, known.hook, known.creator(choice.spec.name))
-            _created[choice.spec] = backend
+            backend = _created[choice.spec] = create_backend(choice.spec, known)
         return backend
 
 

@@ -17,6 +17,7 @@ from dsv4core.tensor_names import (
     SCALE,
     STATIC,
     canonical,
+    dotted,
     split,
 )
 
@@ -28,15 +29,20 @@ FIRST = ("wq_a", DEEPSEEK_NAMES["wq_a"])  # every layer has it, under one of the
 
 def named_weights(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Weight]:
     """Weights behind the prefix by bare name; raises for names and types that are not understood."""
-    start = prefix if not prefix or prefix.endswith(".") else prefix + "."
+    start = dotted(prefix)
     found: dict[str, Tensor] = {}
     spelling: dict[str, str] = {}
     problems: list[str] = []
+    strange: set[str] = set()
     for full, tensor in tensors.items():
         if not full.startswith(start):
             continue
         bare = full.removeprefix(start)
         if bare.endswith(STATIC) and canonical(bare.removesuffix(STATIC)) in QUANTISABLE:
+            continue
+        if not isinstance(tensor, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            problems.append(f"{full} is {_kind(tensor)}; a torch.Tensor is expected")
+            strange.add(split(canonical(bare))[0])
             continue
         name = canonical(bare)
         if split(name)[0] not in ALL_NAMES:
@@ -44,12 +50,14 @@ def named_weights(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Weigh
         elif name in found:
             problems.append(f"{full} is there twice, the other time as {spelling[name]}")
         found[name], spelling[name] = tensor, full
-    if not found:
+    if not found and not problems:
         near = sorted({repr(full.split(stem)[0]) for full in tensors for stem in FIRST if stem in full})
         there = f"there are {', '.join(near[:4])}" if near else f"no name holds {' or '.join(FIRST)}"
         raise WeightsError(f"no tensor name begins with {start!r}; {there}")
     weights: dict[str, Weight] = {}
     for name, tensor in found.items():
+        if split(name)[0] in strange:
+            continue
         stem, suffix = split(name)
         if suffix:
             if stem not in found:
@@ -66,6 +74,11 @@ def named_weights(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Weigh
     if problems:
         raise WeightsError(f"tensors behind {start!r}: {'; '.join(problems)}")
     return weights
+
+
+def _kind(value: object) -> str:
+    kind = type(value)
+    return "None" if value is None else f"a {kind.__module__}.{kind.__qualname__}"
 
 
 def type_problem(

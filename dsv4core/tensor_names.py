@@ -51,6 +51,7 @@ SPELLINGS = {
     FACTOR: FACTOR, ".weight_scale_2": FACTOR,
 }  # fmt: skip
 STATIC = ".input_scale"  # of activations, in NVFP4 checkpoints; nothing here reads it
+DIGITS = 9  # of a layer's index: Python refuses to read thousands of them
 LAYER_PREFIXES = (
     "layers.{}.attn.",
     "model.layers.{}.self_attn.",
@@ -89,6 +90,11 @@ def spelled(name: str, style: str, format: str = "fp8_block") -> str:
     return there if stem in BARE else f"{there}.weight"
 
 
+def dotted(prefix: str) -> str:
+    """A prefix as names begin with it: a dot between it and the name is added where it is missing."""
+    return prefix if not prefix or prefix.endswith(".") else prefix + "."
+
+
 def prefixes(layer: int) -> tuple[str, ...]:
     """Where the attention of a layer may begin."""
     return tuple(prefix.format(layer) for prefix in LAYER_PREFIXES)
@@ -99,7 +105,7 @@ def attention_layers(names: Iterable[str]) -> tuple[int, ...]:
     found: set[int] = set()
     for name in names:
         head, _, rest = name.removeprefix("model.").removeprefix("layers.").partition(".")
-        if head.isdecimal() and name.startswith(prefixes(int(head))) and rest:
+        if head.isdecimal() and len(head) <= DIGITS and name.startswith(prefixes(int(head))) and rest:
             found.add(int(head))
     return tuple(sorted(found))
 

@@ -165,6 +165,18 @@ class AttentionWeights:
             what = f"layer {layer} ({config.layer(layer).kind}, ratio {config.layer(layer).ratio})"
             raise WeightsError(f"weights of {what}: {'; '.join(problems)}")
 
+    def check_values(self) -> None:
+        """Raise WeightsError naming every quantised projection with values that are no numbers."""
+        problems: list[str] = []
+        for name, value in self.flat().items():
+            try:
+                if isinstance(value, QuantisedWeight):
+                    value.check_values()
+            except WeightsError as error:
+                problems.append(f"{name}: {error}")
+        if problems:
+            raise WeightsError("; ".join(problems))
+
     def prepared(self, dtype: torch.dtype = torch.bfloat16, *, widen: bool = False) -> AttentionWeights:
         """A copy for running: projections in `dtype`, ape and attn_sink in f32, norms as they are.
 

@@ -209,5 +209,21 @@ def test_what_cannot_be_shared(tmp_path: Path) -> None:
     path = write_synthetic(tmp_path / "x", tiny, [0])
     with pytest.raises(WeightsError, match=r"wo_a \[32, 1024\] is cut at 0 and 16 .* 128 values share a sc"):
         AttentionWeights.from_checkpoint(path, tiny, 0, parallel=TensorParallel(0, 2))
+    whole, place = AttentionWeights.random(CONFIG, 0), TensorParallel(0, 2)
+    with pytest.raises(
+        WeightsError, match=r"layer 0 are those of all 8 heads, and one rank has 4: type weights.sharded\("
+    ):
+        get_backend("cpu").attention(CONFIG, 0, whole, place)
+    get_backend("cpu").attention(CONFIG, 0, whole.sharded(place), place)
+    get_backend("cpu").attention(CONFIG, 0, whole, TensorParallel(0, 1))
     with pytest.raises(WeightsError, match="wq_b is"):
-        get_backend("cpu").attention(CONFIG, 0, AttentionWeights.random(CONFIG, 0), TensorParallel(0, 2))
+        get_backend("cpu").attention(CONFIG, 0, whole.sharded(TensorParallel(0, 4)), place)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_uneven_shares_are_refused(rank: int) -> None:
+    with pytest.raises(
+        WeightsError,
+        match=r"wq_b \[4096, 24\] cannot be shared by 3 ranks: 4096 in dimension 0 is no multiple",
+    ):
+        AttentionWeights.random(CONFIG, 0).sharded(TensorParallel(rank, 3))

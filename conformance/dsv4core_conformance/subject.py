@@ -162,7 +162,7 @@ def _elsewhere(name: str, spec: BackendSpec, where: torch.device) -> Backend:
         raise BackendUnavailableError(
             f"backend '{name}' cannot run on {where}: {answer.reason} ({answer.hint})\n{table}"
         )
-    return create_backend(spec, get_registry().hook)
+    return create_backend(spec, get_registry())
 
 
 def _tier(backend: Backend, where: torch.device, interpreted: bool) -> Tier:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
+from os.path import isdir, isfile  # of a path that no system takes they say no, where pathlib's raise
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from dsv4core.linear import QuantisedWeight
 from dsv4core.parallel import Part, TensorParallel, part
 from dsv4core.progress import Progress, silent
 from dsv4core.runtime import usable
-from dsv4core.tensor_names import STATIC, attention_layers, canonical, prefixes, split
+from dsv4core.tensor_names import STATIC, attention_layers, canonical, dotted, prefixes, split
 from dsv4core.weights import AttentionWeights
 
 INDEX = "model.safetensors.index.json"
@@ -44,11 +45,11 @@ class Checkpoint:
         Raises WeightsError when it is neither, or when the index is broken or points out of its directory.
         """
         where = Path(path)
-        if where.is_dir():
-            if (where / INDEX).is_file():
+        if isdir(where):
+            if isfile(where / INDEX):
                 return cls(where, _indexed(where))
             where = _only_file(where)
-        elif not where.is_file():
+        elif not isfile(where):
             raise WeightsError(f"{where} does not exist; expected a {SUFFIX} file or a directory of them")
         elif where.suffix != SUFFIX:
             raise WeightsError(f"{where} is not a {SUFFIX} file; other formats (.bin, .pt) are never opened")
@@ -88,7 +89,7 @@ class Checkpoint:
         shapes are checked before the first of them.
         """
         where = usable(device)
-        start = self._prefix(layer) if prefix is None else prefix
+        start = self._prefix(layer) if prefix is None else dotted(prefix)
         files = {name: file for name, file in self.names.items() if name.startswith(start)}
         files = {name: file for name, file in files.items() if not name.endswith(STATIC)}
         entries = {name: self._shard(file).entry(name) for name, file in files.items()}
@@ -125,7 +126,7 @@ class Checkpoint:
 
     def _shard(self, file: Path) -> Shard:
         if file not in self._shards:
-            if not file.is_file():
+            if not isfile(file):
                 raise WeightsError(f"{file} is missing; the index of {self.path} expects tensors in it")
             self._shards[file] = Shard(file)
         return self._shards[file]

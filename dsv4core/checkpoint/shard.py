@@ -99,7 +99,8 @@ class Shard:
             raise WeightsError(f"{self.path} has no tensor {name!r}; it holds {len(self._header)} others")
         if info["dtype"] not in DTYPES:
             raise WeightsError(
-                f"{self.path}: {name} is {info['dtype']}; expected BF16, F32, or F8_E4M3 with scales"
+                f"{self.path}: {name} is {info['dtype']}; expected BF16, F32, or F8_E4M3, U8 and I8 with"
+                " scales"
             )
         start, stop = info["data_offsets"]
         return Entry(DTYPES[info["dtype"]], tuple(info["shape"]), self._data + start, stop - start)

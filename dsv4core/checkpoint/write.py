@@ -53,8 +53,8 @@ def write_synthetic(
     `format`: "fp8_block" (e4m3 with 128 x 128 scales, `scale` "ue8m0" or "f32"), "nvfp4", "mxfp4" or "bf16";
     `projections`: those that the releases quantise, or "all" with compressors and indexer, as vendors may;
     `names`: "deepseek" or "hf". Files of at most `shard_bytes` (or one tensor) and an index, or a single
-    `model.safetensors`. Holds one layer and one file in memory. Raises WeightsError for unknown choices and a
-    directory that is not empty.
+    `model.safetensors`. Holds one layer and one file in memory. Raises WeightsError for unknown choices, no
+    layers and a directory that is not empty.
     """
     for what, got, known in (
         ("format", format, FORMATS), ("scale", scale, SCALES), ("names", names, NAMES),
@@ -62,6 +62,8 @@ def write_synthetic(
     ):  # fmt: skip
         if got not in known:
             raise WeightsError(f"{what} {got!r} is not known; type {' or '.join(map(repr, known))}")
+    if not layers:
+        raise WeightsError(f"no layers to write to {path}; type some of range({len(config.compress_ratios)})")
     where = Path(path)
     if where.exists() and (not where.is_dir() or any(where.iterdir())):
         raise WeightsError(f"{where} is there already and not an empty directory; type another one")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dsv4core import env, registry, selection
-from dsv4core.errors import BackendError, ConfigError, UnknownBackendError
+from dsv4core.errors import BackendError, ConfigError, LinearError, UnknownBackendError
 from dsv4core.probe import AVAILABLE, describe, installed_version
 from dsv4core.spec import Depth
 
@@ -82,6 +82,9 @@ def collect(depth: Depth = "static", *, ops: bool = False, linear: bool = False)
             report[name] = missing or _or_error(part)
             if "error" in report[name]:
                 report["exit"] = code or 4
+    if linear and "error" not in report["linear"] and (problem := _wrong_kernel()):
+        wrong["DSV4CORE_LINEAR"] = problem
+        report["exit"] = 2
     return report
 
 
@@ -201,6 +204,17 @@ def _linear() -> dict[str, Any]:
     from dsv4core.linear.report import report
 
     return {f"{row['projection']}: {row.pop('problem')}": row for row in report(selection.get_backend())}
+
+
+def _wrong_kernel() -> str:
+    """What is wrong with DSV4CORE_LINEAR, which only the kernels of the chosen backend tell."""
+    from dsv4core.linear.kernel import forced_names
+
+    try:
+        forced_names(selection.get_backend().linears.kernels)
+    except LinearError as error:
+        return str(error).partition(": ")[2]
+    return ""
 
 
 def _linear_lines(rows: Mapping[str, Any]) -> list[str]:

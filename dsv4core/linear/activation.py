@@ -9,6 +9,19 @@ from torch import Tensor
 from dsv4core.numerics import e4m3, ue8m0
 
 GROUP = 128
+FAR = 2**31  # elements
+
+
+def reachable(x: Tensor) -> Tensor:
+    """x as kernels and libraries read it: the channels of a row side by side, and no row too far away.
+
+    On a device libraries count elements in 32 bits where rows lie apart, and read elsewhere behind 2^31 of
+    them.
+    """
+    if x.is_contiguous():  # mostly; a step asks this for every projection
+        return x
+    far = x.device.type != "cpu" and any(n * step >= FAR for n, step in zip(x.shape, x.stride(), strict=True))
+    return x.contiguous() if far or x.stride(-1) != 1 else x
 
 
 def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -17,10 +30,11 @@ def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
     Shapes: bf16 or f32 [T, in] -> float8_e4m3fn [T, in], f32 [T, ceil(in/128)] of powers of two.
     """
     tokens, inputs = x.shape
-    groups = F.pad(x.float(), (0, -inputs % GROUP)).view(tokens, -1, GROUP)
+    count = -(-inputs // GROUP)  # not -1, which torch cannot work out where there are no tokens
+    groups = F.pad(x.float(), (0, -inputs % GROUP)).view(tokens, count, GROUP)
     amax = groups.abs().amax(dim=-1).clamp(min=ue8m0.FLOOR_E4M3)
     scales = ue8m0.exp2(ue8m0.exponent_e4m3(amax))
-    codes = e4m3.encode(groups / scales.unsqueeze(-1)).view(tokens, -1)[:, :inputs]
+    codes = e4m3.encode(groups / scales.unsqueeze(-1)).view(tokens, count * GROUP)[:, :inputs]
     return codes.contiguous().view(torch.float8_e4m3fn), scales
 
 

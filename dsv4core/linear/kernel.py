@@ -75,7 +75,7 @@ class LinearKernel(ABC):
 
     @abstractmethod
     def apply(self, problem: Problem, prepared: Any, x: Tensor, x_scales: Tensor | None) -> Tensor:
-        """The product.
+        """The product. `Linear` hands it x in the problem's type, on its device, with channels side by side.
 
         Shapes: x [T, in] -> problem.out [T, rows]; with groups x [T, H, 512], or float8_e4m3fn [T, G, in]
         with the scales of `fused_inv_rope_fp8_quant` -> [T, G, rows / G].
@@ -109,18 +109,24 @@ def ranked(kernels: Iterable[LinearKernel]) -> list[LinearKernel]:
     return found
 
 
+def forced_names(kernels: Sequence[LinearKernel]) -> tuple[str, ...]:
+    """What DSV4CORE_LINEAR names. Raises LinearError for a name that no kernel has."""
+    names, there = env.read_names(VARIABLE), [kernel.name for kernel in kernels]
+    for name in names:
+        if name not in there:
+            near = env.nearest(name, there)
+            hint = f" Did you mean {near!r}?" if near else ""
+            raise LinearError(f"{VARIABLE}={name}: there are {', '.join(there)}.{hint}")
+    return names
+
+
 def choose(problem: Problem, kernels: Sequence[LinearKernel]) -> Choice:
     """The first of `ranked` kernels that takes a problem; DSV4CORE_LINEAR names the only ones to be asked.
 
     Raises LinearError for a name that is not there and where nothing takes the problem, with every reason.
     """
-    forced = env.read_names(VARIABLE)
+    forced = forced_names(kernels)
     by_name = {kernel.name: kernel for kernel in kernels}
-    for name in forced:
-        if name not in by_name:
-            near = env.nearest(name, by_name)
-            hint = f" Did you mean {near!r}?" if near else ""
-            raise LinearError(f"{VARIABLE}={name}: there are {', '.join(by_name)}.{hint}")
     chosen: LinearKernel | None = None
     verdicts: list[Verdict] = []
     for kernel in [by_name[name] for name in forced] + [k for k in kernels if k.name not in forced]:
@@ -142,6 +148,9 @@ def choose(problem: Problem, kernels: Sequence[LinearKernel]) -> Choice:
 
 def _ask(kernel: LinearKernel, problem: Problem) -> Literal[True] | str:
     try:
-        return kernel.supports(problem)
-    except Exception as error:  # a provider that cannot even answer does not stop the others
+        answer: Any = kernel.supports(problem)
+    except (Exception, SystemExit) as error:  # a provider that cannot even answer does not stop the others
         return f"it failed to answer: {type(error).__name__}: {error}"
+    if answer is True or (isinstance(answer, str) and answer):
+        return answer
+    return f"it answered {answer!r}, not True or a reason"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from dsv4core.linear.kernel import Choice, LinearKernel, Problem, choose, ranked
+from dsv4core.errors import DSV4CoreError, LinearError
+from dsv4core.linear import activation
+from dsv4core.linear.kernel import VARIABLE, Choice, LinearKernel, Problem, choose, ranked
 from dsv4core.linear.op_kernel import OpKernel
-from dsv4core.linear.weight import Weight, joined
+from dsv4core.linear.weight import Weight, format_id, joined
+from dsv4core.probe import describe
 
 if TYPE_CHECKING:
     from dsv4core.ops import OpTable
@@ -27,7 +31,14 @@ class Linear:
 
     def __call__(self, x: Tensor, x_scales: Tensor | None = None) -> Tensor:
         """The product. Shapes: x [T, in] -> [T, out] in `problem.out`; grouped as `LinearKernel.apply`."""
-        return self.choice.kernel.apply(self.problem, self.prepared, x, x_scales)
+        wanted = self.problem
+        if x.dtype != wanted.x or x.device != wanted.device:
+            raise LinearError(
+                f"{wanted} multiplies {wanted.x} on {wanted.device}, x is {x.dtype} on {x.device}; type"
+                f" x.to({str(wanted.device)!r}, {wanted.x}), or build the projection for such activations"
+            )
+        x_scales = None if x_scales is None else activation.reachable(x_scales)
+        return self.choice.kernel.apply(wanted, self.prepared, activation.reachable(x), x_scales)
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,16 @@ class Linears:
 
     def __init__(self, ops: OpTable, kernels: Iterable[LinearKernel] = ()) -> None:
         self.kernels = ranked([*kernels, OpKernel(ops)])
+        self._widened: torch.dtype | None = None
+
+    def widening(self, dtype: torch.dtype) -> Linears:
+        """The same candidates, for whom quantised weights become matrices of a type first.
+
+        What a weight was stored as still decides about its activations.
+        """
+        found = copy(self)
+        found._widened = dtype
+        return found
 
     def linear(
         self,
@@ -61,18 +82,43 @@ class Linears:
     ) -> Linear:
         """One projection of activations of type `x`; `quantise` asks for fp8 activations with fp8 weights.
 
-        Raises LinearError where no kernel takes it.
+        Raises LinearError where no kernel takes it or the kernel cannot prepare it, WeightsError for values
+        that are no numbers.
         """
-        problem = Problem.of(weight, x, x if out is None else out, groups=groups)
-        problem = replace(problem, quantise=quantise and problem.format == "fp8_block")
-        choice = choose(problem, self.kernels)
-        return Linear(problem, choice, choice.kernel.prepare(weight, problem))
+        return self._linear(self._usable(weight), x, out, groups, quantise and _is_fp8(weight))
 
     def joined(
         self, *weights: Weight, x: torch.dtype, out: torch.dtype | None = None, quantise: bool = False
     ) -> Projection:
         """Several projections of the same input as one product where their storage allows it."""
-        whole = joined(weights)
+        fp8 = [quantise and _is_fp8(weight) for weight in weights]
+        parts = [self._usable(weight) for weight in weights]
+        whole = joined(parts) if len(set(fp8)) == 1 else None
         if whole is not None:
-            return self.linear(whole, x, out=out, quantise=quantise)
-        return SplitLinear(tuple(self.linear(w, x, out=out, quantise=quantise) for w in weights))
+            return self._linear(whole, x, out, 0, fp8[0])
+        return SplitLinear(tuple(self._linear(w, x, out, 0, q) for w, q in zip(parts, fp8, strict=True)))
+
+    def _usable(self, weight: Weight) -> Weight:
+        if isinstance(weight, Tensor):
+            return weight
+        weight.check_values()
+        return weight if self._widened is None else weight.dequantised(self._widened)
+
+    def _linear(
+        self, weight: Weight, x: torch.dtype, out: torch.dtype | None, groups: int, quantise: bool
+    ) -> Linear:
+        problem = Problem.of(weight, x, x if out is None else out, groups=groups, quantise=quantise)
+        choice = choose(problem, self.kernels)
+        try:
+            return Linear(problem, choice, choice.kernel.prepare(weight, problem))
+        except DSV4CoreError:
+            raise
+        except Exception as error:  # a library may do anything
+            name = choice.kernel.name
+            others = ",".join(kernel.name for kernel in self.kernels if kernel.name != name)
+            hint = f"; {VARIABLE}={others} does without it" if others else ""
+            raise LinearError(f"{name} cannot prepare {problem}: {describe(error)}{hint}") from error
+
+
+def _is_fp8(weight: Weight) -> bool:
+    return format_id(weight) == "fp8_block"

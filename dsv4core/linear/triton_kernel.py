@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsv4core.errors import WeightsError
 from dsv4core.linear import activation
 from dsv4core.linear.kernel import LinearKernel, Problem
 from dsv4core.linear.weight import QuantisedWeight, Weight
@@ -20,7 +19,6 @@ from dsv4core.probe import module_exists
 ROWS = 64  # outputs of a program, which must not reach over two groups
 DENSE_ABOVE = 128  # tokens; beyond, a bf16 copy made for the call and torch's product are faster
 MOST_TILES = 256  # of a product whose sum is split
-NAN = 0x7F
 
 
 def capturing(device: torch.device) -> int | None:
@@ -87,12 +85,9 @@ class TritonLinear(LinearKernel):
         return True
 
     def prepare(self, weight: Weight, problem: Problem) -> Any:
-        """The weight, contiguous. Raises WeightsError for NaN among codes."""
+        """The weight, contiguous."""
         assert isinstance(weight, QuantisedWeight)
-        codes, scales = weight.weight.contiguous(), weight.scales.contiguous()
-        if problem.format == "fp8_block" and bool(((codes.view(torch.uint8) & NAN) == NAN).any()):
-            raise WeightsError(f"a weight {list(weight.shape)} holds codes that are NaN")
-        return QuantisedWeight(codes, scales, weight.global_scale)
+        return QuantisedWeight(weight.weight.contiguous(), weight.scales.contiguous(), weight.global_scale)
 
     def apply(self, problem: Problem, prepared: Any, x: Tensor, x_scales: Tensor | None) -> Tensor:
         """One launch, one more for fp8 activations; dequantised first for many tokens."""
@@ -107,11 +102,11 @@ class TritonLinear(LinearKernel):
             x_scales = ue8m0.exp2(ue8m0.byte_exponent(x_scales.contiguous().view(torch.uint8)))
         out = kernel(
             x.reshape(tokens, groups, problem.inputs),
-            None if x_scales is None else x_scales.reshape(tokens, groups, -1),
+            None if x_scales is None else x_scales.reshape(tokens, groups, x_scales.shape[-1]),
             weight.weight, weight.scales, weight.global_scale, format=problem.format, out_dtype=problem.out,
             groups=groups, arrived=self.arrivals.of(x.device),
         )  # fmt: skip
-        return out.view(tokens, groups, -1) if problem.groups else out
+        return out.view(tokens, groups, problem.rows // groups) if problem.groups else out
 
     @staticmethod
     def _may_be_dense(problem: Problem) -> bool:
@@ -127,4 +122,5 @@ class TritonLinear(LinearKernel):
         if not problem.groups:
             return F.linear(rounded(x) if problem.quantise else x, matrix)
         inputs = x.reshape(x.shape[0], problem.groups, problem.inputs).transpose(0, 1)
+        inputs = activation.reachable(inputs)
         return torch.bmm(inputs, matrix.view(problem.groups, -1, problem.inputs).mT).transpose(0, 1)

@@ -8,9 +8,13 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from dsv4core.errors import WeightsError
 from dsv4core.linear.formats import FORMATS, WeightFormat, format_of
+
+E4M3_NAN = 0x7F  # with either sign
+CHUNK = 16 << 20  # codes that are looked at together
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +34,8 @@ class QuantisedWeight:
         problem = self.problem(self.weight, self.scales, self.global_scale)
         if problem:
             raise WeightsError(f"quantised weight: {problem}")
+        if self.global_scale is not None:  # checkpoints have it without a dimension, or with two
+            object.__setattr__(self, "global_scale", self.global_scale.reshape(1))
 
     @staticmethod
     def problem(weight: Tensor, scales: Tensor, global_scale: Tensor | None = None) -> str:
@@ -47,6 +53,11 @@ class QuantisedWeight:
             )
         if (global_scale is not None) != found.factor:
             return f"{found.id} {'needs one' if found.factor else 'has no'} f32 factor beside its scales"
+        parts = {"codes": weight, "scales": scales, "factor": global_scale}
+        places = {name: str(part.device) for name, part in parts.items() if part is not None}
+        if len(set(places.values())) > 1:
+            where = ", ".join(f"{name} on {place}" for name, place in places.items())
+            return f"{where}; one device has to hold them all".replace(" on", " are on", 1)
         if global_scale is not None and (global_scale.numel() != 1 or global_scale.dtype != torch.float32):
             return f"the factor is {describe(global_scale)}, expected one float32"
         return ""
@@ -82,6 +93,21 @@ class QuantisedWeight:
         """A copy on a device."""
         factor = None if self.global_scale is None else self.global_scale.to(device)
         return QuantisedWeight(self.weight.to(device), self.scales.to(device), factor)
+
+    def check_values(self) -> None:
+        """Raise WeightsError for codes, scales or a factor that are no numbers.
+
+        UE8M0 scales are all numbers here (byte 255 reads as 2^127), and so is every e2m1 code. Tensors
+        without values, on meta or fake, pass.
+        """
+        if self.device.type == "meta" or isinstance(self.weight, FakeTensor):
+            return
+        for name, part in (("codes", self.weight), ("scales", self.scales), ("factor", self.global_scale)):
+            if part is not None and _strange(part):
+                raise WeightsError(
+                    f"a weight {list(self.shape)} in {self.format.id}: NaN or Inf in the {name}; read or"
+                    " quantise it anew"
+                )
 
     def dequantised(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The matrix itself. Shapes: -> dtype [out, in]."""
@@ -131,6 +157,18 @@ def _cat(tensors: Sequence[Tensor]) -> Tensor:
     if dtype.itemsize > 1:
         return torch.cat(list(tensors))
     return torch.cat([t.view(torch.uint8) for t in tensors]).view(dtype)
+
+
+def _strange(part: Tensor) -> bool:
+    """Whether there is a NaN or Inf, found without a copy in another type. e4m3 has no Inf."""
+    if part.dtype == torch.float32:
+        return not bool(torch.isfinite(part).all())
+    if part.dtype != torch.float8_e4m3fn:
+        return False
+    stored, rows = part.view(torch.uint8), max(CHUNK // max(part.shape[1], 1), 1)
+    pieces = [stored[start : start + rows] for start in range(0, stored.shape[0], rows)]
+    found = [((piece & E4M3_NAN) == E4M3_NAN).any() for piece in pieces]
+    return bool(found) and bool(torch.stack(found).any())  # one stop of a device
 
 
 def _no_format(weight: Tensor, scales: Tensor) -> str:

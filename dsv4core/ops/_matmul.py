@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dsv4core.linear.activation import reachable
 from dsv4core.ops._op import Tolerance
 
 ROW_BLOCK = {torch.bfloat16: 32, torch.float32: 8}
@@ -26,8 +27,7 @@ def row_invariant_linear(x: Tensor, weight: Tensor) -> Tensor:
     Shapes: x bf16 or f32 [T, in], weight [out, in] -> [T, out].
     """
     if x.device.type != "cpu":
-        # Libraries count elements in 32 bits where rows lie apart, and read elsewhere behind 2^31 of them.
-        return F.linear(x if x.shape[0] * x.stride(0) < 2**31 else x.contiguous(), weight)
+        return F.linear(reachable(x), weight)  # here too: a group's rows lie apart, and ops are called alone
     tokens, size = x.shape[0], ROW_BLOCK[x.dtype]
     short = -tokens % size
     padded = F.pad(x, (0, 0, 0, short)) if short else x.contiguous()

@@ -10,6 +10,7 @@ import sys
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,6 +20,7 @@ from dsv4core.checkpoint.reader import INDEX
 from dsv4core.config import AttentionConfig
 from dsv4core.errors import ConfigError, WeightsError
 from dsv4core.linear import QuantisedWeight
+from dsv4core.parallel import TensorParallel
 from dsv4core.tensor_names import FACTOR, QUANTISABLE, SCALE, expected_shapes
 from dsv4core.weights import AttentionWeights
 
@@ -103,6 +105,40 @@ def test_a_given_prefix(tmp_path: Path) -> None:
         AttentionWeights.from_checkpoint(tmp_path, TINY, 0)
 
 
+@pytest.mark.parametrize("prefix", ["mtp.0.attn", "mtp.0.attn."])
+@pytest.mark.parametrize("place", [None, TensorParallel(1, 2)])
+def test_a_dot_behind_a_prefix_changes_nothing(
+    tmp_path: Path, prefix: str, place: TensorParallel | None
+) -> None:
+    """Neither what is found nor what is read: "mtp.0.attn_norm" begins with the same letters."""
+    drawn = AttentionWeights.random(TINY, 0)
+    tensors = {f"mtp.0.attn.{n}": t for n, t in drawn.state_dict().items()}
+    size = sum(t.nbytes for t in (drawn if place is None else drawn.sharded(place)).state_dict().values())
+    tensors["mtp.0.attn_norm.weight"] = torch.ones(1000)
+    save_file(tensors, tmp_path / "draft.safetensors")
+    read: list[tuple[str, int, int]] = []
+    found = AttentionWeights.from_checkpoint(
+        tmp_path, TINY, 0, prefix=prefix, parallel=place, progress=lambda *given: read.append(given)
+    )
+    assert read[-1][1:] == (size, size)
+    want = (drawn if place is None else drawn.sharded(place)).state_dict()
+    assert all(torch.equal(tensor, want[name]) for name, tensor in found.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(None, "is None"), ("values", "is a builtins.str"), (np.zeros((24, 64)), "is a numpy.ndarray")],
+)
+@pytest.mark.parametrize("name", ["wq_a", "wq_a.scale", "q_norm"])
+def test_values_that_are_no_tensors(value: object, words: str, name: str) -> None:
+    tensors = AttentionWeights.random(TINY, 0).state_dict()
+    message = rf"^tensors behind 'p\.': p\.{name} {words}; a torch.Tensor is expected$"
+    with pytest.raises(WeightsError, match=message):
+        AttentionWeights.from_state_dict({f"p.{n}": t for n, t in {**tensors, name: value}.items()}, "p")
+    with pytest.raises(WeightsError, match=rf"p\.{name} {words}"):
+        AttentionWeights.from_state_dict({f"p.{name}": value}, "p")
+
+
 def edit_index(path: Path, change) -> None:
     index = json.loads((path / INDEX).read_text())
     change(index["weight_map"])
@@ -128,6 +164,8 @@ def refused(path: Path, layer: int, *words: str) -> None:
 
 def test_paths_that_hold_nothing(tmp_path: Path, copy: Path) -> None:
     refused(tmp_path / "none", 0, "none does not exist")
+    for name in ("x" * 300, "x" * 5000, "a\0b"):
+        refused(tmp_path / name, 0, "does not exist")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     refused(tmp_path / "pytorch_model.bin", 0, "never opened")
     (tmp_path / "d").mkdir()
@@ -154,6 +192,21 @@ def test_broken_indices(copy: Path, text: str) -> None:
 def test_an_index_that_points_elsewhere(copy: Path, place: object) -> None:
     edit_index(copy, lambda table: table.update({"layers.9.other": place}))
     refused(copy, 0, INDEX, "layers.9.other", "in the same directory")
+
+
+def test_a_shard_whose_name_no_system_takes(copy: Path) -> None:
+    name = "x" * 300 + ".safetensors"
+    edit_index(copy, lambda table: table.update({"layers.0.attn.q_norm.weight": name}))
+    refused(copy, 0, f"{name} is missing; the index of")
+
+
+@pytest.mark.parametrize("digits", ["9" * 5000, "\u0663", "1_0", "00"])
+def test_layers_that_are_no_numbers(copy: Path, digits: str) -> None:
+    places = {f"layers.{digits}.attn.wq_a.weight": "model.safetensors"}
+    edit_index(copy, lambda table: table.update(places))
+    checkpoint = Checkpoint.open(copy)
+    assert checkpoint.layers() == (0, 1, 2)
+    refused(copy, 7, "no attention of layer 7", "it has 0, 1, 2")
 
 
 def test_shards_and_tensors_that_are_missing(copy: Path) -> None:
@@ -237,7 +290,7 @@ def test_types_torch_does_not_have(copy: Path) -> None:
     header["layers.0.attn.q_norm.weight"]["dtype"] = "U16"  # as wide as bf16
     text = json.dumps(header).encode()
     file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
-    refused(copy, 0, "q_norm.weight is U16")
+    refused(copy, 0, "q_norm.weight is U16; expected BF16, F32, or F8_E4M3, U8 and I8 with scales")
 
 
 def test_writer_refusals(tmp_path: Path, copy: Path) -> None:
@@ -246,6 +299,9 @@ def test_writer_refusals(tmp_path: Path, copy: Path) -> None:
             write_synthetic(tmp_path / "y", TINY, [0], **{name: "x"})
     with pytest.raises(WeightsError, match="not an empty directory"):
         write_synthetic(copy, TINY, [0])
+    with pytest.raises(WeightsError, match=r"no layers to write .* type some of range\(3\)"):
+        write_synthetic(tmp_path / "z", TINY, [])
+    assert not (tmp_path / "z").exists()
     with pytest.raises(ConfigError, match=r"config\.json cannot be read"):
         save_file({"layers.0.attn.wq_a": torch.zeros(1)}, tmp_path / "m.safetensors")
         Checkpoint.open(tmp_path / "m.safetensors").config()

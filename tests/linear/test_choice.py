@@ -8,7 +8,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dsv4core import AttentionConfig, AttentionWeights, LinearError, PagedCache, PluginError, get_backend
+from dsv4core import (
+    AttentionConfig,
+    AttentionWeights,
+    LinearError,
+    PagedCache,
+    PluginError,
+    WeightsError,
+    get_backend,
+)
 from dsv4core.backend import Backend, create_backend
 from dsv4core.cli import main
 from dsv4core.linear import Linear, LinearKernel, Linears, Problem, QuantisedWeight
@@ -102,17 +110,73 @@ def test_the_variable_forces_and_orders(monkeypatch: pytest.MonkeyPatch) -> None
         linears.linear(nvfp4(), BF16)
 
 
+def test_a_name_twice_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSV4CORE_LINEAR", "repacked, op,repacked,op")
+    choice = candidates(Repacked()).linear(nvfp4(), BF16).choice
+    assert [(v.name, v.reason) for v in choice.verdicts] == [
+        ("repacked", ""),
+        ("op", "not needed, repacked comes first"),
+    ]
+
+
+@pytest.mark.parametrize("answer", [None, False, "", 1, torch.tensor(True), ["no"]])
+def test_an_answer_that_is_neither_true_nor_a_reason(answer) -> None:
+    class Vague(Repacked):
+        def supports(self, problem: Problem):
+            return answer
+
+    choice = candidates(Vague()).linear(nvfp4(), BF16).choice
+    assert choice.kernel.name == "op"
+    assert choice.verdicts[0].reason == f"it answered {answer!r}, not True or a reason"
+
+
+def test_a_candidate_that_wants_to_leave_stops_nobody() -> None:
+    class Leaving(Repacked):
+        def supports(self, problem: Problem):
+            raise SystemExit(3)
+
+    choice = candidates(Leaving()).linear(nvfp4(), BF16).choice
+    assert choice.kernel.name == "op"
+    assert choice.verdicts[0].reason == "it failed to answer: SystemExit: 3"
+
+
+def test_a_kernel_that_cannot_prepare_is_named_with_the_way_out() -> None:
+    class Failing(Repacked):
+        def prepare(self, weight, problem: Problem):
+            raise self.error
+
+    kernel = Failing()
+    kernel.error = OSError("libfast.so: no such file")
+    with pytest.raises(
+        LinearError, match=r"repacked cannot prepare nvfp4, e4m3 scales \[64, 128\]: OSError: libfast.so"
+    ) as caught:
+        candidates(kernel).linear(nvfp4(), BF16)
+    assert str(caught.value).endswith("; DSV4CORE_LINEAR=op does without it")
+    assert caught.value.__cause__ is kernel.error
+    kernel.error = WeightsError("said by dsv4core")
+    with pytest.raises(WeightsError, match=r"^said by dsv4core$"):
+        candidates(kernel).linear(nvfp4(), BF16)
+
+
 def test_two_of_one_name() -> None:
     with pytest.raises(LinearError, match="two linear kernels are called 'repacked'"):
         candidates(Repacked(), Repacked())
 
 
 class Plugin:
-    """A plugin's hooks, and a provider with the ops of the CPU backend."""
+    """In the place of the registry: one plugin's hooks, and a provider without ops."""
+
+    name, origin, backends = "mine", "mine 1.0", ("cpu",)
 
     def __init__(self, offer) -> None:
         self.offer = offer
         self.provider = SimpleNamespace(name="mine", device_type="cpu", ops={})
+
+    def creator(self, name):
+        return self.dsv4core_create
+
+    def each(self, hook):
+        return [(self, getattr(self, hook))]
 
     def dsv4core_create(self, spec, settings):
         return self.provider
@@ -121,7 +185,7 @@ class Plugin:
         return []
 
     def dsv4core_linear_kernels(self, backend):
-        return [self.offer, None]
+        return [self.offer]
 
 
 def test_a_plugin_offers_kernels() -> None:
@@ -161,8 +225,9 @@ def test_info_shows_choices_and_refusals(capsys: pytest.CaptureFixture[str], mon
     assert len(report) == len(problems(torch.device("cpu"))) and len(report) > 20
     assert {row["kernel"] for name, row in report.items() if "nvfp4" not in name} == {"op"}
     monkeypatch.setenv("DSV4CORE_LINEAR", "none")
-    assert main(["info", "--linear"]) == 0
+    assert main(["info", "--linear"]) == 2, "like every variable that holds what it may not"
     text = capsys.readouterr().out
+    assert "DSV4CORE_LINEAR=none  there are native, op." in text
     assert "wq_b: fp8_block, UE8M0 scales [32768, 1024]  ->  none" in text
     assert "DSV4CORE_LINEAR=none: there are native, op." in text
 

@@ -53,7 +53,6 @@ class NativeLinear(LinearKernel):
         codes, scales, factor = prepared
         groups = max(problem.groups, 1)
         x = x.reshape(x.shape[0], groups * problem.inputs)
-        x = x if x.stride(1) == 1 else x.contiguous()
         out = x.new_empty(x.shape[0], problem.rows, dtype=problem.out)
         self.run(
             x.data_ptr(), x.stride(0), out.data_ptr(), problem.rows, int(problem.out == torch.float32),

@@ -60,7 +60,7 @@ class WideResult(LinearKernel):
 
     def supports(self, problem: Problem) -> Literal[True] | str:
         """Plain bf16 weights and an f32 result."""
-        if problem.format != "bf16" or problem.groups or problem.out != torch.float32:
+        if problem.format != "bf16" or problem.groups or problem.quantise or problem.out != torch.float32:
             return f"it multiplies bf16 weights to an f32 result, not {problem}"
         if problem.x != torch.bfloat16 or problem.device.type != "cuda":
             return f"it multiplies bf16 activations on a CUDA device, not {problem.x} on {problem.device}"
@@ -100,7 +100,7 @@ class FewTokens(LinearKernel):
         return reason or self.many.supports(problem)
 
     def prepare(self, weight: Weight, problem: Problem) -> Any:
-        """What Triton's kernel takes, and whether CuTeDSL's runs here. Raises WeightsError for NaN codes."""
+        """What Triton's kernel takes, and whether CuTeDSL's runs here."""
         stored = self.many.prepare(weight, problem)
         stored = replace(stored, weight=_aligned(stored.weight), scales=_aligned(stored.scales))
         try:

@@ -71,7 +71,7 @@ def test_every_format_and_cut(
 def test_codes_that_are_nan_are_refused() -> None:
     weight = stored("u8", 128, 128)
     weight.weight.view(torch.uint8)[5, 7] = 0xFF
-    with pytest.raises(WeightsError, match=r"a weight \[128, 128\] holds codes that are NaN"):
+    with pytest.raises(WeightsError, match=r"a weight \[128, 128\] in fp8_block: NaN or Inf in the codes"):
         Linears(get_backend("cpu").ops, [TritonLinear()]).linear(weight, BF16)
 
 
@@ -143,6 +143,34 @@ def test_no_tokens() -> None:
         out_dtype=BF16,
     )  # fmt: skip
     assert got.shape == (0, 128)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_candidate_without_tokens(kind: str) -> None:
+    linears = Linears(get_backend("cpu").ops, [TritonLinear()])
+    weight, x = stored(kind, 128, 256), torch.zeros(0, 256, dtype=BF16)
+    for quantise in (False, True):
+        for out in (BF16, F32):
+            linear = linears.linear(weight, BF16, out=out, quantise=quantise)
+            got = linear(x)
+            assert linear.choice.kernel.name == "triton" and got.shape == (0, 128) and got.dtype == out
+    assert linears.linear(weight, BF16, groups=2)(x.view(0, 2, 256)).shape == (0, 2, 64)
+    if weight.format.id == "fp8_block":
+        grouped = linears.linear(weight, torch.float8_e4m3fn, out=BF16, groups=2)
+        codes = x.view(0, 2, 256).to(torch.float8_e4m3fn)
+        for scales in (torch.zeros(0, 2, 2), torch.zeros(0, 2, 1, dtype=torch.int32)[:, :, :0]):
+            assert grouped.choice.kernel.name == "triton" and grouped(codes, scales).shape == (0, 2, 64)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tokens", [5, 130])
+@pytest.mark.parametrize("quantise", [False, True])
+def test_the_candidate_with_channels_that_lie_apart(kind: str, tokens: int, quantise: bool) -> None:
+    weight, x = stored(kind, 128, 256), hash_normal((tokens, 256), 0, "x", 1.0, dtype=BF16)
+    linear = Linears(get_backend("cpu").ops, [TritonLinear()]).linear(weight, BF16, quantise=quantise)
+    want = linear(x)
+    for other in (x.t().contiguous().t(), x.repeat_interleave(2, 1)[:, ::2]):
+        assert other.stride(1) != 1 and torch.equal(linear(other), want)
 
 
 @pytest.mark.parametrize("kind", KINDS)
