@@ -6,5 +6,6 @@ from dsv4core_conformance.families.shapes import (  # noqa: F401
     many,
     products,
     refusals,
+    together,
     turned,
 )
