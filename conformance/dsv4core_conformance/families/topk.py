@@ -30,6 +30,14 @@ def kinds(s: Subject, kind: str, k: int) -> None:
     s.check(TOPK, make(TOPK, kind=kind, k=k, tokens=3, width=2 * k + 77, lens=[2 * k + 77, 2 * k, k + 1]))
 
 
+@case(
+    "op/indexer_topk/topk/more_than_2048/{kind}", ops=(TOPK,), kind=("normal", "ties", "bin"), catches=RANKED
+)
+def larger_choices(s: Subject, kind: str) -> None:
+    """A k that no released model has: nothing is cut off."""
+    s.check(TOPK, make(TOPK, kind=kind, k=3000, tokens=3, width=7000, lens=[7000, 3001, 2999]))
+
+
 @case("op/indexer_topk/topk/few/{k}", ops=(TOPK,), k=(8, 512, 2048), catches=("D7", "D8"))
 def fewer_than_k(s: Subject, k: int) -> None:
     """As many candidates as k, one more, fewer, one, none: all of them in order, then -1."""
