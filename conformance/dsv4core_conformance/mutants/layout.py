@@ -58,7 +58,7 @@ MUTANTS = (
         "scale_rows_taken_for_dense",
         ("A8", "C9"),
         "stride",
-        "op/linear/stride/*_slices",
+        "op/linear/stride/column_slices",
         "scales of a weight are found by their number in a row, not by the distance of their rows",
         (
             Edit(
