@@ -152,7 +152,9 @@ def _list(op: str, got: np.ndarray, exact: np.ndarray, bound: np.ndarray, k: int
 
 
 def _matmul(op: str, got: np.ndarray, exact: np.ndarray, bound: float) -> float:
-    """Relative L2 of the whole result. Shapes: alike"""
+    """Relative L2 of the whole result and of its worst row, so that a row of thousands shows; a row that is
+    small because its terms cancel is held against the mean of all rows. Shapes: alike
+    """
     require(got.shape == exact.shape, f"{op}: expected shape {exact.shape}, got {got.shape}")
     require(np.isfinite(got).all(), f"{op}: NaN or Inf in a result")
     size = float(np.linalg.norm(exact))
@@ -163,4 +165,18 @@ def _matmul(op: str, got: np.ndarray, exact: np.ndarray, bound: float) -> float:
     )
     if not error <= bound:
         raise Mismatch(f"{op}: relative L2 error {error:.3e} > bound {bound:.0e}", ratio=error / bound)
-    return error
+    if not size:
+        return error
+    rows = exact.reshape(-1, exact.shape[-1])
+    gaps = np.linalg.norm(got.astype(np.float64).reshape(rows.shape) - rows, axis=1)
+    errors = gaps / np.maximum(np.linalg.norm(rows, axis=1), size / len(rows) ** 0.5)
+    at = int(errors.argmax())
+    worst = float(errors[at])
+    if not worst <= bound:
+        place = [int(i) for i in np.unravel_index(at, exact.shape[:-1])]
+        raise Mismatch(
+            f"{op}: row {place}: relative L2 error {worst:.3e} > bound {bound:.0e}; "
+            f"{int((errors > bound).sum())} of {len(rows)} rows",
+            ratio=worst / bound,
+        )
+    return max(error, worst)

@@ -40,10 +40,15 @@ class Recorder:
         self._names = names
         self._declared = declared
         self._results: dict[str, CaseResult] = {}
+        self._begun: list[str] = []
         self._started = datetime.now(timezone.utc).replace(microsecond=0)
         self._clock = time.perf_counter()
         self._record: Record | None = None
         self._files: list[str] = []
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Remember which cases began: one without a result has ended the session."""
+        self._begun.append(_name(nodeid))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the result that a report carries; a report without one that failed is a lost process."""
@@ -51,7 +56,7 @@ class Recorder:
         if found is not None:
             self._keep(CaseResult.from_dict(found))
         elif report.failed:
-            name = report.nodeid.partition("[")[2].removesuffix("]")
+            name = _name(report.nodeid)
             if name in self._level:
                 self._keep(outcome.lost(self._level[name], report.longreprtext))
 
@@ -59,6 +64,10 @@ class Recorder:
         """Turn the results into the exit code and write the reports."""
         if exitstatus not in (0, 1, 2, 5) or self._config.option.collectonly:
             return
+        if exitstatus == 0:  # an op that calls pytest.exit(..., 0) would take the cases behind it along
+            for name in self._begun:
+                if name in self._level and name not in self._results:
+                    self._keep(outcome.lost(self._level[name], "the session was ended inside this case"))
         results = [self._results[name] for name in self._level if name in self._results]
         found = verdict(results)
         if exitstatus != 2:  # interrupted stays interrupted
@@ -106,3 +115,8 @@ class Recorder:
             Path(page).parent.mkdir(parents=True, exist_ok=True)
             Path(page).write_text(render(found), encoding="utf-8")
             self._files.append(page)
+
+
+def _name(nodeid: str) -> str:
+    """The name of the case of an item."""
+    return nodeid.partition("[")[2].removesuffix("]")

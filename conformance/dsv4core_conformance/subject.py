@@ -12,7 +12,8 @@ from torch import Tensor
 
 from dsv4core import AttentionConfig, AttentionWeights, PagedCache
 from dsv4core.backend import Backend, create_backend
-from dsv4core.errors import BackendUnavailableError
+from dsv4core.errors import BackendError, BackendUnavailableError
+from dsv4core.layout import layouts
 from dsv4core.ops import ABSENT, OPS, PORTABLE
 from dsv4core.registry import get_registry
 from dsv4core.runtime import usable
@@ -133,7 +134,7 @@ def open_subject(name: str, device: str | None = None) -> Subject:
     """The backend `name`, on its own device, on `device`, or on the CPU where kernels are interpreted.
 
     Raises UnknownBackendError or BackendUnavailableError with the reasons and the table of backends, and
-    BackendError for a device that torch does not have.
+    BackendError for a device that torch does not have or a layout that there is not.
     """
     spec = get_registry().specs.get(name)
     interpreted = os.environ.get("TRITON_INTERPRET") == "1" and spec is not None and spec.device_type != "cpu"
@@ -143,6 +144,13 @@ def open_subject(name: str, device: str | None = None) -> Subject:
     else:
         where = usable(device or "cpu")
         backend = _elsewhere(name, spec, where)
+    known = {layout.id for layout in layouts()}
+    unknown = [layout for layout in backend.spec.layouts if layout not in known]
+    if unknown:
+        raise BackendError(
+            f"backend '{name}' claims layouts that there are not: {', '.join(unknown)}; known are "
+            f"{', '.join(sorted(known))}: mend `layouts` of its BackendSpec"
+        )
     return Subject(
         backend,
         where,

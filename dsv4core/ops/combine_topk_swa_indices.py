@@ -66,9 +66,9 @@ def combine_topk_swa_indices(
     """The first min((p+1)//ratio, top_k) listed entries of a query, then its window rows, as workspace rows.
 
     Request b of the chunk owns workspace rows b*M .. b*M + M - 1: entries from 0, window rows from N on, the
-    last gather_lens[b] positions. Shapes: topk i32 [T, K], query_start_loc i32 [R + 1] (may start above 0),
-    seq_lens and gather_lens i32 [R] -> indices i32 [T, roundup(top_k + window, 128)] (-1 behind lens), lens
-    i32 [T].
+    last gather_lens[b] positions. Rows behind the last query are padding: -1 throughout, length 0.
+    Shapes: topk i32 [T, K], query_start_loc i32 [R + 1] (may start above 0), seq_lens and gather_lens
+    i32 [R] -> indices i32 [T, roundup(top_k + window, 128)] (-1 behind lens), lens i32 [T].
     """
     requests = seq_lens.shape[0]
     if query_start_loc.shape[0] != requests + 1:
@@ -94,7 +94,9 @@ def combine_topk_swa_indices(
         torch.div(p + 1, ratio, rounding_mode="floor").clamp(max=top_k) if top_k else torch.zeros_like(p)
     )
     first = (p - window + 1).clamp(min=0)
-    lens = entries + p + 1 - first
+    live = token < start[-1]  # a step that is padded to its bucket has rows of no query behind
+    entries = torch.where(live, entries, 0)
+    lens = torch.where(live, entries + p + 1 - first, 0)
 
     column = torch.arange(out.shape[1], device=topk.device)
     from_list = column < entries.unsqueeze(1)

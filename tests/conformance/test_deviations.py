@@ -171,6 +171,7 @@ CASES: list[Case] = [
     toy.make("layer/swa/a", nothing, ops=["linear", "inverse_rope"]),
     toy.make("layout/bf16_row/a", nothing, ops=["inverse_rope"], layouts=("bf16_row",)),
     toy.make("op/inverse_rope/a", nothing, ops=["inverse_rope"]),
+    toy.make("suite/mutant/right/inverse_rope", nothing, ops=["inverse_rope"], family="mutant"),
 ]
 
 
@@ -182,6 +183,7 @@ CASES: list[Case] = [
         (["op/linear/a", "op/linear/b", "op/*/device"], "op linear"),
         (["layout/bf16_row/*"], "layout bf16_row"),
         (["op/linear/b"], "feature batch_invariant_linear"),
+        (["op/inverse_rope/*", "layout/bf16_row/*"], "all 2 cases of op inverse_rope"),
         (["*"], "op inverse_rope"),
     ],
 )

@@ -104,7 +104,7 @@ def test_round_trip(found: dict[str, Any], tmp_path: Path) -> None:
         assert CaseResult.from_dict(result.as_dict()) == result == CaseResult.from_dict(values)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 2}', "no json"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 1}', '{"schema": 2}', "no json"])
 def test_other_files_are_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ConfigError, match=r"x\.json"):

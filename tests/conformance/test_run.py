@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+
+from dsv4core import get_backend
+from dsv4core.backend import Backend
+from dsv4core_conformance import subject
 
 GOOD = ["suite/det/pass", "op/linear/det/pass"]
 OTHERS = ["suite/race/streams", "suite/det/unclaimed", "op/toy_op/det/portable"]
@@ -48,6 +53,18 @@ def test_an_op_cannot_leave_its_own_case_out(suite: Callable) -> None:
     assert ran.outcomes()["op/linear/det/left_out"] == "fail"
     assert "not for 5 heads" in ran.case("op/linear/det/left_out")["detail"]
     assert ran.outcomes()["op/linear/det/missing"] == "portable"
+
+
+def test_an_op_cannot_declare_its_own_failure(suite: Callable) -> None:
+    ran = suite([*GOOD, "op/linear/det/expected"])
+    assert ran.code == 1 and ran.outcomes()["op/linear/det/expected"] == "fail"
+    assert "as everybody knows" in ran.case("op/linear/det/expected")["detail"]
+
+
+def test_an_op_cannot_end_the_session_with_a_pass(suite: Callable) -> None:
+    ran = suite([*GOOD, "op/linear/det/exit", "suite/det/crash"])
+    assert ran.code == 1 and ran.report["verdict"] == "fail" and not ran.report["complete"]
+    assert ran.outcomes()["op/linear/det/exit"] == "fail" and "suite/det/crash" not in ran.outcomes()
 
 
 def test_a_run_of_portable_ops_only_has_tier_portable(suite: Callable) -> None:
@@ -94,6 +111,14 @@ def test_levels_and_globs(suite: Callable) -> None:
 def test_what_cannot_run_exits_4_with_reasons(suite: Callable, words: list[str], text: str) -> None:
     ran = suite(GOOD, *words)
     assert ran.code == 4 and text in ran.out and not ran.report
+
+
+def test_a_layout_that_there_is_not_exits_4(suite: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = get_backend("cpu")
+    spec = replace(real.spec, layouts=(*real.spec.layouts, "fp8_ds_mal"))
+    monkeypatch.setattr(subject, "get_backend", lambda name: Backend(spec, real.provider, real.provider.ops))
+    ran = suite(GOOD)
+    assert ran.code == 4 and "claims layouts that there are not: fp8_ds_mal" in ran.out
 
 
 def test_no_backend_named(suite: Callable) -> None:

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 
+import pytest
 import torch
 
 from dsv4core.errors import FallbackError
@@ -67,6 +68,17 @@ def an_op_leaves_its_case_out(subject: Subject) -> None:
     OpTable("toy", {"inverse_rope": refuses}, "error").inverse_rope(**sample("inverse_rope"))
 
 
+def an_op_expects_to_fail(subject: Subject) -> None:
+    def refuses(*args: object, **kwargs: object) -> None:
+        pytest.xfail("as everybody knows")
+
+    OpTable("toy", {"inverse_rope": refuses}, "error").inverse_rope(**sample("inverse_rope"))
+
+
+def ends_the_session(subject: Subject) -> None:
+    pytest.exit("enough", 0)
+
+
 def a_missing_op(subject: Subject) -> None:
     OpTable("toy", {}, "error").inverse_rope(**sample("inverse_rope"))
 
@@ -88,6 +100,8 @@ CASES = {
         make("layout/fp8_ds_mla/insert/pad", breaks_a_byte, family="bytes", level="layout"),
         make("suite/det/crash", crashes),
         make("op/linear/det/left_out", an_op_leaves_its_case_out, ops=["linear"]),
+        make("op/linear/det/expected", an_op_expects_to_fail, ops=["linear"]),
+        make("op/linear/det/exit", ends_the_session, ops=["linear"]),
         make("op/linear/det/missing", a_missing_op, ops=["linear"]),
         make("suite/race/streams", needs_a_device, family="race"),
         make("suite/det/unclaimed", passes, layouts=("no_such_layout",)),

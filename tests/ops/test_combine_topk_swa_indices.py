@@ -75,6 +75,15 @@ def test_holes_in_the_list_stay_holes(ops) -> None:
     assert rows[0][:4] == [5, -1, 26, 27] and lens == [4]
 
 
+@pytest.mark.parametrize("queries", [0, 2])
+def test_rows_behind_the_last_query_are_padding(ops, queries: int) -> None:
+    topk = torch.zeros(5, 2, dtype=torch.int32)
+    rows, lens = call(ops, topk, [3, 3 + queries], [9], [9], window=2, ratio=4, top_k=2, M=50, N=20)
+    assert lens == [4] * queries + [0] * (5 - queries)
+    assert rows[queries:] == [[-1] * 128] * (5 - queries)
+    assert all(row[:2] == [0, 0] for row in rows[:queries])
+
+
 def test_no_queries_and_refusals(ops) -> None:
     empty = torch.zeros(0, 4, dtype=torch.int32)
     keywords = {"window": 128, "ratio": 4, "top_k": 4, "M": 500, "N": 20}

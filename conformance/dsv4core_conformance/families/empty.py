@@ -71,6 +71,24 @@ def holes(s: Subject, op: str, holes: str, sink: str) -> None:
         _zeros(op, arguments, lse, [0, 1, 2])
 
 
+@case("op/{op}/empty/tiles_of_holes", op=(*ATTENTION, TURNED), catches=("D5", "D10", "D12"))
+def tiles_of_holes(s: Subject, op: str) -> None:
+    """Whole tiles of a list hold no key, the first one and one in the middle; keys behind them count."""
+    options: dict[str, Any] = {"window": 400, "lens": "full"}
+    if op == "sparse_prefill":
+        lists: tuple[tuple[str, ...], ...] = (("indices",),)
+        options |= {"keys": 500}
+    else:
+        lists = (("swa_slots",), ("extra_slots",), ("swa_slots", "extra_slots"))
+        options |= {"pages": 7, "extra": 400, "extra_rows": 64, "extra_pages": 7, "extra_lens": "full"}
+    for names in lists:
+        arguments = make(op, **options)
+        for name in names:
+            arguments[name][:, :128] = -1
+            arguments[name][:, 192:320] = -7
+        s.check(op, arguments)
+
+
 @case(
     "op/sparse_decode/empty/{which}/{layout}",
     ops=("sparse_decode",),

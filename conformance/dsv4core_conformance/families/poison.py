@@ -159,6 +159,20 @@ def behind_visible_entries(s: Subject) -> None:
     same_bytes(f"{op}: other entries behind the visible ones", s.check(op, spoiled).results, expected)
 
 
+@case("op/combine_topk_swa_indices/poison/padding", ops=("combine_topk_swa_indices",), catches=("D11", "H1"))
+def rows_behind_the_last_query(s: Subject) -> None:
+    """Rows behind the last query pad a step to its bucket: -1 throughout and length 0, whatever they hold."""
+    op = "combine_topk_swa_indices"
+    for padding in (1, 70):
+        for value in (-1, 0):
+            a = make(op)
+            a["topk"] = torch.cat((a["topk"], a["topk"].new_full((padding, a["topk"].shape[1]), value)))
+            s.check(op, a)
+    a = make(op, queries=(0, 0), prefixes=(0, 9))
+    a["topk"] = a["topk"].new_zeros(5, a["topk"].shape[1])
+    s.check(op, a)
+
+
 @case(
     "op/dequantize_and_gather_k_cache/poison/{layout}",
     ops=("dequantize_and_gather_k_cache",),

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsv4core.ops import OPS
 from dsv4core_conformance.case import case
 from dsv4core_conformance.compare import require
 from dsv4core_conformance.contracts import CONTRACTS
@@ -50,6 +51,28 @@ WEIGHTS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
     "fused_inv_rope_fp8_quant": (("cos_sin", {}),),
     "sparse_prefill": (("kv", {}),),
 }
+
+SCALED: dict[str, dict[str, Any]] = {
+    "linear": {"format": "fp8_block", "scale": "f32"},
+    "grouped_output_projection": {"o": "e4m3_f32", "weight": "f32_scales", "lora": 130},
+    "indexer_logits": {"layout": "index_mxfp4"},
+    "sparse_indexer": {"layout": "index_mxfp4"},
+}
+"""Options with which an op takes scales, in more than one row."""
+WITH_ALL: dict[str, dict[str, Any]] = {
+    "dequantize_and_gather_k_cache": {"gather": (3, 66, 0)},
+    "compute_global_topk_indices_and_lens": {"tokens": 9, "valid": 0.5},
+}
+"""Options with which no vector is left out, and none is the same throughout."""
+FREE = tuple(op for op in CONTRACTS if any(t.strides == "any" for t in OPS[op].tensors.values()))
+"""Ops with inputs that may have any strides."""
+
+
+def _with_scales(s: Subject, op: str) -> list[dict[str, Any]]:
+    """Arguments of a call, and of one that has scales where the op takes some in a layout claimed here."""
+    more = SCALED.get(op, {})
+    claimed = op in SCALED and ("layout" not in more or more["layout"] in s.layouts)
+    return [make(op), make(op, **more)] if claimed else [make(op)]
 
 
 def _inputs(op: str, a: dict[str, Any]) -> list[str]:
@@ -112,20 +135,30 @@ def layers_share_storage(s: Subject, op: str) -> None:
 
 @case("op/{op}/stride/column_slices", op=tuple(CONTRACTS), catches=("C9", "A8"))
 def column_slices(s: Subject, op: str) -> None:
-    """Every input is columns of a wider tensor whose other columns are NaN."""
-    a = make(op)
-    for name in _inputs(op, a):
-        a[name] = column_slice(a[name])
-    s.check(op, a)
+    """Every input, scales too, is columns of a wider tensor whose other columns are NaN."""
+    for a in _with_scales(s, op):
+        for name in _inputs(op, a):
+            a[name] = column_slice(a[name])
+        s.check(op, a)
 
 
 @case("op/{op}/stride/row_slices", op=tuple(CONTRACTS), catches=("C9", "A8"))
 def row_slices(s: Subject, op: str) -> None:
-    """Every input of two or more dimensions is every second row of a longer tensor."""
-    a = make(op)
+    """Every input of two or more dimensions, scales too, is every second row of a longer tensor."""
+    for a in _with_scales(s, op):
+        for name in _inputs(op, a):
+            if a[name].ndim > 1:
+                a[name] = row_slice(a[name])
+        s.check(op, a)
+
+
+@case("op/{op}/stride/every_second", op=FREE, catches=("A8", "C9"))
+def every_second_element(s: Subject, op: str) -> None:
+    """Vectors and lists of numbers may have any strides: here every second element is another's."""
+    a = make(op, **WITH_ALL.get(op, {}))
     for name in _inputs(op, a):
-        if a[name].ndim > 1:
-            a[name] = row_slice(a[name])
+        if OPS[op].tensors[name].strides == "any":
+            a[name] = every_second(a[name])
     s.check(op, a)
 
 

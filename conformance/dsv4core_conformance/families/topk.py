@@ -6,12 +6,12 @@ import numpy as np
 import torch
 
 from dsv4core_conformance.case import case
-from dsv4core_conformance.compare import require, same_values
+from dsv4core_conformance.compare import require
 from dsv4core_conformance.families._calls import INDEX_LAYOUTS, between, refused, same_bytes, value_checks
-from dsv4core_conformance.hosts import cloned, dtype_name, to_numpy
+from dsv4core_conformance.families._lists import exact_list
+from dsv4core_conformance.hosts import cloned, to_numpy
 from dsv4core_conformance.inputs import make
 from dsv4core_conformance.inputs.hashed import Draws
-from dsv4core_conformance.reference.ops.indexer_logits import scores
 from dsv4core_conformance.reference.ops.indexer_topk import chosen
 from dsv4core_conformance.subject import Subject
 
@@ -28,6 +28,14 @@ RANKED = ("D9", "L2", "L4", "L8", "L9")
 def kinds(s: Subject, kind: str, k: int) -> None:
     """The k best of every row, ascending and unique, a tie to the lower index, -1 behind the last."""
     s.check(TOPK, make(TOPK, kind=kind, k=k, tokens=3, width=2 * k + 77, lens=[2 * k + 77, 2 * k, k + 1]))
+
+
+@case(
+    "op/indexer_topk/topk/more_than_2048/{kind}", ops=(TOPK,), kind=("normal", "ties", "bin"), catches=RANKED
+)
+def larger_choices(s: Subject, kind: str) -> None:
+    """A k that no released model has: nothing is cut off."""
+    s.check(TOPK, make(TOPK, kind=kind, k=3000, tokens=3, width=7000, lens=[7000, 3001, 2999]))
 
 
 @case("op/indexer_topk/topk/few/{k}", ops=(TOPK,), k=(8, 512, 2048), catches=("D7", "D8"))
@@ -183,7 +191,7 @@ def chosen_by_margin(s: Subject, layout: str) -> None:
 def chosen_exactly(s: Subject, layout: str) -> None:
     """Scores that need no rounding and often tie: the list is that of the exact scores, index for index."""
     for k in (1, 16, 200):
-        _exact(s, make(INDEXER, layout=layout, kind="dyadic", lens=[300, 65, 1, 0, 299], k=k))
+        exact_list(s, make(INDEXER, layout=layout, kind="dyadic", lens=[300, 65, 1, 0, 299], k=k))
 
 
 @case(
@@ -204,7 +212,7 @@ def score_flood(s: Subject, what: str) -> None:
     else:
         arguments["k_cache"].view(torch.uint8)[:, : 64 * 128] = 0x38  # e4m3 1.0 in every channel of every row
         arguments["k_cache"][:, 64 * 128 : 64 * 132].view(torch.float32).fill_(1.0)
-    got = _exact(s, arguments)
+    got = exact_list(s, arguments)
     for row, visible in zip(got.tolist(), (900, 513, 512, 40), strict=True):
         count = min(visible, 512)
         require(
@@ -221,7 +229,7 @@ def relu_matters(s: Subject) -> None:
     q[:, 1::2] = q[:, 0::2] ^ 0x80  # every second head is the opposite of the one before
     arguments["q"] = torch.from_numpy(q).view(torch.float8_e4m3fn)
     arguments["weights"][:, 1::2] = arguments["weights"][:, 0::2]  # without ReLU each pair cancels
-    _exact(s, arguments)
+    exact_list(s, arguments)
     s.check(
         "indexer_logits",
         {**{n: v for n, v in arguments.items() if n not in ("k", "workspace_bytes")}, "max_len": 260},
@@ -247,7 +255,7 @@ def independent_of_workspace(s: Subject, layout: str) -> None:
 @case("op/sparse_indexer/topk/short/{k}", ops=(INDEXER,), k=(4, 64, 512), catches=("A1", "A7", "D7"))
 def short_contexts(s: Subject, k: int) -> None:
     """Contexts of k, one more and one less: all visible entries while they fit, a choice from one more on."""
-    _exact(s, make(INDEXER, kind="dyadic", lens=[k, k + 1, k - 1, 1, 0], k=k))
+    exact_list(s, make(INDEXER, kind="dyadic", lens=[k, k + 1, k - 1, 1, 0], k=k))
 
 
 @case("op/sparse_indexer/topk/needle", ops=(INDEXER,), catches=("L1", "A1", "A2", "G2"))
@@ -261,7 +269,7 @@ def needle_in_pages(s: Subject) -> None:
         cache = arguments["k_cache"]
         cache[page, row * 128 : (row + 1) * 128] = 0x7E  # 448 in every channel
         cache[page, 64 * 128 + row * 4 : 64 * 128 + row * 4 + 4].view(torch.float32).fill_(2.0)
-        got = _exact(s, arguments)
+        got = exact_list(s, arguments)
         require(place in got[0].tolist(), f"{INDEXER}: entry {place}, which stands out, is not in the list")
 
 
@@ -284,18 +292,4 @@ def long_pages(s: Subject, context: int) -> None:
 @case("op/sparse_indexer/topk/k/{k}", ops=(INDEXER,), k=(1, 512, 1024, 2048), catches=("L9",))
 def choices(s: Subject, k: int) -> None:
     """Every k of the released models, and one."""
-    _exact(s, make(INDEXER, tokens=2, requests=1, heads=2, kind="dyadic", lens=[k + 300, k + 1], k=k))
-
-
-def _exact(s: Subject, arguments: dict[str, object]) -> torch.Tensor:
-    """Check by margin, then index for index against the list of the float64 scores, which are exact here."""
-    before = {name: to_numpy(value) for name, value in cloned(arguments).items()}
-    dtypes = {name: dtype_name(value) for name, value in arguments.items()}
-    got = s.check(INDEXER, arguments).results[0]
-    assert got is not None
-    exact, _ = scores(before, dtypes, int(before["context_lens"].max(initial=0)))
-    rounded = np.where(np.isfinite(exact), exact, 0.0)
-    assert (rounded.astype(np.float32) == rounded).all(), "the scores of this case must be exact in float32"
-    lists = [chosen(row, int(n), before["k"]) for row, n in zip(exact, before["context_lens"], strict=True)]
-    same_values(f"{INDEXER}: list of exact scores", got, np.array(lists))
-    return got
+    exact_list(s, make(INDEXER, tokens=2, requests=1, heads=2, kind="dyadic", lens=[k + 300, k + 1], k=k))

@@ -139,8 +139,8 @@ def transposed(tensor: Tensor) -> Tensor:
 
 
 def every_second(tensor: Tensor) -> Tensor:
-    """The same numbers as every second element of a longer vector. Shapes: [n] -> [n], stride 2"""
-    parent = spoiled(torch.empty(2 * len(tensor), dtype=tensor.dtype))
-    view = parent[::2]
+    """The same numbers as every second column of a wider tensor. Shapes: [..., n] -> the same, stride 2"""
+    parent = spoiled(torch.empty((*tensor.shape[:-1], 2 * tensor.shape[-1]), dtype=tensor.dtype))
+    view = parent[..., ::2]
     view.copy_(tensor)
     return view

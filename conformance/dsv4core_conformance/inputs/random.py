@@ -121,7 +121,7 @@ def _compress(d: Draw) -> Options:
         "ratio": ratio, "head_dim": head_dim, "lengths": lengths, "starts": [d.size(0, n) for n in lengths],
         "layout": d.layout(*(MAIN if head_dim == 512 else INDEX)), "rows": d.one(1, 2, 64),
         "place": d.place(),
-        "state_rows": d.one(1, 4, 8), "holes": d.one(False, True), "short": d.one(0, 0, 1),
+        "state_rows": d.one(1, 4, 5, 8, 100), "holes": d.one(False, True), "short": d.one(0, 0, 1),
         "values": d.one("normal", "spread", "corners"), "weights": d.one("bf16", "f32"),
     }  # fmt: skip
 
@@ -131,7 +131,7 @@ _SLOTS = ("permuted", "sequential", "holes", "negative", "short", "empty", "none
 _OPTIONS: dict[str, Callable[[Draw], Options]] = {
     "fused_q_kv_rmsnorm": lambda d: {
         "tokens": d.size(0, 20), "q_width": d.size(1, 1600), "kv_width": 512, "act": d.act(),
-        "weights": d.one("bf16", "f32"), "values": d.one(*_VALUES),
+        "weights": d.one("bf16", "f32"), "kv_weights": d.one("bf16", "f32"), "values": d.one(*_VALUES),
     },
     "fused_qnorm_rope_kv_insert": lambda d: {
         "tokens": d.size(0, 12), "heads": 1 + d.size(0, 7), "padded_heads": d.one(None, 8, 16),
@@ -152,17 +152,18 @@ _OPTIONS: dict[str, Callable[[Draw], Options]] = {
     },
     "save_partial_states": lambda d: {
         "tokens": d.size(0, 12), "width": d.one(128, 256, 512, 1024), "ratio": d.one(4, 128),
-        "rows": d.one(1, 4, 8),
+        "rows": d.one(1, 4, 5, 8, 100),
         "pages": 13, "place": d.place(), "slots": d.one(*_SLOTS), "values": d.one("normal", "spread"),
     },
     "compressed_slot_mapping": lambda d: {
-        "lengths": d.sizes(d.size(1, 5), 400), "ratio": d.one(4, 128), "rows": d.one(1, 2, 64),
+        "lengths": d.sizes(d.size(1, 5), 400), "ratio": d.one(4, 128), "rows": d.one(1, 2, 5, 64, 100),
         "short": d.one(0, 0, 1), "holes": d.one(False, True), "unmapped": d.one(False, True),
     },
     "compress_norm_rope_store": _compress,
     "fused_indexer_q_rope_quant": lambda d: {
         "tokens": d.size(0, 20), "heads": d.size(1, 70), "format": d.format(),
         "rotate": d.one("none", "hadamard"), "weights": d.one("bf16", "f32"), "spread": d.size(0, 40),
+        "softmax_scale": d.one(128**-0.5, 0.37, 3.0),
         "column": d.one(0, 8),
     },
     "indexer_logits": lambda d: {**_index(d), "max_len": d.one(None, 0, 64, 333)},

@@ -72,7 +72,7 @@ def resolve(target: str) -> FunctionType:
         if inner is None:
             raise StaleMutantError(f"{target} is a {type(found).__name__}, not a function")
         found = inner
-    return found
+    return inspect.unwrap(found)  # torch's decorators return plain functions too
 
 
 def mutated_source(target: str, edits: Iterable[Edit]) -> tuple[str, str]:

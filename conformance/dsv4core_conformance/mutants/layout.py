@@ -41,6 +41,34 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "lengths_taken_for_dense",
+        ("A8", "C9"),
+        "stride",
+        "op/sparse_prefill/stride/every_second",
+        "lengths of lists are read one after the other, whatever the stride of their tensor",
+        (
+            Edit(
+                "dsv4core.ops.sparse_prefill:sparse_prefill",
+                "listed(indices, lens,",
+                "listed(indices, lens.as_strided(lens.shape, (1,)),",
+            ),
+        ),
+    ),
+    Mutant(
+        "scale_rows_taken_for_dense",
+        ("A8", "C9"),
+        "stride",
+        "op/linear/stride/column_slices",
+        "scales of a weight are found by their number in a row, not by the distance of their rows",
+        (
+            Edit(
+                "dsv4core.ops.linear:_dense",
+                "dequantise(weight, scales,",
+                "dequantise(weight, scales.as_strided(scales.shape, (scales.shape[1], 1)),",
+            ),
+        ),
+    ),
+    Mutant(
         "relu_dropped",
         ("A3",),
         "cross",

@@ -72,6 +72,22 @@ MUTANTS = (
         ),
     ),
     Mutant(
+        "product_of_16_bits_of_rows",
+        ("E14",),
+        "shapes",
+        "op/linear/shapes/tokens/65537",
+        "rows of a product are counted in 16 bits: those behind 65,536 stay zero",
+        (
+            Edit(
+                "dsv4core.ops.linear:linear",
+                "    return row_invariant_linear(x.to(work), dense).to(out_dtype)\n",
+                "    result = row_invariant_linear(x.to(work), dense).to(out_dtype)\n"
+                "    result[65536:] = 0\n"
+                "    return result\n",
+            ),
+        ),
+    ),
+    Mutant(
         "workspace_offset_wraps",
         ("G10",),
         "bigoff",

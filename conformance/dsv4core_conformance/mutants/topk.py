@@ -47,6 +47,20 @@ MUTANTS = (
         (Edit(_SELECT, "_scatter(place, indices, k, -1)", "_scatter(place, indices, k, 0)"),),
     ),
     Mutant(
+        "many_tokens_lose_a_late_entry",
+        ("L1", "L2"),
+        "shapes",
+        "op/sparse_indexer/shapes/tokens_by_context",
+        "the path of many tokens with long contexts leaves out the last entry that a token sees",
+        (
+            Edit(
+                "dsv4core.ops.sparse_indexer:_running",
+                "torch.where(column < lens.unsqueeze(1), column, -1)",
+                "torch.where(column < lens.unsqueeze(1) - int(len(lens) > 32 <= k), column, -1)",
+            ),
+        ),
+    ),
+    Mutant(
         "list_in_order_of_score",
         ("L6", "L4"),
         "topk",

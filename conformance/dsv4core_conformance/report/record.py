@@ -11,6 +11,8 @@ from dsv4core_conformance.result import CaseResult
 
 SCHEMA = 1
 Record = dict[str, Any]
+NEEDED = ("suite", "backend", "device", "tier", "level", "complete", "verdict", "cases")
+"""What every report of this schema holds, and tables are made of."""
 
 
 def save(record: Record, path: Path) -> None:
@@ -37,6 +39,9 @@ def load(path: Path) -> Record:
         raise ConfigError(
             f"{path} is a report of schema {schema}, this version reads {SCHEMA}: run the suite again"
         )
+    missing = [name for name in NEEDED if name not in found]
+    if missing:
+        raise ConfigError(f"{path} cannot be read as a conformance report: it has no {', '.join(missing)}")
     return found
 
 

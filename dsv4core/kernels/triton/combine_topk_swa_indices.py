@@ -25,7 +25,7 @@ def combine_topk_swa_kernel(
 ):  # fmt: skip
     """ROWS queries a program, BLOCK columns of `width` at a time.
 
-    A query's request is the last that starts at or before it.
+    A query's request is the last that starts at or before it; rows behind the last query are padding.
     """
     t = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = t < tokens
@@ -43,8 +43,10 @@ def combine_topk_swa_kernel(
     p = length - (end - start) + t - start
     entries = tl.minimum(tl.where(p >= -1, (p + 1) // RATIO, -1), top_k)
     entries = tl.where(top_k > 0, entries, 0)
+    live = t < tl.load(starts + requests * start_stride).to(tl.int64) - base
+    entries = tl.where(live, entries, 0)
     first_row = tl.maximum(p - (WINDOW - 1), 0)
-    count = entries + p + 1 - first_row
+    count = tl.where(live, entries + p + 1 - first_row, 0)
     place = topk + (t * list_stride)[:, None]
     row = (b * M + N + first_row - entries - (length - gathered))[:, None]
     for first in range(0, width, BLOCK):

@@ -62,7 +62,13 @@ DSV4_API void dsv4_combine(const i32* topk, i64 k0, i64 k1, i64 tokens, const i3
                            i64 N, i32* out, i64 columns, i32* lens, int threads) {
     const View<const i32> listed{topk, k0, k1};
     const auto start = [&](i64 b) { return i64(starts[b * qs]) - starts[0]; };
+    const i64 queries = start(requests);
     parallel_for(tokens, 16, threads, [&](i64 t) {
+        if (t >= queries) {  // padding behind the last query
+            std::fill(out + t * columns, out + (t + 1) * columns, -1);
+            lens[t] = 0;
+            return;
+        }
         i64 b = 0;  // the last request that starts at or before t
         for (i64 low = 0, high = requests; low <= high;) {
             const i64 middle = (low + high) / 2;

@@ -19,6 +19,8 @@ WIDTHS = (
     {"name": "c4_main", "width": 1024, "ratio": 4, "rows": 4},
     {"name": "c4_indexer", "width": 256, "ratio": 4, "rows": 4},
     {"name": "c128_main", "width": 512, "ratio": 128, "rows": 8},
+    {"name": "rows_5", "width": 256, "ratio": 4, "rows": 5},
+    {"name": "rows_100", "width": 256, "ratio": 4, "rows": 100},
 )
 
 
@@ -51,6 +53,8 @@ def state_values(s: Subject, layout: str, values: str) -> None:
     what=(
         {"name": "ratio_4", "options": {}},
         {"name": "ratio_128", "options": {"ratio": 128, "rows": 2, "lengths": (700, 127, 128)}},
+        {"name": "rows_5", "options": {"rows": 5}},
+        {"name": "rows_100", "options": {"rows": 100, "lengths": (2100, 9, 300)}},
         {"name": "short", "options": {"short": 9}},
         {"name": "holes", "options": {"holes": True}},
         {"name": "unmapped_pages", "options": {"unmapped": True}},
@@ -62,6 +66,26 @@ def state_values(s: Subject, layout: str, values: str) -> None:
 def slots_of_entries(s: Subject, op: str, options: dict[str, Any]) -> None:
     """Only a token that completes a window and has a slot of its own gets the slot of its entry."""
     s.check(op, make(op, **options))
+
+
+@case(
+    "op/{op}/bytes/state_rows_{rows}",
+    op=("compress_norm_rope_store",), rows=(5, 100), level="layout", catches=("E1", "A8"),
+)  # fmt: skip
+def state_rows(s: Subject, op: str, rows: int) -> None:
+    """Windows are found in state pages of any number of rows, no power of two either."""
+    for options in ({"lengths": (221, 9)}, {"lengths": (221, 9), "head_dim": 128}):
+        s.check(op, make(op, state_rows=rows, **options))
+    s.check(op, make(op, state_rows=rows, ratio=128, lengths=(256, 130), starts=(100, 120)))
+
+
+@case(
+    "op/fused_q_kv_rmsnorm/bytes/weights_{weights}_{kv_weights}",
+    ops=("fused_q_kv_rmsnorm",), weights=("bf16", "f32"), kv_weights=("bf16", "f32"), level="layout",
+)  # fmt: skip
+def types_of_weights(s: Subject, weights: str, kv_weights: str) -> None:
+    """Each of the two weights is read as its own type."""
+    s.check("fused_q_kv_rmsnorm", make("fused_q_kv_rmsnorm", weights=weights, kv_weights=kv_weights))
 
 
 @case(

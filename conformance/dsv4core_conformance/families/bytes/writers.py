@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
 from dsv4core_conformance.case import case
 from dsv4core_conformance.compare import require
@@ -15,6 +16,7 @@ from dsv4core_conformance.inputs.writers import (
     INSERT,
     MAIN_WRITERS,
     PACKED,
+    PAGES,
     WRITE,
     written_bytes,
     written_slots,
@@ -201,12 +203,16 @@ def prompt_length(s: Subject, layout: str, ratio: int, head_dim: int, length: in
 
 @case(
     "op/{op}/bytes/page_bytes_may_be_more",
-    op=(INSERT["op"], WRITE["op"]),
+    op=tuple(op for op in PAGES if PAGES[op] != ("state_cache",)),
     level="layout",
     catches=("A8", "A11"),
 )
 def longer_pages(s: Subject, op: str) -> None:
-    """Pages with more bytes than the layout needs keep those bytes."""
-    a = make(op, rows=5)
-    a["k_cache"] = raw_pages(a["k_cache"].shape[0], a["k_cache"].shape[1] + 1000, PACKED)
+    """Pages may have more bytes than the layout needs: writers keep those, and rows are found by `rows`."""
+    a = make(op, rows=5, **({"extra_rows": 5} if "swa_cache" in PAGES[op] else {}))
+    for name in PAGES[op]:
+        pages = a[name]
+        if pages.dtype == torch.uint8:
+            a[name] = raw_pages(pages.shape[0], pages.shape[1] + 1000, PACKED)
+            a[name][:, : pages.shape[1]] = pages
     s.check(op, a)

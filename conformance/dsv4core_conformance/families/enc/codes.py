@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from dsv4core_conformance.case import case
 from dsv4core_conformance.compare import require
+from dsv4core_conformance.families._calls import need_layouts
 from dsv4core_conformance.hosts import to_numpy
 from dsv4core_conformance.inputs import make
 from dsv4core_conformance.inputs.numbers import Numbers, integers, tensor
 from dsv4core_conformance.inputs.pages import pages, put
+from dsv4core_conformance.inputs.random import QUERIES
 from dsv4core_conformance.reference import rows as reference
 from dsv4core_conformance.reference.ca1 import bf16
 from dsv4core_conformance.subject import Subject
@@ -155,6 +157,18 @@ def query_every_bf16(s: Subject, op: str, format: str) -> None:
     """Queries through all finite bf16 numbers."""
     values = _all_bf16()
     s.check(op, _queries(np.resize(values, (-(-len(values) // 128), 128)), format))
+
+
+@case(
+    "op/{op}/enc/{format}_scales_of_weights", op=(QUERY,), format=tuple(QUERIES), catches=("C11", "B3"),
+)  # fmt: skip
+def query_scales(s: Subject, op: str, format: str) -> None:
+    """Both scales come from the call, and are multiplied in one after the other."""
+    need_layouts(s, QUERIES[format])
+    for weights in ("bf16", "f32"):
+        for softmax_scale, head_scale in ((0.37, 1.9), (1.0, 0.3), (0.1, None)):
+            options = {"format": format, "weights": weights, "softmax_scale": softmax_scale}
+            s.check(op, make(op, **options, head_scale=head_scale))
 
 
 def _queries(rows: F32, format: str) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from dsv4core_conformance.families.shapes import (  # noqa: F401
     lists,
     many,
     products,
+    ranges,
     refusals,
+    together,
     turned,
 )

@@ -8,7 +8,7 @@ import torch
 
 from dsv4core_conformance.case import case
 from dsv4core_conformance.contracts import CONTRACTS
-from dsv4core_conformance.families._calls import ATTENTION, INDEXER
+from dsv4core_conformance.families._calls import ATTENTION, INDEXER, TURNED
 from dsv4core_conformance.inputs import make
 from dsv4core_conformance.subject import Subject
 
@@ -104,11 +104,16 @@ def a_prefill_of_tokens(s: Subject, op: str) -> None:
     s.check(op, make(op, **({} if by_length else {"tokens": 1100}), **THOUSAND.get(op, {})))
 
 
-@case("op/{op}/shapes/long_list/{width}", op=ATTENTION, width=(2_049, 8_320), catches=("E7", "H7", "J3"))
+@case(
+    "op/{op}/shapes/long_list/{width}",
+    op=(*ATTENTION, TURNED),
+    width=(2_049, 8_320),
+    catches=("E7", "H7", "J3"),
+)
 def long_lists(s: Subject, op: str, width: int) -> None:
     """Lists as long as the entries of a million tokens at ratio 128 and a window beside them."""
     s.check(op, make(op, tokens=2, heads=2, window=width, lens="full", sink="zero", spread=0.3))
-    if op == "sparse_decode":
+    if op != "sparse_prefill":
         options = {"window": 128, "extra": width - 128, "lens": "full", "extra_lens": "full"}
         s.check(op, make(op, tokens=2, heads=2, sink="zero", spread=0.3, **options))
 

@@ -14,7 +14,9 @@ def expected(a: dict[str, Any], dtypes: dict[str, str]) -> list[Any]:
 
     The query at position p lists the first min((p + 1) // ratio, top_k) of its entries, then the positions
     from p - window + 1 (not below 0) to p; a position's row is N plus its distance from the first gathered
-    one. Shapes: topk i32 [T, K], query_start_loc i32 [R + 1], seq_lens and gather_lens i32 [R] -> indices i32
+    one. A row that no request has is -1 throughout.
+
+    Shapes: topk i32 [T, K], query_start_loc i32 [R + 1], seq_lens and gather_lens i32 [R] -> indices i32
     [T, roundup(top_k + window, 128)], lens i32 [T]
     """
     window, ratio, top_k, stride = a["window"], a["ratio"], a["top_k"], a["M"]
