@@ -132,10 +132,10 @@ MUTANTS = (
         (
             Edit(
                 "dsv4core.plan.build:_window",
-                "    return slots.to(torch.int32), lens.to(torch.int32)",
+                "    return _narrow(slots), lens.to(torch.int32)",
                 "    start = slots[:, :1] - slots[:, :1] % rows + first % rows\n"
                 "    slots = torch.where(slots >= 0, start + column, slots)\n"
-                "    return slots.to(torch.int32), lens.to(torch.int32)",
+                "    return _narrow(slots), lens.to(torch.int32)",
             ),
         ),
     ),
