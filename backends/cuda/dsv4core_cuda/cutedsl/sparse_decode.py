@@ -184,10 +184,11 @@ def decode_turned(
 
 def _packed(source: Pages) -> Pages:
     """A list as the kernel reads it: a row's slots side by side, and so are lengths; rows may lie apart."""
-    slots = source.slots
-    if slots.shape[1] > 1 and slots.stride(1) != 1:
-        slots = slots.contiguous()
-    return replace(source, slots=slots, lens=source.lens.contiguous())
+    slots, lens = source.slots, source.lens
+    apart = slots.shape[1] > 1 and slots.stride(1) != 1
+    if not apart and lens.is_contiguous():  # a layer's own; every step asks
+        return source
+    return replace(source, slots=slots.contiguous() if apart else slots, lens=lens.contiguous())
 
 
 def _start(
